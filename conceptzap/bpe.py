@@ -1,0 +1,57 @@
+"""Tokenizers in CLIP's format, built from their merges alone: byte-level BPE, word ends marked `</w>`."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from transformers import CLIPTokenizer
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+LENGTH = 77
+CLIP_MERGES = Path(__file__).parent / "configs" / "clip_merges.txt.gz"
+
+Pair = tuple[str, str]
+
+
+def byte_letters() -> list[str]:
+    """The printable stand-ins for the 256 bytes, in the order CLIP numbers them.
+
+    Printable Latin-1 stands for itself, every other byte for a code point from 256 on (Radford et
+    al. 2019, section 2.2).
+    """
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(byte) for byte in plain] + [chr(256 + n) for n in range(256 - len(plain))]
+
+
+def tokenizer(merges: Iterable[Pair], pad: str = END) -> CLIPTokenizer:
+    """The tokenizer of these merges: 256 bytes, the same at a word's end, merges, start, end."""
+    merges = list(merges)
+    letters = byte_letters()
+    tokens = [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges), START, END]
+    return CLIPTokenizer(
+        vocab={token: number for number, token in enumerate(tokens)},
+        merges=merges,
+        bos_token=START,
+        eos_token=END,
+        unk_token=END,
+        pad_token=pad,
+        model_max_length=LENGTH,
+    )
+
+
+def clip_tokenizer(pad: str = END) -> CLIPTokenizer:
+    """CLIP's own tokenizer (49,408 tokens); Stable Diffusion 2 and SDXL's second encoder pad with "!"."""
+    with gzip.open(CLIP_MERGES, "rt", encoding="utf-8") as lines:
+        merges = [tuple(line.split()) for line in lines]
+    return tokenizer(merges, pad)
+
+
+def word_ends(tokenizer: CLIPTokenizer) -> frozenset[str]:
+    """Tokens that a merge takes as the end of a longer word."""
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    return frozenset(right for _, right in pairs)

@@ -1,0 +1,135 @@
+"""The command line. A file in this folder is a command; the file's name is the command's.
+
+A command module has a docstring (first line: what it does; then two runnable examples) and `run`,
+whose annotated parameters are the options: parse, one call into `api`, one call into `show`. Heavy
+imports stay inside `run`. Nothing else is needed to add a command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from conceptzap import family, show
+from conceptzap.cli import _errors
+
+PROGRAM = "conceptzap"
+ORDER = ("erase", "generate", "stack", "inspect", "evaluate", "compare", "attack", "export")
+HELP = """Erase concepts from Stable Diffusion: a frozen checkpoint and one small file.
+
+\b
+Examples:
+  conceptzap erase "Van Gogh" --anchor painting
+  conceptzap generate "a cat by Van Gogh" --with van-gogh.lprompt.safetensors --compare
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 bad
+erasure file, 4 made for another base, 5 memory, disk or device, 6 refused, 7 not good enough.
+"""
+
+
+def build() -> typer.Typer:
+    """The Typer application with every command of this folder."""
+    app = typer.Typer(
+        help=HELP,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_root)
+    for name in sorted(family.members("cli"), key=_position):
+        module = importlib.import_module(f"{__name__}.{name}")
+        app.command(name, help=_with_examples(module.__doc__ or ""))(module.run)
+    return app
+
+
+def _position(name: str) -> tuple[int, str]:
+    return (ORDER.index(name) if name in ORDER else len(ORDER), name)
+
+
+def _with_examples(doc: str) -> str:
+    """The docstring with its indented lines under "Examples:", kept from being wrapped."""
+    summary, _, rest = doc.partition("\n\n")
+    examples = [line.strip() for line in rest.splitlines() if line.startswith("    ")]
+    prose = [line for line in rest.splitlines() if not line.startswith("    ")]
+    shown = "\n".join(["\b", "Examples:", *(f"  {line}" for line in examples)])
+    return "\n\n".join([summary, shown, "\n".join(prose).strip()])
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from conceptzap import environment
+
+        print(environment.version_line())
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print versions.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")
+    ] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="Plain text.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    if no_color:
+        os.environ["NO_COLOR"] = "1"
+    show.be_quiet(quiet)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; whatever goes wrong is answered in one line."""
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    _mend_streams()
+    reply = _errors.Reply(as_json="--json" in _options_of(words), debug="--debug" in words)
+    with _sigterm_unwinds():
+        try:
+            command = typer.main.get_command(build())
+            code = command.main(words, prog_name=PROGRAM, standalone_mode=False)
+            sys.stdout.flush()
+        except BaseException as error:  # the one place that turns an error into an answer
+            return reply.to(error)
+    return reply.to(KeyboardInterrupt()) if code == _errors.SIGINT_CODE else int(code or 0)
+
+
+def _options_of(words: list[str]) -> list[str]:
+    return words[: words.index("--")] if "--" in words else words
+
+
+def _mend_streams() -> None:
+    """Closed streams become /dev/null; what an encoding cannot say is escaped, never an error."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            utf8 = (stream.encoding or "").lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """SIGTERM raises `SystemExit`, so that temporary files go and hooks come off on the way out."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(_errors.SIGTERM_CODE)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: its owner decides
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

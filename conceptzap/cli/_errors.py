@@ -1,0 +1,104 @@
+"""From an exception to one line (or one JSON object) and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+
+from typer import Abort, Exit, TyperException
+
+from conceptzap.errors import ConceptZapError, Interrupted, ResourceError, UsageError
+from conceptzap.show import one_line
+
+SIGINT_CODE, SIGTERM_CODE, SIGPIPE_CODE = 130, 143, 141
+OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """How errors are answered: for people on stderr, or with --json as one object on stdout."""
+
+    as_json: bool
+    debug: bool
+
+    def to(self, error: BaseException) -> int:
+        """Print the answer to `error` and return the exit code."""
+        if isinstance(error, BrokenPipeError):
+            # nobody reads any more; keep the interpreter's last flush from saying so
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return SIGPIPE_CODE
+        if isinstance(error, SystemExit) and error.code in (0, None):
+            return 0
+        answer = known(error)
+        if self.debug:
+            traceback.print_exception(error)
+        if self.as_json:
+            print(json.dumps({"error": record(answer)}), flush=True)
+        else:
+            print(line(answer), file=sys.stderr, flush=True)
+        return answer.exit_code
+
+
+class Bug(ConceptZapError):
+    """Anything that was not raised on purpose."""
+
+
+def known(error: BaseException) -> ConceptZapError:
+    """The `ConceptZapError` that says what `error` means for whoever typed the command."""
+    if isinstance(error, ConceptZapError):
+        return error
+    if isinstance(error, TyperException):
+        return _usage(error)
+    if isinstance(error, (KeyboardInterrupt, Abort)):
+        return Interrupted("interrupted", "nothing was left half-written")
+    if isinstance(error, SystemExit):
+        return Interrupted("terminated", "nothing was left half-written", signum=15)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return ResourceError("out of memory", "use --batch 1 or a smaller checkpoint")
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        where = f": {error.filename}" if error.filename else ""
+        return ResourceError(f"{error.strerror}{where}", "mend that and run it again")
+    return Bug(
+        f"this is a bug in conceptzap: {type(error).__name__}: {error}",
+        "please report it with what `conceptzap --debug ...` and `conceptzap doctor` print",
+    )
+
+
+def _usage(error: TyperException) -> UsageError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "conceptzap"
+    return UsageError(error.format_message().rstrip("."), f"try `{command} --help`")
+
+
+def record(error: ConceptZapError) -> dict[str, object]:
+    return {
+        "code": error.exit_code,
+        "kind": error.kind,
+        "message": one_line(str(error)),
+        "hint": one_line(error.hint),
+    }
+
+
+def line(error: ConceptZapError) -> str:
+    """`error: what; how to mend it`."""
+    text = f"error: {error}; {error.hint}" if error.hint else f"error: {error}"
+    return one_line(text)
+
+
+def among(errors: list[ConceptZapError]) -> dict[str, object]:
+    """What JSON says of the bad ones among several: the first as `error`, all as `errors`."""
+    records = [record(error) for error in errors]
+    return {"error": records[0], "errors": records} if records else {}
+
+
+def leave(errors: list[ConceptZapError], as_json: bool) -> None:
+    """Report the bad ones among several and exit with the first one's code."""
+    for error in errors:
+        if not as_json:
+            print(line(error), file=sys.stderr, flush=True)
+    if errors:
+        raise Exit(errors[0].exit_code)

@@ -1,0 +1,84 @@
+"""Draw pictures, with or without erasures.
+
+    conceptzap generate "a cat in the style of Van Gogh" --with van-gogh.lprompt.safetensors
+    conceptzap generate "a church" --with church.lprompt.safetensors:0.5 --count 4 --compare
+
+Picture k of a prompt has seed N + k. Every PNG carries its prompt, seed, settings and erasures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from conceptzap.cli import _options as options
+
+
+def run(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="What to draw, taken literally.", show_default=False),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", help="More prompts, one a line."),
+    ] = None,
+    erasures: options.With = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", metavar="FILE", help="Draw only what this policy allows."),
+    ] = None,
+    strict: options.Strict = False,
+    base: options.Base = "demo",
+    prediction: options.Prediction = None,
+    seed: options.Seed = 0,
+    count: Annotated[int, typer.Option("--count", metavar="N", help="Pictures a prompt.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", help="Sampling steps, 1 to 1000.")
+    ] = None,
+    guidance: options.Guidance = None,
+    negative: Annotated[
+        str, typer.Option("--negative", metavar="P", help="What pictures should not be like.")
+    ] = "",
+    batch: Annotated[
+        int,
+        typer.Option("--batch", metavar="N", help="Pictures a call: faster, equal but for rounding."),
+    ] = 1,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also a sheet with the base's pictures beside.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.png|DIR", help="Where to.  [images/]"),
+    ] = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    from conceptzap import api, show
+    from conceptzap.gallery import Gallery, compare_sheet
+    from conceptzap.progress import Progress
+
+    texts = [*(prompts or ()), *(options.lines(prompt_file) if prompt_file else ())]
+    pairs = [options.erasure(text) for text in erasures or ()]
+    request = dict(
+        base=base, prediction=prediction, seed=seed, count=count, steps=steps, guidance=guidance,
+        negative=negative, batch=batch, device=device, dtype=dtype,
+    )  # fmt: skip
+    pictures = api.generate(texts, erasures=pairs, policy=policy, strict=strict, **request)
+    gallery = Gallery(output, len(texts) * count, force)
+    gallery.check(compare)
+    report = Progress()
+    drawn = list(gallery.save(report.count(pictures, gallery.count, "drawing")))
+    sheet = None
+    if compare:
+        bare = report.count(api.generate(texts, **request), gallery.count, "drawing the base's")
+        sheet = compare_sheet(list(bare), [one for _, one in drawn], gallery.sheet, force)
+    images = [show.image_record(path, picture) for path, picture in drawn]
+    if as_json:
+        show.emit("generate", {"images": images, "compare": show.full(sheet)})
+    else:
+        show.drawn(images, sheet)

@@ -1,0 +1,31 @@
+"""List the methods, or the settings of one.
+
+    conceptzap methods
+    conceptzap methods kpop
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from conceptzap.cli import _options as options
+
+
+def run(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Show the settings of this one.", show_default=False),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    from conceptzap import catalog, show
+
+    if as_json:
+        found = [catalog.method(name)] if name else catalog.methods()
+        show.emit("methods", {"methods": found})
+    elif name:
+        show.method(catalog.method(name))
+    else:
+        show.methods(catalog.methods())

@@ -1,0 +1,49 @@
+"""Write one file from several erasures.
+
+    conceptzap stack van-gogh.lprompt.safetensors church.lprompt.safetensors -o both
+    conceptzap stack *.lprompt.safetensors -o all.lprompt.safetensors --json
+
+The order of the files makes no difference.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from conceptzap.cli import _options as options
+
+if TYPE_CHECKING:
+    from conceptzap.edit import Erasure
+
+
+def run(
+    paths: options.Files,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")
+    ],
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    from conceptzap import api, files, naming, show
+
+    target = naming.erasure_path((), output)
+    files.check_writable(target, force)
+    erasure = api.stack(paths)
+    digest = api.save(erasure, target, force=force)
+    for text in _odd(erasure):
+        show.warn(text)
+    record = show.stack_record(target, digest, erasure.header)
+    show.emit("stack", record) if as_json else show.stacked(record)
+
+
+def _odd(erasure: Erasure) -> list[str]:
+    """What is allowed in a stack and seldom meant."""
+    concepts = erasure.header.concepts
+    twice = sorted({concept for concept in concepts if concepts.count(concept) > 1})
+    odd = [f"{concept!r} is erased more than once" for concept in twice]
+    if not erasure.with_role("erase"):
+        odd.append("this stack holds keys only: it erases nothing")
+    return odd

@@ -1,0 +1,66 @@
+"""Every error conceptzap raises on purpose: one line that says what, where and how to mend it.
+
+    ConceptZapError      1  failed
+    |- UsageError        2  a request that cannot be meant: unknown name, value out of range, output exists
+    |- FormatError       3  not a sound .lprompt.safetensors file, or none at all
+    |- MismatchError     4  a sound file that does not fit this base
+    |- ResourceError     5  memory, disk, device, or a base that is not there
+    |- RefusedError      6  could not be verified as erased, so nothing was drawn
+    |  `- SilentEditError     an attached edit did not run
+    |- ThresholdError    7  measured, and not good enough
+    `- Interrupted       130 (SIGINT) or 143 (SIGTERM)
+
+Anything else that escapes is a bug and shows as one.
+"""
+
+from __future__ import annotations
+
+
+class ConceptZapError(Exception):
+    """Base of the tree. `exit_code` is the process's, `hint` the mend, `kind` a word for machines."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__
+
+
+class UsageError(ConceptZapError):
+    exit_code = 2
+
+
+class FormatError(ConceptZapError):
+    exit_code = 3
+
+
+class MismatchError(ConceptZapError):
+    exit_code = 4
+
+
+class ResourceError(ConceptZapError):
+    exit_code = 5
+
+
+class RefusedError(ConceptZapError):
+    exit_code = 6
+
+
+class SilentEditError(RefusedError):
+    """An edit was attached and then not called: whatever was drawn meanwhile was not erased."""
+
+
+class ThresholdError(ConceptZapError):
+    exit_code = 7
+
+
+class Interrupted(ConceptZapError):
+    """Stopped by a signal with the state saved; `signum` 2 gives exit code 130, 15 gives 143."""
+
+    def __init__(self, message: str, hint: str = "", signum: int = 2) -> None:
+        super().__init__(message, hint)
+        self.exit_code = 128 + signum

@@ -1,0 +1,222 @@
+"""Did it work, and what did it cost the rest? Probes, pictures of base and erased model, judges, scores.
+
+Every probe is drawn by both models from the same seed, every picture counts in every denominator.
+Judges and metrics are families: a member is a file, and nothing here knows which there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from conceptzap import estimates, family, intervals, judging, probes, suites, verdict
+from conceptzap.base import Base
+from conceptzap.cells import Painter, base_digest
+from conceptzap.edit import Edit, Erasure, canonical_json
+from conceptzap.environment import version
+from conceptzap.errors import MismatchError
+from conceptzap.judging import Judge
+from conceptzap.observing import Count, identical, observe, pair, silent
+from conceptzap.probes import Subject, Suite, World
+from conceptzap.result import Probe, Result, Score, Settings, check_seed
+from conceptzap.task import Task
+from conceptzap.trial import Cell, Trial, View
+
+CLOSING = "smoke"
+VERSIONS = ("conceptzap", "torch", "diffusers", "numpy")
+
+
+@dataclass(frozen=True)
+class Subjected:
+    """An erasure under test: what it is, what it is called here, how strongly it is applied."""
+
+    erasure: Erasure
+    name: str
+    strength: float = 1.0
+
+    def record(self) -> dict[str, Any]:
+        header = self.erasure.header
+        return {
+            "name": self.name,
+            "title": header.title,
+            "digest": self.erasure.digest,
+            "strength": self.strength,
+            "concepts": list(header.concepts),
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A result with what it came from: the trial, and two painters that have its pictures."""
+
+    result: Result
+    trial: Trial
+    bare: Painter
+    erased: Painter
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        return tuple(cell.probe for cell in self.trial.cells)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is settled before the first picture: `settle` raises whatever can be wrong."""
+
+    suite: Suite
+    world: World
+    targets: tuple[Subject, ...]
+    judges: tuple[Judge, ...]
+    settings: Settings
+    seed: int
+
+
+def settle(
+    base: Base,
+    suite: str,
+    concepts: Sequence[str],
+    *,
+    judges: Sequence[str] = (),
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch: int | None = None,
+) -> Plan:
+    """Suite, concepts, judges and settings of a run, all known to be there.
+
+    Raises `UsageError` for names that mean nothing, `ResourceError` for a judge that is missing.
+    """
+    about, world = suites.load(suite)
+    targets = tuple(suites.find(world, concepts)) if about.erase else ()
+    panel = judging.panel(tuple(judges) or about.judges, base, world)
+    judging.check(panel, targets, probes.expand(about, world, targets))
+    settings = suites.settings(about, steps, guidance, batch)
+    return Plan(about, world, targets, panel, settings, check_seed(seed))
+
+
+def evaluate(
+    base: Base, subjects: Sequence[Subjected], plan: Plan, count: Count = silent
+) -> Evaluation:
+    """Draw, look, score. `count` passes batches on for whoever shows progress."""
+    check_fit(base, subjects)
+    edits = tuple(e for s in subjects for e in s.erasure.scaled(s.strength).edits)
+    digest = base_digest(base)
+    bare = Painter(base, plan.settings, (), digest=digest)
+    erased = Painter(base, plan.settings, edits, digest=digest)
+    near = _neighbours(bare, plan, count)
+    asked = probes.expand(plan.suite, plan.world, plan.targets, near, plan.seed, _seal(subjects))
+    before = observe(bare, plan.judges, asked, "drawing with the base", count)
+    after = observe(erased, plan.judges, asked, "drawing without the concept", count)
+    same = identical(bare, erased, asked, plan.suite.identical, count)
+    trial = pair(asked, before, after, plan.targets, same, edits)
+    return Evaluation(_result(base, subjects, plan, trial, digest), trial, bare, erased)
+
+
+def check_fit(base: Base, subjects: Iterable[Subjected]) -> None:
+    """Raise `MismatchError` for an erasure of another architecture."""
+    for subject in subjects:
+        made_for = subject.erasure.header.base
+        if made_for.signature != base.signature:
+            raise MismatchError(
+                f"{subject.name} was made for {made_for.family} ({made_for.id}), not for {base.id}",
+                "name its checkpoint with --base",
+            )
+
+
+def _seal(subjects: Sequence[Subjected]) -> str:
+    digests = sorted(subject.erasure.digest for subject in subjects)
+    return hashlib.sha256(canonical_json(digests).encode()).hexdigest()
+
+
+def _neighbours(bare: Painter, plan: Plan, count: Count) -> list[Subject]:
+    """The nearest concepts of every target, but for the targets themselves."""
+    if not plan.suite.neighbours:
+        return []
+    found: dict[Subject, None] = {}
+    for target in plan.targets:
+        asked = suites.portrait(plan.suite, plan.world, target)
+        seen = observe(bare, plan.judges, asked, "looking for neighbours", count).views
+        text = suites.by_text(bare.base, plan.world, target)
+        confused = suites.by_confusion(seen, plan.world, target)
+        near = suites.nearest(plan.suite.neighbours, text, confused)
+        found |= dict.fromkeys(subject for subject in near if subject not in plan.targets)
+    return list(found)
+
+
+def measure(trial: Trial) -> tuple[Score, ...]:
+    """Every score of every metric that has something to say about this trial."""
+    members = (family.load("metrics", name) for name in family.members("metrics"))
+    return tuple(score for member in members for score in member.score(trial))
+
+
+def _result(
+    base: Base, subjects: Sequence[Subjected], plan: Plan, trial: Trial, digest: str
+) -> Result:
+    scores = measure(trial)
+    shares = {target.name: plan.world.share(target.name) for target in plan.targets}
+    return Result(
+        subject={"files": [subject.record() for subject in subjects], "concepts": shares},
+        base={"id": base.id, "family": base.family, "digest": digest},
+        suite=plan.suite.name,
+        settings=plan.settings.record(),
+        seed=plan.seed,
+        judges=judging.record(plan.judges),
+        probes=probes.digest(cell.probe for cell in trial.cells),
+        scores=scores,
+        failed=verdict.legs(scores),
+        versions={name: version(name) for name in VERSIONS},
+    )
+
+
+# -- what `erase` ends with -------------------------------------------------------------------
+
+
+def closing(
+    base: Base, edits: Sequence[Edit], task: Task, settings: Settings, seed: int
+) -> dict[str, Score]:
+    """The figures `erase` ends with: the smoke suite on a base whose own judges there are, else {}.
+
+    `leak`: share of pictures of a concept in which either judge still sees it. `object_kept` (styles)
+    and `style_kept` (objects): of those pictures, the share whose other half is still right where
+    the base's was. `preservation`: how much of what the judges recognise in the base's other
+    pictures they still recognise, same seeds, averaged over labels.
+    """
+    suite, world = suites.load(CLOSING)
+    member = family.load("judges", suite.judges[0])
+    targets = list(dict.fromkeys(filter(None, map(world.find, task.concepts))))
+    if not targets or not member.fits(base):
+        return {}
+    share = {name: max(1, count // len(targets)) for name, count in suite.erase.items()}
+    asked = probes.expand(replace(suite, erase=share), world, targets, seed=seed)
+    judges, digest = member.load(base), base_digest(base)
+    before = observe(Painter(base, settings, (), digest=digest), judges, asked)
+    after = observe(Painter(base, settings, edits, digest=digest), judges, asked)
+    return _closing_scores(pair(asked, before, after, targets))
+
+
+def _closing_scores(trial: Trial) -> dict[str, Score]:
+    kinds = {name: kind for kind, name in trial.targets}
+    cells = trial.erased()
+    leaks = [_leaks(cell, kinds[cell.probe.concept]) for cell in cells]
+    scores = {"leak": intervals.rate("leak", leaks, "lower")}
+    for other in sorted({kind for cell in cells for kind, _ in cell.probe.expect}):
+        chosen = [c for c in cells if kinds[c.probe.concept] != other and _right(c, other, c.before)]
+        if chosen:
+            right = [_right(cell, other, cell.after) for cell in chosen]
+            scores[f"{other}_kept"] = intervals.rate(f"{other}_kept", right)
+    scores["preservation"] = intervals.statistic(
+        "preservation", estimates.kept(trial), lambda rates: estimates.kept_share(rates, 0.0)
+    )
+    return scores
+
+
+def _leaks(cell: Cell, kind: str) -> bool:
+    return cell.after.seen(kind, cell.probe.concept, cell.depth(kind))
+
+
+def _right(cell: Cell, kind: str, view: View) -> bool:
+    """Do all judges see every label of a kind that the probe asked for?"""
+    wanted = cell.probe.labels(kind)
+    return bool(wanted) and all(view.kept(kind, label, cell.depth(kind)) for label in wanted)

@@ -1,0 +1,74 @@
+"""Gates: a factor 0..1 on an edit, read once per UNet call from each row's text states and timestep.
+
+`match` and `window` are hard (0 or 1, a row is in or out), `curve` is soft, `token` is hard per text
+position. A gate never sees the prompt's string, so embeddings handed in directly are judged like any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conceptzap.edit import Edit, Gate
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What one UNet call tells the gates: text states [rows, length, width], timesteps [rows]."""
+
+    states: Tensor
+    timesteps: Tensor
+
+    @property
+    def rows(self) -> int:
+        return len(self.states)
+
+
+def scores(gate: Gate, states: Tensor) -> Tensor:
+    """max_i query_i . (c / |c| - mean) at every text position: [rows, length].
+
+    Unit length makes the score blind to prompt weighting, which only scales the states.
+    """
+    query, mean = (gate.tensors[slot].to(states.device, torch.float32) for slot in ("query", "mean"))
+    unit = torch.nn.functional.normalize(states.float(), dim=-1) - mean
+    return (unit @ query.T).amax(-1)
+
+
+def _match(gate: Gate, signal: Signal) -> Tensor:
+    return (scores(gate, signal.states).amax(-1) > gate.params["threshold"]).float()
+
+
+def _token(gate: Gate, signal: Signal) -> Tensor:
+    return (scores(gate, signal.states) > gate.params["threshold"]).float()
+
+
+def _window(gate: Gate, signal: Signal) -> Tensor:
+    t = signal.timesteps
+    return ((t >= gate.params["low"]) & (t <= gate.params["high"])).float()
+
+
+def _curve(gate: Gate, signal: Signal) -> Tensor:
+    """Linear between the given times, constant beyond them."""
+    times, values = (gate.tensors[slot].to(signal.timesteps) for slot in ("times", "values"))
+    right = torch.searchsorted(times, signal.timesteps).clamp(1, len(times) - 1)
+    left = right - 1
+    part = ((signal.timesteps - times[left]) / (times[right] - times[left])).clamp(0, 1)
+    return values[left] + part * (values[right] - values[left])
+
+
+KINDS = {"match": _match, "token": _token, "window": _window, "curve": _curve}
+
+
+def factor(edit: Edit, signal: Signal) -> Tensor:
+    """The product of an edit's gates: [rows], or [rows, length] when a `token` gate takes part."""
+    product = torch.ones(signal.rows, device=signal.states.device)
+    for gate in edit.gates:
+        value = KINDS[gate.kind](gate, signal)
+        if value.ndim > product.ndim:
+            product = product[:, None]
+        elif value.ndim < product.ndim:
+            value = value[:, None]
+        product = product * value
+    return product

@@ -1,0 +1,96 @@
+"""Zap: learned tokens that erase by themselves, on frozen weights, behind a calibrated gate.
+
+The dual of KPOP's key: the prompt in cross-attention does not give the concept back, it takes it
+away. A closed-form edit moves the text states of the concept to the anchor's, and learned K and V
+tokens make up what it leaves, by anchor distillation on cached latents (Kumari et al. 2023, eq. 4):
+|| eps(x_t, c; edits) - eps(x_t, a) ||^2. A gate on the text states opens both only for rows that
+speak of the concept; every other row is bit for bit the base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from conceptzap import closed_form, detector, objectives
+from conceptzap.attach import attached
+from conceptzap.base import CROSS_KV, Base
+from conceptzap.edit import Edit, Gate
+from conceptzap.lessons import Lesson, lessons
+from conceptzap.report import Report
+from conceptzap.task import Task
+from conceptzap.train import Group, train
+
+PAPER = "2403.12326"
+
+
+@dataclass(frozen=True)
+class Config:
+    tokens: int = 8  # learned tokens, one K and one V prompt of this length
+    placement: str = "inmidout"  # cross-attentions that get them: mid, midout, inmidout
+    steps: int = 60
+    batch: int = 8
+    lr: float = 0.01
+    trajectories: int = 24  # of partial sampling, cached
+    rank: int = 24  # of the closed-form edit; 0 leaves it out
+    ridge: float = 0.001
+    keep_scale: float = 0.1
+    gate: bool = True  # False erases everywhere, for comparison
+    directions: int = 4  # of the gate's detector
+    keep_prompts: int = 400  # prompts the gate learns to stay shut for
+
+
+def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
+    for lesson in lessons(base, task):
+        gates = (_gate(base, lesson, cfg, report.seed),) if cfg.gate else ()
+        fixed = [_closed_form(base, lesson, cfg, gates)] if cfg.rank else []
+        learned = _untrained(base, lesson, cfg, gates, report.seed)
+        _distil(base, lesson, cfg, fixed, learned, report)
+        yield from (*fixed, learned)
+
+
+def _gate(base: Base, lesson: Lesson, cfg: Config, seed: int) -> Gate:
+    others = objectives.subset(seed, lesson.keep, cfg.keep_prompts)
+    shut = list(dict.fromkeys(["", *lesson.instead, *others]))
+    return detector.fit_gate(base, lesson.asked, shut, seed, cfg.directions)
+
+
+def _closed_form(base: Base, lesson: Lesson, cfg: Config, gates: tuple[Gate, ...]) -> Edit:
+    source, target, prefix = closed_form.aligned_states(base, lesson.pairs, lesson.concept, lesson.anchor)
+    keep = torch.cat([prefix, detector.states(base, lesson.instead).flatten(0, 1)])
+    tensors = closed_form.solve(
+        source, target, keep, rank=cfg.rank, ridge=cfg.ridge, keep_scale=cfg.keep_scale
+    )
+    return Edit("weight", base.sites(CROSS_KV), tensors, gates=gates)
+
+
+def _untrained(base: Base, lesson: Lesson, cfg: Config, gates: tuple[Gate, ...], seed: int) -> Edit:
+    """K and V prompts that begin as states of the anchor's own text."""
+    anchor = base.encode([lesson.anchor]).states[0, 1 : 1 + cfg.tokens].float().cpu()
+    noise = torch.randn(2, *anchor.shape, generator=torch.Generator().manual_seed(seed))
+    start = anchor + 0.02 * anchor.std() * noise
+    slots = {f"prompt_{letter}": objectives.parameter(start[i], base) for i, letter in enumerate("kv")}
+    return Edit("tokens", objectives.placed(base, cfg.placement), slots, gates=gates)
+
+
+def _distil(
+    base: Base, lesson: Lesson, cfg: Config, fixed: Sequence[Edit], learned: Edit, report: Report
+) -> None:
+    asked = objectives.Asked.of(base, lesson.pairs, cfg.trajectories, report.seed)
+
+    def losses(step: int, part: int, parts: int) -> Generator[tuple[str, Tensor, str], None, None]:
+        generator = objectives.step_generator(report.seed, step)
+        batch = asked.draw(generator, cfg.batch, part, parts)
+        with torch.no_grad():
+            target = base.eps(batch.x, batch.t, batch.anchor)
+        with attached(base.unet, [*fixed, learned]):
+            eps = base.eps(batch.x, batch.t, batch.concept)
+            yield "distil", objectives.distance(base, eps, target, batch.t, "noise") / parts, "tokens"
+
+    groups = {"tokens": Group(objectives.parameters([learned]), cfg.lr)}
+    session = report.session({**asdict(cfg), "concept": lesson.concept, "anchor": lesson.anchor})
+    for _ in report.progress(train(groups, losses, steps=cfg.steps, session=session)):
+        pass

@@ -1,0 +1,34 @@
+"""E: how much of what the base drew of a concept is gone, 0 to 1, above the judges' own floor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from conceptzap import estimates, intervals
+from conceptzap.result import Score
+from conceptzap.trial import Trial
+
+
+def score(trial: Trial) -> Iterator[Score]:
+    """E = (a0 - a1) / (a0 - floor), a: share of the concept's pictures in which any judge sees it.
+
+    Overall (macro over concepts), with its two rates, then by slice, then by concept.
+    """
+    floor = estimates.erase_floor(trial)
+    overall = estimates.hits(trial)
+    if not overall:
+        return
+    yield _of(overall, floor, "")
+    yield estimates.leg("seen before", overall, 0, "higher", "")
+    yield estimates.leg("seen after", overall, 1, "lower", "")
+    for name in trial.slices():
+        if concepts := estimates.hits(trial, name):
+            yield _of(concepts, floor, name)
+    names = [name for _, name in trial.targets if trial.erased(name)]
+    for name, prompts in zip(names, overall, strict=True):
+        yield _of([prompts], floor, f"concept/{name}")
+
+
+def _of(concepts: list[estimates.Prompts], floor: float, slice: str) -> Score:
+    share = lambda rates: estimates.erased_share(rates, floor)  # noqa: E731
+    return intervals.statistic("E", concepts, share, slice=slice)

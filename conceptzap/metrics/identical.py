@@ -1,0 +1,15 @@
+"""identical: unrelated pictures that are bit for bit the base's, drawn one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from conceptzap import intervals
+from conceptzap.result import Score
+from conceptzap.trial import Trial
+
+
+def score(trial: Trial) -> Iterator[Score]:
+    """A share with Wilson's interval; 1 where a closed gate means that the edit is absent."""
+    if trial.identical:
+        yield intervals.rate("identical", trial.identical)

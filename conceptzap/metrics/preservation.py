@@ -1,0 +1,41 @@
+"""P: how much of what the judges recognise in the base's other pictures they still recognise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from conceptzap import estimates, intervals
+from conceptzap.result import Score
+from conceptzap.trial import Trial
+
+
+def score(trial: Trial) -> Iterator[Score]:
+    """P = (b1 - floor) / (b0 - floor), b: share of pictures in which all judges see what was asked.
+
+    b is averaged over labels first: a ratio per label would be biased with few pictures and
+    undefined where the base fails. Overall with its two rates, by slice, and b1 by label.
+    """
+    floor = estimates.keep_floor(trial)
+    overall = estimates.kept(trial)
+    if not overall:
+        return
+    yield _of(overall, floor, "")
+    yield estimates.leg("right before", overall, 0, "higher", "")
+    yield estimates.leg("right after", overall, 1, "higher", "")
+    for name in trial.slices():
+        if labels := _in_slice(trial, name):
+            yield _of(labels, floor, name)
+    for (_, label), prompts in zip(trial.kept_labels, overall, strict=True):
+        yield estimates.leg("right before", [prompts], 0, "higher", f"label/{label}")
+        yield estimates.leg("right after", [prompts], 1, "higher", f"label/{label}")
+
+
+def _in_slice(trial: Trial, name: str) -> list[estimates.Prompts]:
+    cells = tuple(cell for cell in trial.kept if cell.probe.slice == name)
+    part = Trial(cells, trial.targets, trial.before, trial.after)
+    return estimates.kept(part) if cells else []
+
+
+def _of(labels: list[estimates.Prompts], floor: float, slice: str) -> Score:
+    share = lambda rates: estimates.kept_share(rates, floor)  # noqa: E731
+    return intervals.statistic("P", labels, share, slice=slice)

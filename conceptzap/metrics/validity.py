@@ -1,0 +1,24 @@
+"""validity: pictures that the judges take for pictures at all, as a share of the base's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from conceptzap import estimates, intervals
+from conceptzap.result import Score
+from conceptzap.trial import Trial
+
+
+def score(trial: Trial) -> Iterator[Score]:
+    """Over all cells, then the erased and the kept ones: noise in place of a concept is no erasure."""
+    parts = {"": trial.cells, "erase": trial.erased(), "keep": trial.kept}
+    for name, cells in parts.items():
+        if cells:
+            prompts = estimates.grouped(cells, lambda c: (c.before.valid, c.after.valid))
+            yield intervals.statistic("validity", [prompts], _relative, slice=name)
+
+
+def _relative(rates: np.ndarray) -> np.ndarray:
+    return np.clip(rates[..., 1] / np.maximum(rates[..., 0], 1e-9), 0, 1)

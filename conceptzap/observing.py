@@ -1,0 +1,108 @@
+"""What judges see of probes under one model, and the trial that comes of pairing two models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from conceptzap.cells import Batch, Painter
+from conceptzap.edit import Edit
+from conceptzap.judging import Judge
+from conceptzap.probes import Subject
+from conceptzap.result import Probe
+from conceptzap.trial import Cell, Trial, View, views
+
+# passes items on, counting them for whoever watches: (items, total, label)
+Count = Callable[[Iterable[Any], int, str], Iterator[Any]]
+
+
+def silent(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
+    yield from items
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the judges saw of some probes, in order: views, features [n, d], edits open for each."""
+
+    views: tuple[View, ...]
+    features: np.ndarray
+    fired: tuple[frozenset[str], ...]
+
+
+def observe(
+    painter: Painter,
+    judges: Sequence[Judge],
+    asked: Sequence[Probe],
+    label: str = "",
+    count: Count = silent,
+) -> Observed:
+    """Draw the probes and show them to the judges, one batch at a time."""
+    seen: list[View] = []
+    features: list[np.ndarray] = []
+    fired: list[frozenset[str]] = []
+    for batch in count(painter.batches(asked), painter.count(asked), label):
+        new, vectors = _look(judges, batch)
+        seen += new
+        features.append(vectors)
+        fired += batch.fired
+    return Observed(tuple(seen), np.concatenate(features), tuple(fired))
+
+
+def _look(judges: Sequence[Judge], batch: Batch) -> tuple[list[View], np.ndarray]:
+    return views([judge.look(batch.pictures) for judge in judges])
+
+
+def pair(
+    asked: Sequence[Probe],
+    before: Observed,
+    after: Observed,
+    targets: Sequence[Subject],
+    identical: Sequence[bool] = (),
+    edits: Sequence[Edit] = (),
+) -> Trial:
+    """The trial that metrics read: base and erased model on the same probes."""
+    cells = tuple(map(Cell, asked, before.views, after.views))
+    return Trial(
+        cells,
+        tuple((target.kind, target.name) for target in targets),
+        before.features,
+        after.features,
+        tuple(identical),
+        _gates(asked, after, edits),
+    )
+
+
+def _gates(
+    asked: Sequence[Probe], after: Observed, edits: Sequence[Edit]
+) -> dict[str, tuple[bool, ...]]:
+    """Slice -> did a gated edit open for each picture; empty where some edit has no gate at all."""
+    acting = [edit for edit in edits if edit.scale]
+    if not acting or not all(any(g.kind in ("match", "token") for g in edit.gates) for edit in acting):
+        return {}
+    opened: dict[str, list[bool]] = {}
+    for probe, names in zip(asked, after.fired, strict=True):
+        opened.setdefault(probe.slice, []).append(bool(names))
+    return {name: tuple(rows) for name, rows in opened.items()}
+
+
+def identical(
+    bare: Painter, erased: Painter, asked: Sequence[Probe], wanted: int, count: Count = silent
+) -> tuple[bool, ...]:
+    """Are kept pictures bit for bit the base's, drawn one by one? Over `wanted` probes, evenly chosen."""
+    kept = [probe for probe in asked if not probe.erases]
+    if not kept or not wanted:
+        return ()
+    chosen = [kept[index * len(kept) // min(wanted, len(kept))] for index in range(min(wanted, len(kept)))]
+    one, other = (_single(painter) for painter in (bare, erased))
+    return tuple(
+        np.array_equal(one.batch((probe,)).pictures, other.batch((probe,)).pictures)
+        for probe in count(chosen, len(chosen), "one by one")
+    )
+
+
+def _single(painter: Painter) -> Painter:
+    settings = replace(painter.settings, batch=1)
+    return Painter(painter.base, settings, painter.edits, painter.store, painter.digest)

@@ -1,0 +1,53 @@
+"""What ops and gates may carry: slots, parameters, dtypes. One table for reader, writer and machinery.
+
+A slot set lists the tensors that must be there together; `optional` ones may come along. No torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# safetensors name -> bytes an element; floats only, but for the masks of pruning
+DTYPES = {"F32": 4, "F16": 2, "BOOL": 1}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Allowed slot sets (one of them, whole), optional slots, and parameter name -> JSON types."""
+
+    slots: tuple[frozenset[str], ...]
+    optional: frozenset[str] = frozenset()
+    params: dict[str, tuple[type, ...]] = field(default_factory=dict)
+
+    def accepts(self, slots: frozenset[str]) -> bool:
+        return any(want <= slots <= want | self.optional for want in self.slots)
+
+
+def _sets(*groups: str) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(group.split()) for group in groups)
+
+
+OPS = {
+    # prompt_*: [n, context width], shared by all sites; tokens_*: [n, inner width] in K/V space
+    "tokens": Kind(_sets("prompt_k prompt_v", "tokens_k tokens_v")),
+    # up [out, r] (conv: [out, r, 1, 1]), down [r, in] (conv: [r, in, kh, kw]); into [in, r]
+    "weight": Kind(_sets("up down", "into down", "delta", "keep")),
+    # y + up phi(down (x - center) + bias)
+    "adapter": Kind(
+        _sets("up down"), frozenset({"bias", "center"}), {"phi": (str,), "k": (int,), "reads": (str,)}
+    ),
+}
+
+GATES = {
+    # open where max_j max_i q_i . unit(c_j - mean) > threshold, c_j the text states of a row
+    "match": Kind(
+        _sets("query mean"),
+        params={"threshold": (float,), "false_open": (dict,), "false_shut": (dict,)},
+    ),
+    # open where low <= t <= high
+    "window": Kind(_sets(""), params={"low": (int,), "high": (int,)}),
+    # factor by linear interpolation over the timestep
+    "curve": Kind(_sets("times values")),
+    # factor per text position (K/V weight edits only)
+    "token": Kind(_sets("query mean"), params={"threshold": (float,)}),
+}

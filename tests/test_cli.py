@@ -1,0 +1,347 @@
+"""The command line's own manners: help, streams, exit codes, lists, config files."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command import conceptzap
+from samples import header, rich, small
+
+from conceptzap import cli, config, family, format
+from conceptzap.cli import _errors, _options
+from conceptzap.errors import ConceptZapError, UsageError
+
+COMMANDS = list(family.members("cli"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def program(code: str, *words: str, **kwargs: object) -> subprocess.Popen[str]:
+    """The program as a process of its own, after `code`."""
+    start = f"{code}\nimport sys\nfrom conceptzap.cli import main\nsys.exit(main(sys.argv[1:]))"
+    env = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    return subprocess.Popen(
+        [sys.executable, "-c", start, *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **kwargs,
+    )  # fmt: skip
+
+
+# help
+
+
+def test_alone_it_shows_its_help() -> None:
+    answer = conceptzap()
+    assert answer.code == 0 and answer.err == ""
+    assert answer.out == conceptzap("--help").out == conceptzap("-h").out
+    assert all(f"\n  {name} " in answer.out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_leads_with_two_examples(name: str) -> None:
+    answer = conceptzap(name, "--help")
+    assert answer.code == 0
+    before = answer.out.partition("\nOptions:")[0]
+    assert before.count(f"\n    conceptzap {name}") == 2
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str) -> None:
+    _, _, listing = conceptzap(name, "--help").out.partition("\nOptions:\n")
+    options = re.findall(r"^  -.*(?:\n {10,}.*)*", listing, flags=re.MULTILINE)
+    assert options
+    for option in options:
+        assert re.search(r"\S {2,}\S|\n +\S", option.strip()), option
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_line_of_the_list_of_commands_fits(name: str) -> None:
+    line = next(x for x in conceptzap("--help").out.splitlines() if x.startswith(f"  {name} "))
+    assert not line.endswith("...")
+
+
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_help_fits_narrow_and_wide_terminals(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert conceptzap("erase", "--help").code == 0
+    assert conceptzap("methods").code == 0
+
+
+def test_version() -> None:
+    answer = conceptzap("--version")
+    assert re.fullmatch(r"conceptzap \d+\.\d+\.\d+ \(torch .+, diffusers .+, python .+\)\n", answer.out)
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["erasee"], "did you mean 'erase'"),
+        (["erase", "cat", "--stepss", "3"], "--steps"),
+        (["erase"], "missing argument 'concept'"),
+        (["generate", "a cat", "--seed", "1.5"], "--seed"),
+        (["stack", "a"], "--output"),
+        (["methods", "kpopp"], "no method is called"),
+        (["presets", "stile"], "did you mean style"),
+        (["erase", "cat", "--set", "steps"], "not key=value"),
+    ],
+)
+def test_usage_errors(words: list[str], message: str, here: Path) -> None:
+    answer = conceptzap(*words)
+    assert answer.code == 2
+    assert message in answer.error.lower()
+    spoken = conceptzap(*words, "--json")
+    assert spoken.code == 2 and spoken.err == ""
+    error = spoken.json["error"]
+    assert set(error) == {"code", "kind", "message", "hint"}
+    assert (error["code"], error["kind"]) == (2, "UsageError")
+    assert error["hint"]
+    assert not list(here.iterdir())
+
+
+def test_options_are_never_abbreviated(here: Path) -> None:
+    assert conceptzap("erase", "cat", "--forc").code == 2
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("conceptzap.catalog.methods", fail)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [k for k in vars(__import__("conceptzap.errors", fromlist=["*"])).values() if isinstance(k, type)],
+)
+def test_every_error_of_ours_has_its_code(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not issubclass(kind, ConceptZapError):
+        return
+    failing(monkeypatch, kind("it\nbroke \x1b[31m", "mend it"))
+    answer = conceptzap("methods")
+    assert answer.code == kind("").exit_code
+    assert answer.error == "it broke \\x1b[31m; mend it"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyError("x"), 1, "this is a bug in conceptzap: KeyError: 'x'; please report it"),
+        (MemoryError(), 5, "out of memory"),
+        (OSError(28, "No space left on device", "/x"), 5, "No space left on device: /x"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (SystemExit(143), 143, "terminated"),
+    ],
+)
+def test_other_exceptions(
+    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, error)
+    answer = conceptzap("methods")
+    assert answer.code == code and message in answer.error
+    spoken = conceptzap("methods", "--json")
+    assert (spoken.code, spoken.json["error"]["code"]) == (code, code)
+
+
+def test_a_traceback_only_with_debug(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, KeyError("x"))
+    assert "Traceback" not in conceptzap("methods").err
+    answer = conceptzap("--debug", "methods")
+    assert "Traceback" in answer.err and answer.err.splitlines()[-1].startswith("error: ")
+
+
+# streams and signals
+
+
+def test_a_pipe_that_closes_is_no_error() -> None:
+    slow = "import conceptzap.catalog as c, time\nc.presets = lambda: time.sleep(1) or []"
+    done = program(slow, "presets")
+    done.stdout.close()
+    assert done.wait() == 141
+    assert done.stderr.read() in ("", "all of one: conceptzap presets NAME\n")
+
+
+def test_closed_streams_do_no_harm() -> None:
+    command = f"{sys.executable} -m conceptzap methods >&- 2>&- <&-"
+    assert subprocess.run(["sh", "-c", command], cwd=Path(cli.__file__).parents[2]).returncode == 0
+
+
+def test_an_ascii_terminal_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    out, _ = program("", "methods").communicate()
+    assert out.isascii() and "uce" in out
+
+
+def test_colour_is_for_terminals_only() -> None:
+    for words in (["methods"], ["--help"], ["doctor"]):
+        assert "\x1b" not in conceptzap(*words).out
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_have_their_exit_codes(signum: int, code: int) -> None:
+    wait = (
+        "import conceptzap.catalog as c, sys, time\n"
+        "c.methods = lambda: print('ready', file=sys.stderr, flush=True) or time.sleep(60)"
+    )
+    process = program(wait, "methods")
+    assert process.stderr.readline() == "ready\n"
+    begun = time.monotonic()
+    process.send_signal(signum)
+    assert process.wait(10) == code and time.monotonic() - begun < 5
+    assert process.stderr.read().count("\n") == 1
+
+
+def test_quiet_leaves_the_result_alone() -> None:
+    assert conceptzap("methods").err
+    quiet = conceptzap("-q", "methods")
+    assert quiet.err == "" and quiet.out == conceptzap("methods").out
+
+
+# lists, erasures, config files
+
+
+def test_lists_come_from_files_too(here: Path) -> None:
+    (here / "words.txt").write_bytes("\ufeffMonet\r\n\r\n  pixel art\r\n".encode())
+    assert _options.words(["a, b", "@words.txt", "@@me"]) == ["a, b", "Monet", "pixel art", "@me"]
+    with pytest.raises(UsageError, match="cannot read nowhere.txt"):
+        _options.words(["@nowhere.txt"])
+    (here / "bad.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        _options.words(["@bad.txt"])
+
+
+def test_with_takes_a_strength(here: Path) -> None:
+    (here / "a:0.5").touch()
+    (here / "b").touch()
+    assert _options.erasure("b") == (Path("b"), 1.0)
+    assert _options.erasure("b:0.25") == (Path("b"), 0.25)
+    assert _options.erasure("a:0.5") == (Path("a:0.5"), 1.0)
+    assert _options.erasure("a:0.5:2") == (Path("a:0.5"), 2.0)
+    assert _options.erasure("c:x") == (Path("c:x"), 1.0)
+
+
+@pytest.mark.parametrize("strength", ["nan", "inf", "-0.1", "2.01", "x", ""])
+def test_a_strength_out_of_range_is_refused(strength: str, here: Path) -> None:
+    (here / "b").touch()
+    with pytest.raises(UsageError, match="strength"):
+        _options.erasure(f"b:{strength}")
+
+
+GIVEN = {"anchor": [], "set": {}, "seed": None, "method": None}
+DEFAULTS = {"seed": 0}
+
+
+def test_flags_over_config_over_defaults(here: Path) -> None:
+    (here / "c.toml").write_text('anchor = ["painting"]\nseed = 3\n[set]\nsteps = 5\nlr = 0.1\n')
+    merged = _options.layered(here / "c.toml", {**GIVEN, "seed": 7, "set": {"lr": "1"}}, DEFAULTS)
+    assert merged == {
+        "anchor": ["painting"], "set": {"steps": 5, "lr": "1"}, "seed": 7, "method": None,
+    }  # fmt: skip
+    assert _options.layered(None, GIVEN, DEFAULTS)["seed"] == 0
+    assert _options.layered(here / "c.toml", GIVEN, DEFAULTS)["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sed = 3", "did you mean seed"),
+        ("seed = true", "whole number"),
+        ('seed = "3"', "whole number"),
+        ('anchor = "a"', "list of texts"),
+        ("anchor = [1]", "list of texts"),
+        ("set = 1", "table"),
+        ("seed = = 3", "is not TOML"),
+    ],
+)
+def test_a_config_file_that_is_wrong_says_where(text: str, message: str, here: Path) -> None:
+    (here / "c.toml").write_text(text)
+    answer = conceptzap("erase", "cat", "--config", "c.toml")
+    assert answer.code == 2 and message in answer.error and "c.toml" in answer.error
+
+
+# inspect
+
+
+def test_inspect_says_what_is_in_a_file(here: Path) -> None:
+    digest = format.save(rich(), here / "a.lprompt.safetensors")
+    answer = conceptzap("inspect", "a.lprompt.safetensors", "--json")
+    assert answer.code == 0 and answer.err == ""
+    assert answer.json["schema"] == "conceptzap.inspect/1"
+    (one,) = answer.json["files"]
+    assert one["path"] == str(here / "a.lprompt.safetensors")
+    assert one["digest"] == digest and one["bytes"] == (here / "a.lprompt.safetensors").stat().st_size
+    assert {"title", "concepts", "anchors", "base", "method", "edits", "scores", "parents"} <= set(one)
+    for edit in one["edits"]:
+        assert {"op", "sites", "slots", "gates", "scale", "role"} <= set(edit)
+    table = conceptzap("inspect", "a.lprompt.safetensors")
+    assert table.code == 0 and digest in table.out and "Van Gogh" in table.out
+
+
+def test_a_bad_file_among_several_is_reported_and_the_others_shown(here: Path) -> None:
+    format.save(small(), here / "a.lprompt.safetensors")
+    answer = conceptzap("inspect", "nowhere", "a.lprompt.safetensors")
+    assert answer.code == 3 and "Van Gogh" in answer.out
+    assert answer.err.startswith("error: no such file: nowhere") and answer.err.count("\n") == 1
+    spoken = conceptzap("inspect", "a.lprompt.safetensors", "nowhere", "--json")
+    assert spoken.code == 3 and len(spoken.json["files"]) == 1
+    assert spoken.json["error"]["code"] == 3
+
+
+def test_names_from_files_cannot_draw_on_the_terminal(here: Path) -> None:
+    evil = "\x1b[2J[bold red]\u202egoG naV"
+    made = format.Erasure(header(title=evil, concepts=(evil,)), small().edits)
+    format.save(made, here / "a.lprompt.safetensors")
+    out = conceptzap("inspect", "a.lprompt.safetensors").out
+    assert "[bold red]goG naV" in out
+    assert "\x1b" not in out and "\u202e" not in out
+
+
+# methods, presets, doctor
+
+
+def test_methods_and_their_settings() -> None:
+    names = [m["name"] for m in conceptzap("methods", "--json").json["methods"]]
+    assert names == list(family.members("methods"))
+    for name in names:
+        (found,) = conceptzap("methods", name, "--json").json["methods"]
+        assert found["summary"] and found["settings"]
+        fields = family.load("methods", name).Config.__dataclass_fields__
+        assert [s["name"] for s in found["settings"]] == list(fields)
+
+
+def test_presets_are_sound() -> None:
+    found = {p["name"]: p for p in conceptzap("presets", "--json").json["presets"]}
+    assert {"style", "object", "person", "unsafe", "paper"} <= set(found)
+    for name in found:
+        table = config.preset(name)
+        assert set(table) <= {"summary", "kind", "anchor", "keep", "methods"} and table["summary"]
+        assert len(table["keep"]) == len(set(table["keep"]))
+        for method, settings in table.get("methods", {}).items():
+            config.resolve(family.load("methods", method).Config, settings)
+        assert conceptzap("presets", name).out.startswith(name)
+
+
+def test_doctor(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONCEPTZAP_CACHE", str(here / "cache"))
+    (here / "cache" / "runs").mkdir(parents=True)
+    (here / "cache" / "runs" / "state").write_bytes(bytes(5000))
+    found = conceptzap("doctor", "--json").json
+    assert found["cache"]["bytes"]["runs"] == 5000 and "cpu" in found["devices"]
+    assert conceptzap("doctor", "--clear", "--json").json["cleared"] == 5000
+    assert conceptzap("doctor").code == 0
+
+
+def test_one_line_is_one_line() -> None:
+    assert _errors.one_line("a\r\n\tb\x1b\u202e\udcff") == "a b\\x1b\\u202e\\udcff"

@@ -1,0 +1,392 @@
+"""A value and its file: one sequence of bytes, the same value back, readable by safetensors itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conceptzap import container, format, record
+from conceptzap.edit import Edit, Erasure, Raw, content_name, raw, stack
+from conceptzap.errors import FormatError, UsageError
+from tests.samples import CROSS, base, header, match, rich, small, tensor, torch_like
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden" / "every-kind.lprompt.safetensors"
+GOLDEN_DIGEST = "a978cf8a1ca31b919443111bdd0e3d3cbad9205858fee5848015f2e8f08e4816"
+
+
+def equal(one: Erasure, other: Erasure) -> bool:
+    """Same header, digest and edits; an edit's and a gate's name says all of its content."""
+    names = [edit.name for edit in one.edits] == [edit.name for edit in other.edits]
+    return names and (one.header, one.digest) == (other.header, other.digest)
+
+
+def python(code: str, **environment: str) -> str:
+    """Standard output of a fresh interpreter."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True, cwd=ROOT
+    )
+    return done.stdout.strip()
+
+
+# -- golden ----------------------------------------------------------------------------------------
+
+
+def test_golden_file_reads_and_writes_for_ever():
+    data = GOLDEN.read_bytes()
+    read = format.load(GOLDEN)
+    assert read.digest == GOLDEN_DIGEST == format.read_header(GOLDEN).digest
+    assert format.dumps(read) == data
+    assert read.header.concepts == ("Van Gogh", "église 🏰")
+    assert read.header.extra == {"note": {"kept": [None, True, 1, "x"]}}
+    assert equal(read, replace(rich_sorted(), digest=GOLDEN_DIGEST))
+
+
+def rich_sorted() -> Erasure:
+    return replace(rich(), edits=tuple(sorted(rich().edits, key=lambda edit: edit.name)))
+
+
+# -- round trip ------------------------------------------------------------------------------------
+
+
+def test_torch_values_come_back_bit_for_bit(tmp_path):
+    made = torch_like(rich())
+    path = tmp_path / "a.lprompt.safetensors"
+    digest = format.save(made, path)
+    read = format.load(path)
+    assert read.digest == digest == format.digest_of(made) == format.digest_of(read)
+    assert read.header == made.header
+    wanted = {edit.name: edit for edit in made.edits}
+    assert [edit.name for edit in read.edits] == sorted(wanted)
+    for edit in read.edits:
+        mine = wanted[edit.name]
+        pairs = [(edit.tensors, mine.tensors)]
+        by_name = {gate.name: gate for gate in mine.gates}
+        pairs += [(gate.tensors, by_name[gate.name].tensors) for gate in edit.gates]
+        assert replace(edit, tensors={}, gates=()) == replace(
+            mine, tensors={}, gates=(), sites=tuple(sorted(mine.sites))
+        )
+        for got, want in pairs:
+            assert got.keys() == want.keys()
+            for slot in got:
+                assert got[slot].dtype == want[slot].dtype
+                assert torch.equal(got[slot], want[slot])
+                assert not got[slot].requires_grad
+
+
+def test_raw_and_torch_have_one_name_and_one_file():
+    for one, other in zip(rich().edits, torch_like(rich()).edits, strict=True):
+        assert one.name == other.name
+    assert format.dumps(rich()) == format.dumps(torch_like(rich()))
+
+
+def test_content_name_tells_dtype_shape_slot_and_bytes_apart():
+    same_bytes = [
+        {"a": Raw("F32", (2,), bytes(8))},
+        {"a": Raw("F16", (4,), bytes(8))},
+        {"a": Raw("F16", (2, 2), bytes(8))},
+        {"b": Raw("F16", (2, 2), bytes(8))},
+        {"a": Raw("F16", (2, 2), bytes(7) + b"\1")},
+    ]
+    assert len({content_name({}, tensors) for tensors in same_bytes}) == len(same_bytes)
+    assert raw(torch.zeros(2, 2, dtype=torch.float16)) == same_bytes[2]["a"]
+
+
+def test_parameters_and_views_are_written_as_plain_tensors():
+    plain = torch_like(small())
+    down = plain.edits[0].tensors["down"]
+    strided = torch.stack([down, -down], -1)[..., 0]
+    assert not strided.is_contiguous()
+    tensors = {"down": strided, "into": torch.nn.Parameter(plain.edits[0].tensors["into"])}
+    edit = replace(plain.edits[0], tensors=tensors)
+    assert format.dumps(Erasure(plain.header, (edit,))) == format.dumps(plain)
+
+
+def test_order_of_edits_and_repeats_do_not_matter():
+    erasure = rich()
+    assert format.dumps(replace(erasure, edits=erasure.edits[::-1])) == format.dumps(erasure)
+    assert format.dumps(replace(erasure, edits=erasure.edits * 2)) == format.dumps(erasure)
+
+
+def test_seal_is_what_the_file_gives_back(tmp_path):
+    path = tmp_path / "a.lprompt.safetensors"
+    format.save(rich(), path)
+    assert equal(format.seal(rich()), format.load(path))
+    assert isinstance(format.seal(rich()).edits[0].tensors.popitem()[1], torch.Tensor)
+
+
+def test_shared_gate_is_stored_once_and_stays_shared():
+    gate = match()
+    edits = tuple(
+        Edit("tokens", (site,), {"prompt_k": tensor("F16", 1, 4), "prompt_v": tensor("F16", 1, 4)},
+             gates=(gate,))
+        for site in (CROSS, f"{CROSS}.1")
+    )
+    sealed = format.seal(Erasure(header(), edits))
+    assert sealed.edits[0].gates[0] is sealed.edits[1].gates[0]
+    _, entries, _ = container.split(format.dumps(sealed))
+    assert sum(name.startswith(gate.name) for name in entries) == 2
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False,
+    allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+MAP = st.dictionaries(TEXT, JSON, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    names=st.lists(st.tuples(TEXT, TEXT), max_size=3),
+    title=TEXT,
+    made=st.lists(MAP, max_size=2),
+    scores=st.dictionaries(TEXT, MAP, max_size=2),
+    canary=MAP,
+    extra=MAP.map(lambda m: {k: v for k, v in m.items() if k not in record.HEADER}),
+)
+def test_any_header_comes_back_equal(names, title, made, scores, canary, extra):
+    mine = header(
+        title=title,
+        concepts=tuple(concept for concept, _ in names),
+        anchors=tuple(anchor for _, anchor in names),
+        made=tuple(made),
+        scores=scores,
+        canary=canary,
+        extra=extra,
+    )
+    erasure = replace(small(), header=mine)
+    try:
+        data = format.dumps(erasure)
+    except FormatError as error:
+        assert "nested" in str(error)
+        return
+    assert format.parse(data).header == mine
+    assert format.dumps(format.parse(data)) == data
+
+
+# -- canonical -------------------------------------------------------------------------------------
+
+
+def test_same_bytes_in_every_process():
+    code = (
+        "import hashlib; from tests.samples import rich; from conceptzap import format;"
+        "print(hashlib.sha256(format.dumps(rich())).hexdigest())"
+    )
+    seen = {python(code, PYTHONHASHSEED=seed) for seed in ("0", "1", "2")}
+    assert seen == {hashlib.sha256(format.dumps(rich())).hexdigest()}
+
+
+def test_file_knows_no_place_and_no_time(tmp_path):
+    first, second = tmp_path / "first.lprompt.safetensors", tmp_path / "b"
+    format.save(rich(), first)
+    time.sleep(1.1)
+    second.mkdir()
+    format.save(rich(), second / "other.lprompt.safetensors")
+    data = first.read_bytes()
+    assert data == (second / "other.lprompt.safetensors").read_bytes()
+    assert os.uname().nodename.encode() not in data and str(tmp_path).encode() not in data
+
+
+def stacked(path: Path, *erasures: Erasure) -> bytes:
+    for number, erasure in enumerate(erasures):
+        format.save(erasure, path / f"{number}.lprompt.safetensors", force=True)
+    read = [format.load(path / f"{number}.lprompt.safetensors") for number in range(len(erasures))]
+    return format.dumps(stack(read))
+
+
+def test_stacks_have_one_form(tmp_path):
+    a, b = rich(), small()
+    b = replace(b, header=replace(b.header, title="church", concepts=("church",), anchors=("house",)))
+    c = replace(b, edits=(replace(b.edits[0], scale=0.5),))
+    a = replace(a, header=replace(a.header, parents=()))
+    both = stacked(tmp_path, a, b)
+    assert both == stacked(tmp_path, b, a)
+    assert stacked(tmp_path, a, b, c) == stacked(tmp_path, c, b, a) == stacked(tmp_path, b, c, a)
+    assert stacked(tmp_path, b, b) == format.dumps(b)
+    parents = format.parse(both).header.parents
+    assert parents == tuple(sorted((format.digest_of(a), format.digest_of(b))))
+
+
+def test_digest_is_the_hash_of_the_file_without_it():
+    data = format.dumps(rich())
+    length = int.from_bytes(data[:8], "little")
+    tree = json.loads(data[8 : 8 + length])
+    claimed = tree["__metadata__"].pop("digest")
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    unsigned = len(text).to_bytes(8, "little") + text + data[8 + length :]
+    assert hashlib.sha256(unsigned).hexdigest() == claimed == format.parse(data).digest
+
+
+# -- the container, as others see it ---------------------------------------------------------------
+
+
+def test_safetensors_reads_our_bytes(tmp_path):
+    path = tmp_path / "a.lprompt.safetensors"
+    format.save(rich(), path)
+    mine = {}
+    for edit in format.load(path).edits:
+        mine |= {f"{edit.name}.{slot}": value for slot, value in edit.tensors.items()}
+        mine |= {f"{g.name}.{slot}": t for g in edit.gates for slot, t in g.tensors.items()}
+    theirs = safetensors.torch.load(path.read_bytes())
+    assert theirs.keys() == mine.keys()
+    assert all(torch.equal(theirs[name], mine[name]) for name in mine)
+    with safetensors.safe_open(path, "pt") as file:
+        assert sorted(file.keys()) == sorted(mine)
+        assert file.metadata() == container.split(path.read_bytes())[0]
+    rewritten = safetensors.torch.save(theirs)
+    assert container.split(rewritten)[2] == container.split(path.read_bytes())[2]
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture", "v2", "version"),
+    [
+        ("sd1", "stable-diffusion-v1/lprompt", "False", "sd_v1"),
+        ("sd2", "stable-diffusion-v2-512/lprompt", "True", "sd_v2"),
+        ("sdxl", "stable-diffusion-xl-v1-base/lprompt", "False", "sdxl_base_v1-0"),
+    ],
+)
+def test_labels_for_other_programs(family, architecture, v2, version):
+    erasure = replace(small(), header=header(base=base(family)))
+    metadata, _, buffer = container.split(format.dumps(erasure))
+    digest = metadata.pop("digest")
+    assert digest == format.digest_of(erasure)
+    assert json.loads(metadata.pop("lprompt"))["base"]["family"] == family
+    assert metadata == {
+        "format": "lprompt/1",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": "conceptzap",
+        "modelspec.title": "Van Gogh",
+        "modelspec.description": "erases Van Gogh to painting",
+        "modelspec.hash_sha256": "0x" + hashlib.sha256(buffer).hexdigest(),
+        "ss_output_name": "Van Gogh",
+        "ss_v2": v2,
+        "ss_base_model_version": version,
+    }
+
+
+def test_every_family_has_its_labels():
+    assert set(format.ARCHITECTURES) == set(record.FAMILIES)
+
+
+# -- reading the header ----------------------------------------------------------------------------
+
+
+def test_read_header_shows_everything_but_values(tmp_path):
+    path = tmp_path / "a.lprompt.safetensors"
+    digest = format.save(rich(), path)
+    info = format.read_header(path)
+    assert (info.path, info.bytes, info.digest) == (path, path.stat().st_size, digest)
+    assert info.header == rich().header
+    edits = {edit.name: edit for edit in rich().edits}
+    assert [edit["name"] for edit in info.edits] == sorted(edits)
+    for shown in info.edits:
+        mine = edits[shown["name"]]
+        assert {key: shown[key] for key in mine.record()} == mine.record()
+        assert shown["slots"] == {
+            slot: {"shape": list(t.shape), "dtype": t.dtype} for slot, t in mine.tensors.items()
+        }
+        assert set(shown["gates"]) <= set(info.gates)
+    assert {gate["kind"] for gate in info.gates.values()} == {"match", "window", "curve", "token"}
+    assert json.loads(json.dumps(info.gates)) == info.gates
+
+
+def test_read_header_is_fast_and_without_torch(tmp_path):
+    path = tmp_path / "a.lprompt.safetensors"
+    values = {"delta": tensor("F32", 150, 500)}
+    format.save(Erasure(header(), (Edit("weight", (f"{CROSS}.to_k",), values),)), path)
+    assert path.stat().st_size > 300_000
+    code = (
+        "import sys, time; from conceptzap.format import read_header\n"
+        f"start = time.process_time(); read_header({str(path)!r}); end = time.process_time()\n"
+        "print(end - start, any(m in sys.modules for m in ('torch', 'numpy', 'safetensors')))"
+    )
+    runs = [python(code).split() for _ in range(3)]
+    assert {imported for _, imported in runs} == {"False"}
+    assert min(float(seconds) for seconds, _ in runs) < 0.1
+
+
+# -- what is not written ---------------------------------------------------------------------------
+
+
+def with_values(**slots: torch.Tensor) -> Erasure:
+    return Erasure(header(), (Edit("weight", (f"{CROSS}.to_k",), slots),))
+
+
+def with_header(**fields) -> Erasure:
+    return replace(small(), header=header(**fields))
+
+
+NOT_WRITTEN = {
+    "NaN": (lambda: with_values(delta=torch.tensor([[1.0, float("nan")]])), "1 values that are NaN"),
+    "infinite half": (
+        lambda: with_values(delta=torch.tensor([[70000.0, 1.0]]).half()),
+        "1 values that are NaN",
+    ),
+    "too large for half": (lambda: with_values(delta=torch.full((2, 2), 65536.0)), "4 values"),
+    "bfloat16": (lambda: with_values(delta=torch.ones(2, 2).bfloat16()), "torch.bfloat16"),
+    "double": (lambda: with_values(delta=torch.ones(2, 2).double()), "torch.float64"),
+    "no values": (lambda: with_values(delta=torch.ones(0, 2)), "shape"),
+    "unknown slot": (lambda: with_values(deltas=torch.ones(2, 2)), "wrong slots: deltas"),
+    "no edits": (lambda: replace(small(), edits=()), "no tensors"),
+    "NaN in the header": (lambda: with_header(canary={"a": float("nan")}), "cannot be saved"),
+    "an object in the header": (lambda: with_header(made=({"a": object()},)), "cannot be saved"),
+    "numbers as keys": (lambda: with_header(canary={2: 1, 10: 1}), "its digest"),
+    "lone surrogate": (lambda: with_header(title="\ud800"), "surrogates not allowed"),
+    "unequal anchors": (lambda: with_header(anchors=()), "same number"),
+    "parent without digest": (lambda: with_header(parents=("",)), "64 hexadecimal"),
+    "unknown family": (lambda: with_header(base=base("flux")), "'flux' is unknown"),
+    "extra field twice": (lambda: with_header(extra={"title": "x"}), "'title'"),
+    "header too large": (lambda: with_header(title="x" * 2**20), "too large"),
+    "nested too deeply": (lambda: with_header(extra={"a": [[[[[[[[1]]]]]]]]}), "nested"),
+    "strength 3": (lambda: replace(small(), edits=(small().edits[0].scaled(3),)), "no scale"),
+    "threshold that is a whole number": (
+        lambda: replace(
+            small(), edits=(replace(small().edits[0], gates=(replace(match(), params={"threshold": 1}),)),)
+        ),
+        "not of type float",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_WRITTEN)
+def test_what_could_not_be_read_back_is_not_written(case, tmp_path):
+    make, message = NOT_WRITTEN[case]
+    with pytest.raises(FormatError, match=message):
+        format.save(make(), tmp_path / "a.lprompt.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_largest_half_is_written():
+    values = torch.tensor([[65504.0, -65504.0, 6e-8, -0.0]])
+    for dtype in (torch.float16, torch.float32):
+        sealed = format.seal(with_values(delta=values.to(dtype)))
+        assert torch.equal(sealed.edits[0].tensors["delta"], values.to(dtype))
+
+
+def test_save_overwrites_only_when_told(tmp_path):
+    path = tmp_path / "a.lprompt.safetensors"
+    format.save(small(), path)
+    with pytest.raises(UsageError, match="exists"):
+        format.save(rich(), path)
+    assert path.read_bytes() == format.dumps(small())
+    assert format.save(rich(), path, force=True) == format.digest_of(rich())
+    assert path.read_bytes() == format.dumps(rich())

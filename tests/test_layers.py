@@ -1,0 +1,223 @@
+"""The house rules that a machine can check: imports point down, nothing dangerous is reachable."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import conceptzap
+from conceptzap import family
+
+ROOT = Path(conceptzap.__file__).parent
+FILES = sorted(path for path in ROOT.rglob("*.py") if "__pycache__" not in path.parts)
+FAMILIES = ("methods", "attacks", "metrics", "judges", "exports")
+SURFACES = ("cli", "page", "show", "progress", "gallery", "environment")
+# no torch, numpy, PIL or diffusers when these are imported
+LIGHT = (
+    "__init__", "__main__", "api", "cache", "catalog", "cli", "config", "container", "edit",
+    "environment", "errors", "family", "files", "format", "gallery", "naming", "policy", "probes",
+    "progress", "prompts", "record", "report", "result", "schema", "show", "task",
+)  # fmt: skip
+HEAVY = ("torch", "numpy", "PIL", "diffusers", "transformers", "safetensors", "accelerate", "scipy")
+VALUES = (
+    "cache", "catalog", "config", "edit", "errors", "family", "naming", "report", "result", "schema",
+    "task",
+)  # fmt: skip
+LONGEST_FILE, LONGEST_LINE, LONGEST_FUNCTION, MEDIAN_FUNCTION = 400, 110, 60, 14
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module(path: Path) -> str:
+    """`cli/erase.py` -> `cli.erase`; a package is called by its folder."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def imports(path: Path, at_load: bool = False) -> set[str]:
+    """Dotted names that a file imports, but for types; `at_load`: only when it is imported itself."""
+    found: set[str] = set()
+    for node in _running(tree(path), at_load):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _running(node: ast.AST, at_load: bool) -> Iterator[ast.AST]:
+    """All nodes but those only a type checker reads; `at_load`: nor those inside functions."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if at_load and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        yield child
+        yield from _running(child, at_load)
+
+
+def own(path: Path, at_load: bool = False) -> set[str]:
+    """Modules of the package that a file imports, without the package's name."""
+    names = {name for name in imports(path, at_load) if name.startswith("conceptzap.")}
+    known = {module(file) for file in FILES}
+    found = set()
+    for name in names:
+        name = name.removeprefix("conceptzap.")
+        while name and name not in known:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found - {""}
+
+
+def rank(name: str) -> int:
+    """The layer of a module: an import may go to the same layer or a lower one."""
+    first = top(name)
+    if first in ("__init__", "__main__", *SURFACES):
+        return 5
+    if first in ("api", "policy"):
+        return 4
+    if first in FAMILIES:
+        return 3
+    if first in VALUES:
+        return 0
+    return 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_imports_point_down(path: Path) -> None:
+    name = module(path)
+    if top(name) == "demo":
+        return
+    above = {other for other in own(path) if rank(other) > rank(name) and top(other) != "demo"}
+    if name == "__init__":
+        above = set()
+    assert not above, f"{name} imports {sorted(above)} from a layer above"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_siblings_never_import_siblings(name: str) -> None:
+    for path in family.members(name).values():
+        others = {o for o in own(path) if top(o) in FAMILIES and o != module(path)}
+        others -= {name}  # the package itself, where a family keeps what its members share
+        assert not others, f"{module(path)} imports {sorted(others)}"
+
+
+def test_commands_never_import_commands() -> None:
+    for path in family.members("cli").values():
+        others = {o for o in own(path) if top(o) == "cli"} - {"cli", "cli._options", "cli._errors"}
+        assert not others, f"{module(path)} imports {sorted(others)}"
+
+
+def test_base_and_format_do_not_know_each_other_or_attach() -> None:
+    for name, barred in (("base", {"format", "attach"}), ("format", {"base", "attach"})):
+        assert not own(ROOT / f"{name}.py") & barred
+
+
+def test_only_few_may_look_into_the_demo() -> None:
+    allowed = ("api", "demo", "judges", "cli.demo", "cli._errors")
+    for path in FILES:
+        name = module(path)
+        if name not in allowed and top(name) not in ("demo", "judges"):
+            assert not {o for o in own(path) if top(o) == "demo"}, f"{name} imports the demo"
+
+
+def test_a_demo_module_imports_values_only() -> None:
+    """The built-in checkpoint can be rebuilt by itself; its own files and values are all it needs."""
+    for path in (path for path in FILES if top(module(path)) == "demo"):
+        above = {o for o in own(path) if rank(o) > 1}
+        assert not above, f"{module(path)} imports {sorted(above)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_light_modules_import_nothing_heavy(path: Path) -> None:
+    if top(module(path)) not in LIGHT:
+        return
+    heavy = {name for name in imports(path, at_load=True) if top(name) in HEAVY}
+    assert not heavy, f"{module(path)} imports {sorted(heavy)} when it is loaded"
+
+
+def test_no_method_is_named_outside_methods() -> None:
+    """Nothing downstream may ask which method made a file; docstrings and help examples may say it."""
+    names = set(family.members("methods"))
+    for path in FILES:
+        if top(module(path)) in ("methods", "demo"):
+            continue
+        docs = {id(node.value) for node in ast.walk(tree(path)) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Constant) and id(node) not in docs:
+                assert node.value not in names, f"{module(path)}:{node.lineno} names {node.value!r}"
+
+
+BARRED_CALLS = {"eval", "exec", "compile", "__import__"}
+BARRED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
+BARRED_METHODS = {"torch.load", "yaml.load", "os.system", "os.popen"}
+BARRED_TRUE = {"allow_pickle", "shell", "trust_remote_code"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_nothing_runs_code_from_data(path: Path) -> None:
+    name = module(path)
+    assert not {i for i in imports(path) if top(i) in BARRED_MODULES}, name
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in BARRED_CALLS | BARRED_METHODS, f"{name}:{node.lineno} {called}"
+            for keyword in node.keywords:
+                value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
+                assert not (keyword.arg in BARRED_TRUE and value is True), f"{name}:{node.lineno}"
+
+
+def test_the_scan_for_dangerous_calls_can_fail(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("import pickle\n")
+    assert {i for i in imports(bad) if top(i) in BARRED_MODULES} == {"pickle"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_files_and_lines_stay_readable(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= LONGEST_FILE, f"{module(path)} has {len(lines)} lines"
+    long = [n for n, line in enumerate(lines, 1) if len(line) > LONGEST_LINE]
+    assert not long, f"{module(path)} has lines over {LONGEST_LINE} characters: {long}"
+
+
+def test_functions_stay_short() -> None:
+    lengths = {
+        f"{module(path)}.{node.name}": _body_length(node)
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef)
+    }
+    long = {name: n for name, n in lengths.items() if n > LONGEST_FUNCTION}
+    median = sorted(lengths.values())[len(lengths) // 2]
+    assert not long, f"functions over {LONGEST_FUNCTION} lines: {long}"
+    assert median <= MEDIAN_FUNCTION, f"the median function has {median} lines"
+
+
+def _body_length(node: ast.FunctionDef) -> int:
+    """Lines of code and comments, without the signature and the docstring."""
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    return (body[-1].end_lineno - body[0].lineno + 1) if body else 0
+
+
+def test_every_module_says_what_it_is() -> None:
+    for path in FILES:
+        if path.name != "__main__.py" and path.read_text(encoding="utf-8").strip():
+            assert ast.get_docstring(tree(path)), f"{module(path)} has no docstring"
+
+
+def test_no_utils() -> None:
+    bad = re.compile(r"(^|_)(utils?|helpers?|common|misc)$")
+    assert not [module(path) for path in FILES if bad.search(path.stem)]

@@ -1,0 +1,82 @@
+"""Default names of files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conceptzap import naming
+from conceptzap.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Van Gogh", "van-gogh"),
+        ("  a cat, by Monet! ", "a-cat-by-monet"),
+        ("Hélène", "helene"),
+        ("O'Keeffe", "o-keeffe"),
+        ("ﬁsh №2", "fish-no2"),
+        ("кошка", "d0bad0bed188d0bad0b0"),
+        ("!", "21"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("", ""),
+    ],
+)
+def test_slug(text: str, expected: str) -> None:
+    assert naming.slug(text) == expected
+
+
+@given(st.text(min_size=1))
+def test_every_slug_is_a_safe_name(text: str) -> None:
+    assert re.fullmatch(r"[a-z0-9][a-z0-9-]{0,78}[a-z0-9]|[a-z0-9]", naming.slug(text))
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (None, "van-gogh-cat.lprompt.safetensors"),
+        ("x", "x.lprompt.safetensors"),
+        ("out/x.lprompt.safetensors", "out/x.lprompt.safetensors"),
+        ("x.safetensors", "x.lprompt.safetensors"),
+        ("v1.5", "v1.5.lprompt.safetensors"),
+        ("out/", "out/van-gogh-cat.lprompt.safetensors"),
+    ],
+)
+def test_erasure_path(output: str | None, expected: str) -> None:
+    assert naming.erasure_path(["Van Gogh", "cat"], output) == Path(expected)
+
+
+def test_an_existing_folder_gets_the_default_name_inside(tmp_path: Path) -> None:
+    assert naming.erasure_path(["cat"], tmp_path) == tmp_path / "cat.lprompt.safetensors"
+
+
+@pytest.mark.parametrize("output", [".lprompt.safetensors", "out/.safetensors"])
+def test_an_output_without_a_name_is_refused(output: str) -> None:
+    with pytest.raises(UsageError, match="has no name"):
+        naming.erasure_path(["cat"], output)
+
+
+def test_what_stands_beside_an_erasure() -> None:
+    path = Path("out/cat.lprompt.safetensors")
+    assert naming.key_path(path) == Path("out/cat.key.lprompt.safetensors")
+    assert naming.preview_path(path) == Path("out/cat.png")
+
+
+def test_pictures_count_where_a_name_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a-cat-3.png").touch()
+    taken: set[Path] = set()
+    names = [naming.picture_path(tmp_path, "a cat", 3, taken, force=False).name for _ in range(2)]
+    assert names == ["a-cat-3-2.png", "a-cat-3-3.png"]
+    assert naming.picture_path(tmp_path, "", 3, taken, force=False).name == "empty-3.png"
+
+
+def test_force_takes_a_name_that_exists_but_never_its_own_twice(tmp_path: Path) -> None:
+    (tmp_path / "a-cat-3.png").touch()
+    taken: set[Path] = set()
+    names = [naming.picture_path(tmp_path, "a cat", 3, taken, force=True).name for _ in range(2)]
+    assert names == ["a-cat-3.png", "a-cat-3-2.png"]

@@ -1,0 +1,75 @@
+"""What needs no model answers at once and never imports one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from samples import rich
+
+from conceptzap import family, format
+
+LIMIT = 0.3
+TRIES = 8
+HEAVY = ("torch", "numpy", "PIL", "diffusers", "transformers", "safetensors")
+REPORT = f"""
+import sys
+from conceptzap.cli import main
+code = main(sys.argv[1:])
+print(sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def run(words: list[str], folder: Path) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """Wall seconds of one start of the program."""
+    command = [sys.executable, "-c", REPORT, *words]
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    begun = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
+    return time.perf_counter() - begun, done
+
+
+COMMANDS = [
+    ["--help"],
+    ["--version"],
+    ["methods"],
+    ["presets", "--json"],
+    ["inspect", "a.lprompt.safetensors"],
+    ["inspect", "a.lprompt.safetensors", "--json"],
+    *([name, "--help"] for name in family.members("cli")),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fast")
+    format.save(rich(), path / "a.lprompt.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_it_starts_fast_without_torch(words: list[str], folder: Path) -> None:
+    """The best of a few tries: the machine may be busy, the program may not be slow."""
+    best = LIMIT
+    for _ in range(TRIES):
+        seconds, done = run(words, folder)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.splitlines()[-1] == "[]"
+        best = min(best, seconds)
+        if best < LIMIT:
+            break
+    assert best < LIMIT, f"{' '.join(words)} takes {best:.2f} s"
+
+
+@pytest.mark.parametrize(
+    "words", [["erase", ""], ["generate"], ["stack", "nowhere", "-o", "x"], ["nothing"]], ids=" ".join
+)
+def test_bad_input_is_answered_without_torch(words: list[str], folder: Path) -> None:
+    _, done = run(words, folder)
+    assert done.returncode in (2, 3), done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
