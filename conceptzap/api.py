@@ -123,11 +123,11 @@ def _plan(
     output: Path | str | None = None,
     force: bool = False,
 ) -> Plan:
-    concepts, anchors = (_listed(value) for value in (concepts, anchors))
+    concepts, anchors, keep = (_listed(value or ()) for value in (concepts, anchors, keep))
     method = method or DEFAULT_METHOD
     family.require("methods", method)
     chosen = config.preset(preset) if preset else {}
-    task = Task(concepts, anchors or _listed(chosen.get("anchor", ())), tuple(keep), chosen.get("kind", ""))
+    task = Task(concepts, anchors or _listed(chosen.get("anchor", ())), keep, chosen.get("kind", ""))
     target = naming.erasure_path(task.concepts, output)
     for path in (target, naming.preview_path(target), naming.key_path(target)):
         files.check_writable(path, force)

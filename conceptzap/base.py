@@ -1,4 +1,4 @@
-"""A checkpoint as a handle: `load_base` finds it, `Base` encodes, predicts noise, decodes, names modules."""
+"""A checkpoint as a handle: `load_base` finds one, `Base` encodes, predicts noise and decodes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,6 @@ CROSS_V = "unet.*.attn2.to_v"
 CROSS_KV = "unet.*.attn2.to_[kv]"
 SELF = "unet.*.attn1"
 
-# a vocabulary this small was made for its captions: a word it has to spell out is a word it never saw
-SMALL_VOCABULARY = 5000
 # what wrappers (LoRA, torch.compile) and library versions put into a parameter's name
 _WRAPPING = re.compile(r"(^|\.)(_orig_mod|base_layer)(?=\.)|^text_model\.")
 
@@ -72,9 +70,9 @@ class Cond:
         return Cond(*(None if column[0] is None else torch.cat(column) for column in columns))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Base:
-    """A loaded checkpoint. `load_base` makes one that is frozen, `from_pipeline` one over your pipeline."""
+    """A checkpoint: a frozen one by `load_base`, one over your pipeline by `from_pipeline`."""
 
     unet: nn.Module
     text_encoders: tuple[nn.Module, ...]
@@ -87,6 +85,9 @@ class Base:
     revision: str
     device: torch.device
     dtype: torch.dtype
+
+    def __repr__(self) -> str:
+        return f"Base({self.family}, {self.id}, {self.device}, {self.dtype})"
 
     def frozen(self) -> Base:
         """Itself, once no parameter asks for a gradient and every module is in eval mode."""
@@ -115,7 +116,7 @@ class Base:
         return Cond(states, outputs[-1].text_embeds, ids.expand(len(states), -1))
 
     def token_ids(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Token ids [n, length] of the prompts, padded and cut as `encode` does, per text encoder."""
+        """Token ids [n, length] per text encoder, padded and cut as `encode` does."""
         return [
             tokenizer(
                 list(prompts),
@@ -130,7 +131,7 @@ class Base:
     # -- noise ---------------------------------------------------------------------------------
 
     def eps(self, latents: Tensor, t: int | Tensor, cond: Cond) -> Tensor:
-        """The predicted noise of `latents` [n, c, h, w] at timestep `t` (one, or [n]); one UNet call.
+        """The noise seen in `latents` [n, c, h, w] at timestep `t` (one, or [n]); one UNet call.
 
         Always noise, whatever the checkpoint predicts: eps = sqrt(a) v + sqrt(1 - a) x for
         v-prediction (Salimans and Ho 2022, appendix D). Gradients flow; the caller decides.
@@ -167,7 +168,7 @@ class Base:
         return self.unet.config.in_channels, side, side
 
     def noise(self, seeds: Iterable[int]) -> Tensor:
-        """Standard normal latents [n, c, h, w], fp32; each row from its seed's own CPU generator."""
+        """Normal latents [n, c, h, w], fp32; each row from its own CPU generator of that seed."""
         rows = [
             torch.randn(self.latent_shape, generator=torch.Generator("cpu").manual_seed(seed))
             for seed in seeds
@@ -220,7 +221,7 @@ class Base:
 
     @cached_property
     def signature(self) -> str:
-        """sha256 over the sorted names and shapes of the UNet's and the text encoders' parameters."""
+        """sha256 over the sorted names and shapes of all UNet and text encoder parameters."""
         lines = (
             f"{prefix}{name} {list(value.shape)}\n"
             for prefix, module in self._named_modules()
@@ -237,7 +238,7 @@ class Base:
         return {}
 
     def fingerprint(self, sites: Iterable[str]) -> dict[str, str]:
-        """Part -> sha256 of its weights rounded to fp16: `attn2`, `text`, and `unet` where `sites` ask.
+        """Part -> sha256 of its fp16-rounded weights: `attn2`, `text`, and `unet` where sites ask.
 
         Computed once per part, so the base must not be trained in place.
         """
@@ -251,8 +252,10 @@ class Base:
 
     def _part(self, part: str) -> list[tuple[str, Tensor]]:
         if part == "text":
-            modules = self._named_modules()[1:]
-            return [(prefix + name, value) for prefix, m in modules for name, value in parameters(m)]
+            encoders = self._named_modules()[1:]
+            return [
+                (prefix + name, value) for prefix, m in encoders for name, value in parameters(m)
+            ]
         everything = parameters(self.unet)
         return [(n, v) for n, v in everything if part == "unet" or ".attn2." in n]
 
@@ -284,20 +287,11 @@ class Base:
         none = {tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
         if not ids or none & set(ids):
             return False
-        return len(ids) == 1 or len(tokenizer) >= SMALL_VOCABULARY
+        return len(ids) == 1 or not bpe.is_small(tokenizer)
 
     def vocabulary(self) -> tuple[str, ...]:
-        """Whole words of the tokenizer: three letters or more, a to z, in its own order.
-
-        In a small vocabulary the ends of longer words ("rch" of "church") are left out, and with
-        them the few ends that are words as well.
-        """
-        tokenizer = self.tokenizers[0]
-        ends = bpe.word_ends(tokenizer) if len(tokenizer) < SMALL_VOCABULARY else frozenset()
-        tokens = tokenizer.get_vocab()
-        whole = (token for token in sorted(tokens, key=tokens.__getitem__) if token not in ends)
-        words = (t.removesuffix(bpe.WORD_END) for t in whole if t.endswith(bpe.WORD_END))
-        return tuple(word for word in words if len(word) >= 3 and word.isascii() and word.isalpha())
+        """Whole words of the tokenizer: three letters or more, a to z, in its own order."""
+        return bpe.whole_words(self.tokenizers[0])
 
     # -- other people's code -------------------------------------------------------------------
 
@@ -331,16 +325,17 @@ def _upcast(vae: nn.Module) -> Any:
 
 
 def parameters(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters by name, sorted, as they are called in the plain checkpoint; LoRA's are left out."""
-    named = ((_WRAPPING.sub("", name).lstrip("."), value) for name, value in module.named_parameters())
-    return sorted((pair for pair in named if "lora_" not in pair[0]), key=lambda pair: pair[0])
+    """Parameters by name, sorted, called as in the plain checkpoint; a LoRA's are left out."""
+    own = ((name, value) for name, value in module.named_parameters() if "lora_" not in name)
+    named = ((_WRAPPING.sub("", name).lstrip("."), value) for name, value in own)
+    return sorted(named, key=lambda pair: pair[0])
 
 
 def _digest(named: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, value in named:
         if value.is_meta:
-            raise ResourceError(f"{name} is offloaded and cannot be read", "do this before offloading")
+            raise ResourceError(f"{name} is offloaded, so it cannot be read", "do this before that")
         digest.update(f"{name} {list(value.shape)}\n".encode())
         digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().data)
     return digest.hexdigest()
@@ -349,7 +344,7 @@ def _digest(named: Iterable[tuple[str, Tensor]]) -> str:
 def load_base(
     name: str = "demo", device: str = "auto", dtype: str = "auto", prediction: str | None = None
 ) -> Base:
-    """The checkpoint called `name`: "demo", a diffusers folder, a .safetensors file, or hub id[@revision].
+    """The checkpoint called `name`: demo, a folder, a .safetensors file, or a hub id[@revision].
 
     `device`: auto (cuda, then mps, then cpu), cpu, cuda[:n], mps. `dtype`: auto (fp16 on cuda, else
     fp32), float32, float16, bfloat16; the CPU always computes in fp32. `prediction`: epsilon or

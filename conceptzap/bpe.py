@@ -1,4 +1,4 @@
-"""Tokenizers in CLIP's format, built from their merges alone: byte-level BPE, word ends marked `</w>`."""
+"""Tokenizers in CLIP's format from their merges alone: byte-level BPE, word ends marked `</w>`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from transformers import CLIPTokenizer
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 LENGTH = 77
+# a vocabulary this small was made for its captions: a word it spells out is one it never saw
+SMALL = 5000
 CLIP_MERGES = Path(__file__).parent / "configs" / "clip_merges.txt.gz"
 
 Pair = tuple[str, str]
@@ -31,7 +33,8 @@ def tokenizer(merges: Iterable[Pair], pad: str = END) -> CLIPTokenizer:
     """The tokenizer of these merges: 256 bytes, the same at a word's end, merges, start, end."""
     merges = list(merges)
     letters = byte_letters()
-    tokens = [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges), START, END]
+    ends = [letter + WORD_END for letter in letters]
+    tokens = [*letters, *ends, *map("".join, merges), START, END]
     return CLIPTokenizer(
         vocab={token: number for number, token in enumerate(tokens)},
         merges=merges,
@@ -44,13 +47,30 @@ def tokenizer(merges: Iterable[Pair], pad: str = END) -> CLIPTokenizer:
 
 
 def clip_tokenizer(pad: str = END) -> CLIPTokenizer:
-    """CLIP's own tokenizer (49,408 tokens); Stable Diffusion 2 and SDXL's second encoder pad with "!"."""
+    """CLIP's own tokenizer (49,408 tokens). Stable Diffusion 2 and SDXL's second pad with "!"."""
     with gzip.open(CLIP_MERGES, "rt", encoding="utf-8") as lines:
         merges = [tuple(line.split()) for line in lines]
     return tokenizer(merges, pad)
 
 
-def word_ends(tokenizer: CLIPTokenizer) -> frozenset[str]:
+def is_small(tokenizer: CLIPTokenizer) -> bool:
+    return len(tokenizer) < SMALL
+
+
+def whole_words(tokenizer: CLIPTokenizer) -> tuple[str, ...]:
+    """Tokens that are words: three letters or more, a to z, in the tokenizer's order.
+
+    In a small vocabulary the ends of longer words ("rch" of "church") are left out, and with them
+    the few ends that are words as well.
+    """
+    skipped = _word_ends(tokenizer) if is_small(tokenizer) else frozenset()
+    tokens = tokenizer.get_vocab()
+    whole = (token for token in sorted(tokens, key=tokens.__getitem__) if token not in skipped)
+    words = (token.removesuffix(WORD_END) for token in whole if token.endswith(WORD_END))
+    return tuple(word for word in words if len(word) >= 3 and word.isascii() and word.isalpha())
+
+
+def _word_ends(tokenizer: CLIPTokenizer) -> frozenset[str]:
     """Tokens that a merge takes as the end of a longer word."""
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)

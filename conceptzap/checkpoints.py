@@ -1,9 +1,10 @@
-"""Find a checkpoint by its name, load its parts without running any of its code, and check that they fit."""
+"""Find a checkpoint by name, load its parts, run none of its code, and check that they fit."""
 
 from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import nn
 
 from conceptzap import hub, layout, single_file
 from conceptzap.errors import MismatchError, ResourceError, UsageError
-from conceptzap.layout import USABLE, reading
+from conceptzap.layout import AGAIN, USABLE, reading
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo" / "checkpoint"
@@ -40,9 +41,9 @@ class Parts:
 
 
 def read(name: str, dtype: torch.dtype, prediction: str | None = None) -> Parts:
-    """The parts of the checkpoint called `name`, in `dtype`; see `base.load_base` for names and errors."""
+    """The parts of the checkpoint called `name`; names and errors as in `base.load_base`."""
     if prediction not in (None, *PREDICTIONS):
-        raise UsageError(f"--prediction {prediction!r} is unknown", f"use {' or '.join(PREDICTIONS)}")
+        raise UsageError(f"no --prediction {prediction!r}", f"use {' or '.join(PREDICTIONS)}")
     place, identity, revision = _find(name)
     load = single_file.load if place.is_file() else _load_folder
     with _quiet():
@@ -58,10 +59,10 @@ def _find(name: str) -> tuple[Path, str, str]:
         if not (DEMO_FOLDER / "model_index.json").is_file():
             raise ResourceError(f"no demo checkpoint in {DEMO_FOLDER}", "install conceptzap again")
         return DEMO_FOLDER, DEMO, ""
-    path = Path(name).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(name))
+    if os.path.exists(path):
         return path, path.resolve().name.removesuffix(".safetensors"), ""
-    if hub.NAME.fullmatch(name) and not name.startswith(".") and not path.suffix == ".safetensors":
+    if hub.NAME.fullmatch(name) and not name.startswith(".") and path.suffix != ".safetensors":
         folder, commit = hub.fetch(name)
         return folder, name.partition("@")[0], commit
     raise ResourceError(f"there is no checkpoint {name!r}", _advice(path))
@@ -69,8 +70,8 @@ def _find(name: str) -> tuple[Path, str, str]:
 
 def _advice(path: Path) -> str:
     near: list[str] = []
-    if path.parent.is_dir():
-        names = [entry.name for entry in path.parent.iterdir()]
+    if os.path.isdir(path.parent):
+        names = os.listdir(path.parent)
         near = difflib.get_close_matches(path.name, names, n=1)
     if near:
         return f"did you mean {path.parent / near[0]}?"
@@ -78,7 +79,7 @@ def _advice(path: Path) -> str:
 
 
 def family_of(config: Any, encoders: tuple[nn.Module, ...]) -> str:
-    """sd1, sd2 or sdxl, by structure: SDXL has two text encoders, 2.x wide text or linear projections."""
+    """sd1, sd2 or sdxl: SDXL has two text encoders, 2.x wide text or linear projections."""
     if len(encoders) == 2:
         return "sdxl"
     wide = config.cross_attention_dim == SD2_WIDTH or config.use_linear_projection
@@ -90,7 +91,7 @@ def family_of(config: Any, encoders: tuple[nn.Module, ...]) -> str:
 
 def _load_folder(folder: Path, dtype: torch.dtype, asked: str | None) -> dict[str, Any]:
     index = folder / "model_index.json"
-    if not index.is_file():
+    if not os.path.isfile(index):
         raise ResourceError(f"{folder} is no diffusers checkpoint: no model_index.json", USABLE)
     parts = layout.check_index(layout.read_json(index), str(folder))
     loaded = {part: _load_part(folder, part, dtype) for part in parts}
@@ -127,7 +128,7 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
             output_loading_info=True,
         )
     if missing := sorted(report["missing_keys"]):
-        raise MismatchError(f"{folder / part} lacks {_some(missing)}", "get the checkpoint again")
+        raise MismatchError(f"{folder / part} lacks {_some(missing)}", AGAIN)
     return module
 
 
@@ -139,13 +140,13 @@ def _check(found: dict[str, Any], name: str) -> None:
     width = sum(encoder.config.hidden_size for encoder in encoders)
     if unet.config.cross_attention_dim != width:
         raise MismatchError(
-            f"{name} does not fit together: its text encoders give {width} numbers a token, its UNet"
-            f" reads {unet.config.cross_attention_dim}",
+            f"{name} does not fit together: its text encoders give {width} numbers a token,"
+            f" its UNet reads {unet.config.cross_attention_dim}",
             "the text encoder is another model's",
         )
     if unet.config.in_channels != found["vae"].config.latent_channels:
         raise MismatchError(
-            f"{name} takes {unet.config.in_channels} channels: inpainting, depth or upscaling", USABLE
+            f"{name} takes {unet.config.in_channels} channels: inpainting or upscaling", USABLE
         )
     if not isinstance(unet.config.sample_size, int):
         raise MismatchError(f"{name} does not draw square pictures", USABLE)
@@ -162,7 +163,7 @@ def _check(found: dict[str, Any], name: str) -> None:
 def _check_tokenizer(config: Any, tokenizer: Any, name: str) -> None:
     if len(tokenizer) > config.vocab_size:
         raise MismatchError(
-            f"{name} does not fit together: {len(tokenizer)} tokens, embeddings for {config.vocab_size}",
+            f"{name} does not fit together: {len(tokenizer)} tokens, {config.vocab_size} rows for them",
             "the tokenizer is another model's",
         )
     length = config.max_position_embeddings
@@ -172,12 +173,12 @@ def _check_tokenizer(config: Any, tokenizer: Any, name: str) -> None:
 def _check_weights(module: nn.Module, name: str) -> None:
     kind = type(module).__name__
     if missing := [key for key, value in module.named_parameters() if value.is_meta]:
-        raise MismatchError(f"the {kind} of {name} lacks {_some(missing)}", "get the checkpoint again")
+        raise MismatchError(f"the {kind} of {name} lacks {_some(missing)}", AGAIN)
     broken = [key for key, value in module.named_parameters() if not value.isfinite().all()]
     if broken:
         raise ResourceError(
             f"the {kind} of {name} holds NaN or infinity in {_some(broken)}",
-            "get the checkpoint again, or use --dtype float32",
+            f"{AGAIN}, or use --dtype float32",
         )
 
 
@@ -201,7 +202,8 @@ def _quiet() -> Iterator[None]:
 
     names = ("diffusers", "transformers")
     levels = [logging.getLogger(name).level for name in names]
-    libraries = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
+    libraries = (diffusers_logging, transformers_logging)
+    libraries = [library for library in libraries if library.is_progress_bar_enabled()]
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
     for library in libraries:

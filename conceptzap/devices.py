@@ -34,7 +34,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device(found[0])
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or not (index or "0").isdecimal():
-        raise UsageError(f"--device {name!r} is no device", f"use auto or one of: {', '.join(found)}")
+        raise UsageError(f"--device {name!r} is no device", f"use auto or: {', '.join(found)}")
     exact = f"cuda:{int(index or 0)}" if kind == "cuda" else kind
     if exact not in found:
         raise ResourceError(f"this machine has no {name}", f"available: {', '.join(found)}")

@@ -1,4 +1,4 @@
-"""Checkpoints from the Hugging Face hub: only what is needed, safetensors only, one line when offline."""
+"""Checkpoints from the Hugging Face hub: what is needed, as safetensors, one line when offline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAIN = ["model_index.json", "scheduler/*.json", "tokenizer/*", "tokenizer_2/*"]
 
 
 def fetch(name: str) -> tuple[Path, str]:
-    """The local folder of hub id `owner/name[@revision]` and the commit it is; cached by the hub's client.
+    """The local folder of hub id `owner/name[@revision]`, and its commit; kept in the hub's cache.
 
     Raises `ResourceError` when it does not exist, is closed, comes as pickle, or cannot be reached
     and is not in the cache; `MismatchError` before anything big is downloaded.
@@ -75,7 +75,7 @@ def _answering(name: str) -> Iterator[None]:
             f"{name} is closed to you", "accept its terms on the hub and run: hf auth login"
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ResourceError(f"the hub has no {name}", "check the spelling and the revision") from error
+        raise ResourceError(f"the hub has no {name}", "check its spelling and revision") from error
     except LocalEntryNotFoundError as error:
         raise ResourceError(
             f"{name} is no folder here, not in the cache, and the hub cannot be reached",

@@ -1,4 +1,4 @@
-"""What a checkpoint in diffusers layout must hold, and what is refused before anything is opened. No torch."""
+"""What a checkpoint folder must hold, and what is refused before it is opened. No torch."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ WEIGHTS = {
     "text_encoder_2": "model",
 }
 USABLE = "use a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
+NO_CROSS_ATTENTION = (
+    "text and picture share one attention there, so it has no cross-attention text layers to edit"
+)
+AGAIN = "get the checkpoint again"
 CONVERT = "a pickle can run code and is never read; convert it to .safetensors elsewhere"
 
 
@@ -49,7 +53,7 @@ def reading(what: str) -> Iterator[None]:
     # a broken file makes third-party loaders raise anything from KeyError to RuntimeError
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ResourceError(f"{what} cannot be read: {reason}", "get the checkpoint again") from error
+        raise ResourceError(f"{what} cannot be read: {reason}", AGAIN) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def read_json(path: Path) -> dict[str, Any]:
     with reading(str(path)):
         value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
-        raise ResourceError(f"{path} cannot be read: it holds no JSON object", "get the checkpoint again")
+        raise ResourceError(f"{path} cannot be read: no JSON object", AGAIN)
     return value
 
 
@@ -81,11 +85,6 @@ def check_index(index: dict[str, Any], name: str) -> list[str]:
     return wanted
 
 
-NO_CROSS_ATTENTION = (
-    "text and picture share one attention there, so it has no cross-attention text layers to edit"
-)
-
-
 def _patterns(stem: str, variant: str) -> re.Pattern[str]:
     shard = r"-\d+-of-\d+"
     return re.compile(
@@ -106,11 +105,11 @@ def weight_files(names: Iterable[str], component: str, base: str) -> tuple[str |
             return variant, found
     if any(name.endswith(PICKLES) for name in names):
         raise ResourceError(f"the {component} of {base} comes as a pickle only", CONVERT)
-    raise ResourceError(f"{base} has no weights for its {component}", "get the checkpoint again")
+    raise ResourceError(f"{base} has no weights for its {component}", AGAIN)
 
 
 def check_component(folder: Path, component: str) -> str | None:
-    """The variant of a component's weights, once its folder is sound: plain config, safetensors only."""
+    """The variant of a component's weights, once its folder is sound: safetensors only."""
     place = folder / component
     config = read_json(place / "config.json")
     if "quantization_config" in config or (place / "adapter_config.json").exists():
@@ -120,5 +119,5 @@ def check_component(folder: Path, component: str) -> str | None:
     for index in (place / name for name in files if name.endswith(".json")):
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not set(shards.values()) <= set(files):
-            raise ResourceError(f"{index} names weights that are not there", "get the checkpoint again")
+            raise ResourceError(f"{index} names weights that are not there", AGAIN)
     return variant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -77,12 +78,12 @@ def side_by_side(rows: Sequence[tuple[str, Sequence[np.ndarray]]], scale: int = 
     if not pictures:
         raise ValueError("a contact sheet needs a picture")
     high, wide = (max(one.shape[axis] for one in pictures) + GAP for axis in (0, 1))
-    left = _label_width([label for label, _ in rows]) + GAP
+    left = _label_width([_drawable(label) for label, _ in rows]) + GAP
     columns = max(len(row) for _, row in enlarged)
-    sheet = Image.new("RGB", (left + columns * wide + GAP, len(rows) * high + GAP), PAPER)
+    sheet = Image.new("RGB", (left + columns * wide, len(rows) * high + GAP), PAPER)
     for index, (label, row) in enumerate(enlarged):
         top = GAP + index * high
-        _write_label(sheet, label, left, top, high - GAP)
+        _write_label(sheet, _drawable(label), left, top, high - GAP)
         for column, one in enumerate(row):
             sheet.paste(Image.fromarray(one), (left + column * wide, top))
     return np.asarray(sheet)
@@ -96,15 +97,22 @@ def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(FONT_SIZE)
 
 
+def _drawable(label: str) -> str:
+    """The label in ASCII, which is all that Pillow's own font has: no accents, ? for the rest."""
+    letters = unicodedata.normalize("NFKD", escape(label))
+    plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return plain.encode("ascii", "replace").decode()
+
+
 def _label_width(labels: Sequence[str]) -> int:
     """Pixels the widest label takes, at most `LABEL_WIDTH`; 0 when there are none."""
-    widest = max((_font().getlength(escape(label)) for label in labels if label), default=-GAP)
+    widest = max((_font().getlength(label) for label in labels if label), default=-GAP)
     return min(LABEL_WIDTH, int(widest) + GAP)
 
 
 def _write_label(sheet: Image.Image, label: str, left: int, top: int, height: int) -> None:
     """The label beside its row, centred; broken into lines where too wide, cut where too long."""
-    lines = _lines(escape(label), left - 2 * GAP)
+    lines = _lines(label, left - 2 * GAP)
     line_height = FONT_SIZE + 3
     shown = lines[: max(1, height // line_height)]
     draw = ImageDraw.Draw(sheet)

@@ -1,8 +1,8 @@
 """`conceptzap.lock`: which erasures have to be in force on which base, pinned by digest. No torch.
 
-A policy holds whole or not at all. It has no switch to weaken it: no optional check, no strength, no
-environment variable, no key. Whoever wants another policy writes another file, whose digest is then
-in every picture. Under version control it also tells a substituted or older file from the right one.
+A policy holds whole or not at all. Nothing weakens it: no strength, no key, no environment
+variable. Whoever wants another policy writes another file, whose digest is then in every picture.
+Under version control it also tells a substituted or older file from the right one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ LIMIT = 2**20
 PARTS = ("attn2", "text", "unet")
 EVERYTHING = ("unet",)
 TOP = {"schema": str, "conceptzap": str, "base": dict, "files": list}
-BASE = {"name": str, "family": str, "id": str, "revision": str, "signature": str, "fingerprint": dict}
+BASE = {
+    "name": str,
+    "family": str,
+    "id": str,
+    "revision": str,
+    "signature": str,
+    "fingerprint": dict,
+}
 FILE = {"path": str, "sha256": str, "digest": str, "concepts": list, "required": bool}
 ANEW = "write it anew with: conceptzap lock"
 
@@ -228,7 +235,9 @@ def _folder(lock: Path) -> Path:
 
 def _named(lock: Path, files: Iterable[Path]) -> dict[str, Path]:
     """Path as the lock names it -> file; the same one twice counts once."""
-    places = {Path(os.path.realpath(Path(file).parent)) / Path(file).name: Path(file) for file in files}
+    places = {
+        Path(os.path.realpath(Path(file).parent)) / Path(file).name: Path(file) for file in files
+    }
     folder = _folder(Path(lock))
     return {Path(os.path.relpath(place, folder)).as_posix(): file for place, file in places.items()}
 
@@ -241,9 +250,6 @@ def _pin(name: str, file: Path) -> tuple[Pinned, Erasure]:
         raise FormatError(f"{escape(file)}: {error}", error.hint) from error
     sha256 = hashlib.sha256(data).hexdigest()
     return Pinned(name, sha256, erasure.digest, erasure.header.concepts), erasure
-
-
-# -- the file --------------------------------------------------------------------------------------
 
 
 def _encode(policy: Policy) -> bytes:
@@ -260,7 +266,9 @@ def _encode(policy: Policy) -> bytes:
     try:
         return "\n".join([*lines, ""]).encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"cannot lock {escape(policy.path)}: a name is not UTF-8", "rename it") from error
+        raise UsageError(
+            f"cannot lock {escape(policy.path)}: a name is not UTF-8", "rename it"
+        ) from error
 
 
 def _pairs(table: Mapping[str, Json]) -> list[str]:

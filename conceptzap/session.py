@@ -3,7 +3,7 @@
 A checkpoint is a folder `step-000120/` of `state.safetensors` (parameters, Adam's moments and step
 counts), `meta.json` (step, config, sha256 of the state) and `DONE` (sha256 of `meta.json`). It is
 made under a hidden name, synced and then renamed, so a name that can be seen is whole; the digests
-catch what a disk does to it afterwards. Nothing in it is pickled, and no state of a random generator
+catch what a disk does to it afterwards. Nothing in it is pickled, and no random generator's state
 is kept: losses draw from a generator seeded by (seed, step).
 """
 
@@ -127,7 +127,7 @@ class Session:
             yield stop
 
     def restore(self) -> State:
-        """The newest whole checkpoint, or step 0; raises `MismatchError` if it has another config."""
+        """The newest whole checkpoint, or step 0; `MismatchError` if it has another config."""
         self._sound, self._damaged = _checkpoints(self.folder), []
         while self._sound:
             try:
@@ -309,7 +309,9 @@ def _signals(stop: Stop) -> Iterator[None]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
+        heard = [
+            s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN
+        ]
         before = {signum: signal.signal(signum, handle) for signum in heard}
     try:
         yield

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 UNITS = ("bytes", "kB", "MB", "GB")
 PIPE_WIDTH = 160
+DEFAULT_BASE = "demo"
 _settings = {"quiet": False}
 
 
@@ -150,7 +151,7 @@ def erased_record(made: Any) -> dict[str, Any]:
     }
 
 
-def erased(record: Mapping[str, Any], concept: str) -> None:
+def erased(record: Mapping[str, Any], concept: str, base: str) -> None:
     """How an erasure ends: scores, size, picture and the next command; the path on stdout."""
     if record["scores"] and not is_quiet():
         console(sys.stderr).print(score_table(record["scores"]))
@@ -162,9 +163,9 @@ def erased(record: Mapping[str, Any], concept: str) -> None:
         note(f"before and after: {shown(record['preview'])}")
     if record["key"]:
         note(f"the key that restores it: {shown(record['key'])}")
-    note(
-        f"next: conceptzap generate {quoted(concept)} --with {quoted(shown(record['path']))} --compare"
-    )
+    words = [concept, "--with", shown(record["path"]), "--compare"]
+    words += [] if base == DEFAULT_BASE else ["--base", base]
+    note(f"next: conceptzap generate {' '.join(map(quoted, words))}")
     lines([record["path"]])
 
 

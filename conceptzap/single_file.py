@@ -28,12 +28,13 @@ TEXT = {
     "sd2": "cond_stage_model.model.token_embedding.weight",
     "sd1": "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
 }
-JOINT = ("joint_blocks.", "double_blocks.", "transformer_blocks.", "cap_embedder.")
+# parts of tensor names of SD3, FLUX and their like, in the original and in diffusers' layout
+JOINT = ("joint_blocks.", "double_blocks.", ".add_k_proj.", "cap_embedder.")
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """What the header of a file says: its family, what it predicts (None: not said), zero end SNR."""
+    """What the header of a file says: family, prediction (None: not said), zero terminal SNR."""
 
     family: str
     prediction: str | None
@@ -41,9 +42,12 @@ class Sketch:
 
 
 def sketch(path: Path) -> Sketch:
-    """The sketch of the file; `MismatchError` for anything but a whole Stable Diffusion checkpoint."""
+    """What the header of a file says; `MismatchError` for all but a whole checkpoint."""
     if path.suffix.lower() in PICKLES:
         raise ResourceError(f"{path} is a pickle", CONVERT)
+    # diffusers goes by the suffix, and takes all but this one for a pickle
+    if path.suffix != ".safetensors":
+        raise ResourceError(f"{path} is no .safetensors file", USABLE)
     with reading(str(path)), safe_open(path, "pt") as file:
         keys, said = set(file.keys()), file.metadata() or {}
         channels = file.get_slice(FIRST).get_shape()[1] if FIRST in keys else 0
@@ -62,7 +66,7 @@ def sketch(path: Path) -> Sketch:
 
 def _check_keys(path: Path, keys: set[str], said: dict[str, str], channels: int) -> None:
     if said.get("format", "").startswith("lprompt/"):
-        raise MismatchError(f"{path} is an erasure, not a checkpoint", "name it after --with instead")
+        raise MismatchError(f"{path} is an erasure, not a checkpoint", "give it as --with instead")
     if channels == 4:
         return
     if channels:
@@ -74,22 +78,22 @@ def _check_keys(path: Path, keys: set[str], said: dict[str, str], channels: int)
 
 
 def settle_prediction(family: str, said: str | None, asked: str | None, name: str) -> str:
-    """What the checkpoint predicts: as asked, else as it says, else noise but for Stable Diffusion 2.
+    """What the checkpoint predicts: as asked, else as it says, else noise.
 
-    Raises `UsageError` where Stable Diffusion 2 says nothing: its two kinds have the same shapes.
+    Raises `UsageError` for a Stable Diffusion 2 that says nothing: its two kinds share one shape.
     """
     if asked or said:
         return asked or said
     if family == "sd2":
         raise UsageError(
             f"{name} does not say whether it predicts noise or v",
-            "give --prediction epsilon (512 px models) or --prediction v_prediction (768 px models)",
+            "give --prediction epsilon (512 px) or --prediction v_prediction (768 px)",
         )
     return "epsilon"
 
 
 def load(path: Path, dtype: torch.dtype, asked: str | None) -> dict[str, Any]:
-    """Modules, tokenizers and scheduler config of the file, by the configs shipped with the package."""
+    """Modules, tokenizers and scheduler config of the file, built by the shipped configs."""
     found = sketch(path)
     prediction = settle_prediction(found.family, found.prediction, asked, str(path))
     config = CONFIGS / found.family
@@ -126,9 +130,15 @@ def _assemble(path: Path, family: str, tokenizers: tuple[Any, ...], dtype: torch
 
     tensors = load_file(path)
     config = CONFIGS / family
-    unet = _convert(UNet2DConditionModel, layouts.convert_ldm_unet_checkpoint, tensors, config / "unet", dtype)
-    vae = _convert(AutoencoderKL, layouts.convert_ldm_vae_checkpoint, tensors, config / "vae", dtype)
-    given = {"unet": unet, "vae": vae, "tokenizer": tokenizers[0]}
+    kinds = {
+        "unet": (UNet2DConditionModel, layouts.convert_ldm_unet_checkpoint),
+        "vae": (AutoencoderKL, layouts.convert_ldm_vae_checkpoint),
+    }
+    given: dict[str, Any] = {
+        part: _convert(cls, convert, tensors, config / part, dtype)
+        for part, (cls, convert) in kinds.items()
+    }
+    given["tokenizer"] = tokenizers[0]
     if family == "sdxl":
         given["tokenizer_2"] = tokenizers[1]
     pipeline = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline

@@ -1,4 +1,4 @@
-"""Tiny random Stable Diffusions of every family, built in about a second: for tests, ours and yours."""
+"""Tiny random Stable Diffusions of every family, built in a moment: for tests, ours and yours."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from conceptzap.bpe import WORD_END, Pair, clip_tokenizer, tokenizer
 from conceptzap.single_file import PADS
 
 WORDS = """
-    a an the of in by with and style photo picture painting drawing sketch cat kitty dog horse church
-    house castle tree apple car van gogh monet pencil oil naked person red blue big small two
+    a an the of in by with and style photo picture painting drawing sketch cat kitty dog horse
+    church house castle tree apple car van gogh monet pencil oil naked person red blue big small two
 """.split()
 FAMILIES = ("sd1", "sd2", "sdxl")
 PREDICTION = {"sd1": "epsilon", "sd2": "v_prediction", "sdxl": "epsilon"}
@@ -63,7 +63,9 @@ def tiny(
     ).frozen()
 
 
-def save_tiny(folder: Path, family: str = "sd1", prediction: str | None = None, seed: int = 0) -> Path:
+def save_tiny(
+    folder: Path, family: str = "sd1", prediction: str | None = None, seed: int = 0
+) -> Path:
     """`tiny` written to `folder` as diffusers writes a pipeline; returns the folder."""
     tiny(family, prediction, seed).pipeline().save_pretrained(str(folder), safe_serialization=True)
     return Path(folder)

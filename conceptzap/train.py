@@ -23,7 +23,6 @@ from conceptzap.errors import MismatchError, ResourceError, UsageError
 from conceptzap.session import Session, State, Unkept
 
 Losses = Callable[[int, int, int], Generator[tuple[str, Tensor, str], None, None]]
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ def train(
     stopped and taken up equals one that was not, bit for bit on a CPU.
 
     Running out of memory is answered once, with halved batches from there on. Raises `UsageError`
-    (`steps` < 1), `ResourceError` (no memory at half batch either, or a loss or gradient that is not
-    finite; the state before that step is kept), `MismatchError` (a checkpoint of another run),
+    (`steps` < 1), `ResourceError` (no memory at half batch either; a loss or gradient that is not
+    finite: the state before that step is kept), `MismatchError` (a checkpoint of another run),
     `Interrupted` (a signal, with the state saved).
     """
     if steps < 1:
@@ -114,7 +113,11 @@ class _Trainer:
         # one loop over the parameters: the fused and foreach forms may round otherwise elsewhere
         self.adams = {
             name: torch.optim.Adam(
-                list(group.params.values()), lr=group.lr, betas=group.betas, foreach=False, fused=False
+                list(group.params.values()),
+                lr=group.lr,
+                betas=group.betas,
+                foreach=False,
+                fused=False,
             )
             for name, group in groups.items()
         }
@@ -159,7 +162,7 @@ class _Trainer:
                 raise _diverged(f"the gradient of {name!r} is {norm.item()}", step)
 
     def update(self, step: int) -> None:
-        """Adam's step where there are gradients; raises `ResourceError`, the state then being torn."""
+        """Adam's step where there are gradients; after a `ResourceError` the state is torn."""
         try:
             for adam in self.adams.values():
                 adam.step()
@@ -184,7 +187,7 @@ class _Trainer:
             torch.cuda.empty_cache()
 
     def state(self, step: int) -> State:
-        """Everything the next step depends on, as copies on the CPU named `group/parameter/slot`."""
+        """What the next step depends on: copies on the CPU, named `group/parameter/slot`."""
         tensors = {}
         for name, parameter, adam in self._parameters():
             slots = {"value": parameter, **adam.state.get(parameter, {})}
@@ -193,10 +196,12 @@ class _Trainer:
         return State(step, self.parts, tensors)
 
     def restore(self, state: State) -> int:
-        """Take a state up and return its step; raises `MismatchError` if it has other parameters."""
+        """Take a state up, return its step; `MismatchError` if it has other parameters."""
         if not state.tensors:
             return 0
-        saved = {name: list(t.shape) for name, t in state.tensors.items() if name.endswith("/value")}
+        saved = {
+            name: list(t.shape) for name, t in state.tensors.items() if name.endswith("/value")
+        }
         here = {f"{name}/value": list(p.shape) for name, p, _ in self._parameters()}
         if saved != here:
             raise MismatchError(
@@ -205,10 +210,17 @@ class _Trainer:
         self.parts = state.parts
         for name, parameter, adam in self._parameters():
             parameter.data.copy_(state.tensors[f"{name}/value"])
-            slots = {s: state.tensors.get(f"{name}/{s}") for s in MOMENTS}
-            if slots["step"] is not None:
-                moved = {s: slots[s].to(parameter.device) for s in MOMENTS if s != "step"}
-                adam.state[parameter] = {**moved, "step": slots["step"]}
+            if f"{name}/step" in state.tensors:
+                # Adam keeps its count of steps on the CPU
+                places = {
+                    "exp_avg": parameter.device,
+                    "exp_avg_sq": parameter.device,
+                    "step": "cpu",
+                }
+                adam.state[parameter] = {
+                    slot: state.tensors[f"{name}/{slot}"].to(place)
+                    for slot, place in places.items()
+                }
         return state.step
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Adam]]:
@@ -234,5 +246,5 @@ def _shortage(error: BaseException) -> str:
 
 def _free_bytes() -> int:
     if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
+        return int(torch.cuda.mem_get_info()[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read once, when torch is imported
+# read once, when torch and the hub's client are imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
@@ -14,6 +16,8 @@ import torch
 
 from conceptzap.base import Base
 from conceptzap.testing import FAMILIES, tiny
+
+HERE = (None, "", "localhost", "127.0.0.1", "::1")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,28 +28,27 @@ def one_thread() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
     """Sockets of this process reach this machine and no further."""
-    connect = socket.socket.connect
 
-    def refuse(self: socket.socket, address: object) -> None:
-        local = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost")
-        if not local:
-            raise OSError(f"the tests reached for the network: {address}")
-        connect(self, address)
+    def guarded(call: Callable[..., Any]) -> Callable[..., Any]:
+        def connect(self: socket.socket, address: Any) -> Any:
+            if self.family != socket.AF_UNIX and address[0] not in HERE:
+                raise OSError(f"the tests reached for the network: {address}")
+            return call(self, address)
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(socket.socket, "connect", refuse)
-    patch.setattr(socket, "getaddrinfo", _resolve)
-    yield
-    patch.undo()
+        return connect
 
+    resolve = socket.getaddrinfo
 
-_getaddrinfo = socket.getaddrinfo
+    def look_up(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host not in HERE:
+            raise OSError(f"the tests reached for the network: {host}")
+        return resolve(host, *args, **kwargs)
 
-
-def _resolve(host: object, *args: object, **kwargs: object) -> object:
-    if host not in (None, "127.0.0.1", "::1", "localhost"):
-        raise OSError(f"the tests reached for the network: {host}")
-    return _getaddrinfo(host, *args, **kwargs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+        patch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+        patch.setattr(socket, "getaddrinfo", look_up)
+        yield
 
 
 @pytest.fixture(scope="session")

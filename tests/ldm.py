@@ -59,7 +59,11 @@ def write(base: Base, path: Path, metadata: dict[str, str] | None = None) -> Pat
     tensors = {f"model.diffusion_model.{name}": v for name, v in _unet(base.unet).items()}
     tensors |= {f"first_stage_model.{name}": v for name, v in _vae(base.vae).items()}
     tensors |= _text(base)
-    save_file({name: v.detach().half().contiguous().clone() for name, v in tensors.items()}, path, metadata)
+    save_file(
+        {name: v.detach().half().contiguous().clone() for name, v in tensors.items()},
+        path,
+        metadata,
+    )
     return path
 
 
@@ -71,7 +75,9 @@ def _rename(name: str, rules: Rules) -> str:
 
 def _unet(unet: nn.Module) -> dict[str, Tensor]:
     stride = unet.config.layers_per_block + 1
-    attending = [name for name, _ in unet.named_modules() if re.fullmatch(r"up.*attentions\.\d+", name)]
+    attending = [
+        name for name, _ in unet.named_modules() if re.fullmatch(r"up.*attentions\.\d+", name)
+    ]
 
     def block(match: re.Match[str]) -> str:
         way, number, kind, inner = match[1], int(match[2]), match[3], int(match[4])
@@ -87,7 +93,8 @@ def _unet(unet: nn.Module) -> dict[str, Tensor]:
 
     def name_of(name: str) -> str:
         name = _rename(name, RESNET) if ".resnets." in name else name
-        place = r"^(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)(\.conv)?"
+        kinds = "resnets|attentions|downsamplers|upsamplers"
+        place = rf"^(down|up)_blocks\.(\d+)\.({kinds})\.(\d+)(\.conv)?"
         return _rename(re.sub(place, block, name), UNET)
 
     return {name_of(name): value for name, value in parameters(unet)}
@@ -98,7 +105,9 @@ def _vae(vae: nn.Module) -> dict[str, Tensor]:
 
     def name_of(name: str) -> str:
         name = re.sub(
-            r"up_blocks\.(\d+)", lambda m: f"up.{top - int(m[1])}", re.sub(r"down_blocks", "down", name)
+            r"up_blocks\.(\d+)",
+            lambda m: f"up.{top - int(m[1])}",
+            re.sub(r"down_blocks", "down", name),
         )
         name = re.sub(r"(up|down)\.(\d+)\.resnets\.", r"\1.\2.block.", name)
         name = re.sub(r"(up|down)samplers\.0\.conv", r"\1sample.conv", name)
@@ -106,7 +115,9 @@ def _vae(vae: nn.Module) -> dict[str, Tensor]:
 
     def shaped(name: str, value: Tensor) -> Tensor:
         linear = re.search(r"attentions\.0\.to_.*weight$", name)
-        return value[:, :, None, None] if linear else value  # the original attends by 1 x 1 convolutions
+        return (
+            value[:, :, None, None] if linear else value
+        )  # the original attends by 1 x 1 convolutions
 
     return {name_of(name): shaped(name, value) for name, value in parameters(vae)}
 

@@ -1,4 +1,4 @@
-"""Small erasures made by hand, as torch-free values, and files that are wrong in exactly one way."""
+"""Small erasures made by hand, without torch, and files that are wrong in exactly one way."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def tensor(dtype: str, *shape: int, seed: int = 0) -> Raw:
     if dtype == "BOOL":
         return Raw(dtype, shape, bytes(draw.randrange(2) for _ in range(count)))
     code = {"F32": "f", "F16": "e"}[dtype]
-    return Raw(dtype, shape, struct.pack(f"<{count}{code}", *(draw.uniform(-1, 1) for _ in range(count))))
+    values = (draw.uniform(-1, 1) for _ in range(count))
+    return Raw(dtype, shape, struct.pack(f"<{count}{code}", *values))
 
 
 def base(family: str = "sd1") -> BaseRef:
@@ -59,8 +60,8 @@ def rich() -> Erasure:
     rows = {"tokens_k": tensor("F16", 2, 6), "tokens_v": tensor("F16", 2, 6, seed=1)}
     pair = {"into": tensor("F32", 4, 1), "down": tensor("F32", 1, 4)}
     conv = {"up": tensor("F16", 6, 1, 1, 1), "down": tensor("F16", 1, 6, 3, 3)}
-    adapter = {slot: tensor("F32", *shape) for slot, shape in
-               (("up", (6, 2)), ("down", (2, 6)), ("bias", (2,)), ("center", (6,)))}
+    shapes = {"up": (6, 2), "down": (2, 6), "bias": (2,), "center": (6,)}
+    adapter = {slot: tensor("F32", *shape) for slot, shape in shapes.items()}
     edits = (
         Edit("tokens", (CROSS,), prompt, gates=(gate,)),
         Edit("tokens", (f"{CROSS}.0", CROSS), rows, gates=(gate, window), scale=0.5, role="key"),

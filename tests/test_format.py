@@ -1,4 +1,4 @@
-"""A value and its file: one sequence of bytes, the same value back, readable by safetensors itself."""
+"""A value and its file: one sequence of bytes, the same value back, and safetensors reads it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conceptzap import container, format, record
-from conceptzap.edit import Edit, Erasure, Raw, content_name, raw, stack
+from conceptzap.edit import Edit, Erasure, Gate, Raw, content_name, raw, stack
 from conceptzap.errors import FormatError, UsageError
 from tests.samples import CROSS, base, header, match, rich, small, tensor, torch_like
 
@@ -131,11 +131,8 @@ def test_seal_is_what_the_file_gives_back(tmp_path):
 
 def test_shared_gate_is_stored_once_and_stays_shared():
     gate = match()
-    edits = tuple(
-        Edit("tokens", (site,), {"prompt_k": tensor("F16", 1, 4), "prompt_v": tensor("F16", 1, 4)},
-             gates=(gate,))
-        for site in (CROSS, f"{CROSS}.1")
-    )
+    prompt = {"prompt_k": tensor("F16", 1, 4), "prompt_v": tensor("F16", 1, 4)}
+    edits = tuple(Edit("tokens", (site,), prompt, gates=(gate,)) for site in (CROSS, "unet.attn2"))
     sealed = format.seal(Erasure(header(), edits))
     assert sealed.edits[0].gates[0] is sealed.edits[1].gates[0]
     _, entries, _ = container.split(format.dumps(sealed))
@@ -144,8 +141,11 @@ def test_shared_gate_is_stored_once_and_stays_shared():
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False,
-    allow_infinity=False) | TEXT,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
@@ -213,7 +213,7 @@ def stacked(path: Path, *erasures: Erasure) -> bytes:
 
 def test_stacks_have_one_form(tmp_path):
     a, b = rich(), small()
-    b = replace(b, header=replace(b.header, title="church", concepts=("church",), anchors=("house",)))
+    b = replace(b, header=header(title="church", concepts=("church",), anchors=("house",)))
     c = replace(b, edits=(replace(b.edits[0], scale=0.5),))
     a = replace(a, header=replace(a.header, parents=()))
     both = stacked(tmp_path, a, b)
@@ -335,8 +335,15 @@ def with_header(**fields) -> Erasure:
     return replace(small(), header=header(**fields))
 
 
+def with_gate(gate: Gate) -> Erasure:
+    return replace(small(), edits=(replace(small().edits[0], gates=(gate,)),))
+
+
 NOT_WRITTEN = {
-    "NaN": (lambda: with_values(delta=torch.tensor([[1.0, float("nan")]])), "1 values that are NaN"),
+    "NaN": (
+        lambda: with_values(delta=torch.tensor([[1.0, float("nan")]])),
+        "1 values that are NaN",
+    ),
     "infinite half": (
         lambda: with_values(delta=torch.tensor([[70000.0, 1.0]]).half()),
         "1 values that are NaN",
@@ -359,9 +366,7 @@ NOT_WRITTEN = {
     "nested too deeply": (lambda: with_header(extra={"a": [[[[[[[[1]]]]]]]]}), "nested"),
     "strength 3": (lambda: replace(small(), edits=(small().edits[0].scaled(3),)), "no scale"),
     "threshold that is a whole number": (
-        lambda: replace(
-            small(), edits=(replace(small().edits[0], gates=(replace(match(), params={"threshold": 1}),)),)
-        ),
+        lambda: with_gate(replace(match(), params={"threshold": 1})),
         "not of type float",
     ),
 }

@@ -224,9 +224,11 @@ def set_first(**fields: Any) -> bytes:
 
 def moved(start: int, end: int, more: bytes = b"") -> bytes:
     """The tensor that lies second, moved."""
+
     def change(entries: dict[str, Any]) -> None:
         last = max(entries.values(), key=lambda entry: entry["data_offsets"])
         last["data_offsets"] = [start, end]
+
     return relaid(change, more)
 
 
@@ -234,6 +236,7 @@ def swapped() -> bytes:
     def change(entries: dict[str, Any]) -> None:
         one, other = entries.values()
         one["data_offsets"], other["data_offsets"] = other["data_offsets"], one["data_offsets"]
+
     return relaid(change)
 
 
@@ -306,10 +309,12 @@ CONTAINER = {
     "tensor twice": (retext(twice), "twice"),
     "tensor twice, escaped": (retext(twice_escaped), "twice"),
     "metadata entry twice": (
-        retext(lambda t: again(t, b'"format"', b'"format":"lprompt/1"')), "twice"
+        retext(lambda t: again(t, b'"format"', b'"format":"lprompt/1"')),
+        "twice",
     ),
     "metadata twice": (
-        retext(lambda t: again(t, b'"__metadata__"', b'"__metadata__":{}')), "twice"
+        retext(lambda t: again(t, b'"__metadata__"', b'"__metadata__":{}')),
+        "twice",
     ),
     "field in an entry": (set_first(note="hidden"), "only"),
     "entry without shape": (relaid(lambda e: first(e).pop("shape")), "only"),

@@ -28,7 +28,9 @@ SITES = ("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k",)
 
 def erasure(concept: str = "Van Gogh", base: BaseRef = BASE, **changes) -> Erasure:
     """One low-rank edit whose values depend on the concept."""
-    made_on = dataclasses.replace(base, fingerprint={p: base.fingerprint[p] for p in ("attn2", "text")})
+    made_on = dataclasses.replace(
+        base, fingerprint={p: base.fingerprint[p] for p in ("attn2", "text")}
+    )
     generator = torch.Generator().manual_seed(sum(map(ord, concept)))
     tensors = {
         "up": torch.randn(4, 2, generator=generator),
@@ -70,9 +72,6 @@ class Handle:
     def fingerprint(self, sites) -> dict[str, str]:
         assert not all(".attn2" in site for site in sites), "every part has to be asked for"
         return self.prints
-
-
-# -- writing and reading -----------------------------------------------------------------------------
 
 
 def test_what_is_written_is_read_again(lock):
@@ -190,7 +189,8 @@ def test_a_malformed_policy_is_a_usage_error(lock, old, new, told):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff", b"\xef\xbb\xbf" + b"x = 1", b"x = " + b"[" * 100_000, b"\0" * 64, b"#" * 2**21]
+    "data",
+    [b"", b"\xff", b"\xef\xbb\xbf" + b"x = 1", b"x = " + b"[" * 100_000, b"\0" * 64, b"#" * 2**21],
 )
 def test_what_is_no_toml_is_a_usage_error(tmp_path, data):
     (tmp_path / "x.lock").write_bytes(data)
@@ -207,6 +207,7 @@ def test_a_missing_policy_is_a_usage_error(tmp_path, name):
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
+@settings(deadline=None)
 @given(name=TEXT, identity=TEXT, revision=TEXT, concepts=st.lists(TEXT), path=TEXT, part=TEXT)
 def test_the_toml_says_what_was_meant(name, identity, revision, concepts, path, part):
     pins = (policy.Pinned(path, HEX, HEX, tuple(concepts)),)
@@ -219,7 +220,10 @@ def test_the_toml_says_what_was_meant(name, identity, revision, concepts, path, 
     assert tree["files"] == [{**vars(pins[0]), "concepts": concepts}]
 
 
-@given(name=TEXT, identity=TEXT, concepts=st.lists(TEXT), stem=st.text("ab ü\"'\\\n\t#=[]", min_size=1))
+@settings(deadline=None)
+@given(
+    name=TEXT, identity=TEXT, concepts=st.lists(TEXT), stem=st.text("ab ü\"'\\\n\t#=[]", min_size=1)
+)
 def test_any_policy_is_read_as_it_was_written(name, identity, concepts, stem):
     pins = (policy.Pinned(stem, HEX, HEX, tuple(concepts)),)
     base = dataclasses.replace(BASE, id=identity)
@@ -228,7 +232,9 @@ def test_any_policy_is_read_as_it_was_written(name, identity, concepts, stem):
     assert dataclasses.replace(read, digest="") == draft
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None
+)
 @given(data=st.data())
 def test_only_our_errors_escape_from_a_mangled_policy(lock, data):
     good = lock.read_bytes()
@@ -248,9 +254,6 @@ def test_a_name_that_is_not_utf8_is_a_usage_error(tmp_path):
     stored(tmp_path).rename(path)
     with pytest.raises(UsageError, match="UTF-8"):
         policy.write(tmp_path / "x.lock", BASE, "demo", [path])
-
-
-# -- holding -----------------------------------------------------------------------------------------
 
 
 def test_a_policy_holds_when_nothing_was_touched(lock):
@@ -306,7 +309,10 @@ def test_what_is_no_file_does_not_hold(lock, what):
         ({"role": "key"}, "role 'key'"),
         ({"scale": 2.0}, "strength 2, not 1"),
         ({"base": dataclasses.replace(BASE, signature="6" * 64)}, "another architecture"),
-        ({"base": dataclasses.replace(BASE, fingerprint=PRINTS | {"attn2": "1" * 64})}, "checkpoint"),
+        (
+            {"base": dataclasses.replace(BASE, fingerprint=PRINTS | {"attn2": "1" * 64})},
+            "checkpoint",
+        ),
     ],
 )
 def test_a_lock_written_by_hand_cannot_let_them_in(lock, changes, reason):
@@ -328,7 +334,9 @@ def test_a_lock_written_by_hand_cannot_change_a_digest(lock):
 
 
 def test_a_file_that_is_not_required_may_be_absent_but_not_another(lock):
-    change(lock, 'concepts = ["church"]\nrequired = true', 'concepts = ["church"]\nrequired = false')
+    change(
+        lock, 'concepts = ["church"]\nrequired = true', 'concepts = ["church"]\nrequired = false'
+    )
     read, path = policy.read(lock), lock.parent / f"a{format.SUFFIX}"
     assert len(policy.verify_files(read)) == 2
     path.unlink()
@@ -349,16 +357,14 @@ def test_the_version_has_to_be_in_the_range(lock, monkeypatch, version, holds):
 
 
 @pytest.mark.parametrize(
-    ("version", "wanted"), [("0.3.2", ">=0.3.2,<0.4"), ("1.2.0", ">=1.2.0,<2"), ("0.1.0rc1", ">=0.1.0rc1,<0.2")]
+    ("version", "wanted"),
+    [("0.3.2", ">=0.3.2,<0.4"), ("1.2.0", ">=1.2.0,<2"), ("0.1.0rc1", ">=0.1.0rc1,<0.2")],
 )
 def test_the_range_holds_for_the_version_that_wrote_it(tmp_path, monkeypatch, version, wanted):
     monkeypatch.setattr(conceptzap, "__version__", version)
     written = policy.write(tmp_path / "x.lock", BASE, "demo", [stored(tmp_path)])
     assert written.versions == wanted
     assert policy.faults(written) == []
-
-
-# -- base and erasures -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", policy.PARTS)
@@ -426,7 +432,10 @@ def test_only_what_is_pinned_may_be_in_force(lock):
         ([church, gogh, erasure("dog")], "dog is not in it"),
         ([church, gogh.scaled(0.5)], "Van Gogh has the strength 0.5"),
         ([church, gogh.scaled(0)], "Van Gogh has the strength 0"),
-        ([church, gogh, erasure("Van Gogh", role="key")], "Van Gogh holds an edit of the role 'key'"),
+        (
+            [church, gogh, erasure("Van Gogh", role="key")],
+            "Van Gogh holds an edit of the role 'key'",
+        ),
     ]:
         with pytest.raises(RefusedError) as caught:
             policy.check_erasures(read, given_erasures)

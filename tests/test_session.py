@@ -1,4 +1,4 @@
-"""Checkpoints on disk and signals: what is written, what is refused, and what a stop leaves behind."""
+"""Checkpoints on disk and signals: what is written, what is refused, what a stop leaves behind."""
 
 from __future__ import annotations
 
@@ -255,7 +255,9 @@ def test_a_signal_inside_a_step_lets_the_step_finish(tmp_path):
         (signal.SIGINT, signal.SIGTERM, SystemExit),
     ],
 )
-def test_a_second_signal_ends_at_once_with_the_last_checkpoint_whole(tmp_path, first, second, error):
+def test_a_second_signal_ends_at_once_with_the_last_checkpoint_whole(
+    tmp_path, first, second, error
+):
     def losses(step, part, parts):
         yield from toy.losses(step, part, parts)
         if step == 6:

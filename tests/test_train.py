@@ -1,4 +1,4 @@
-"""The optimisation loop: groups, terms, divergence, memory, and equality of stopped and whole runs."""
+"""The optimisation loop: groups, terms, divergence, memory; stopped and whole runs are equal."""
 
 from __future__ import annotations
 
@@ -274,7 +274,10 @@ def test_the_half_batches_of_a_run_go_on_when_it_is_taken_up(tmp_path):
     toy, again, through = Toy(), Toy(), Toy()
     list(train(through.groups(), Scarce(through, 1, MemoryError()), steps=STEPS))
     first = train(
-        toy.groups(), Scarce(toy, 1, MemoryError()), steps=STEPS, session=Session(tmp_path, {}, "", 0)
+        toy.groups(),
+        Scarce(toy, 1, MemoryError()),
+        steps=STEPS,
+        session=Session(tmp_path, {}, "", 0),
     )
     while next(first).step < 8:
         pass

@@ -27,12 +27,10 @@ class Reply:
 
     def to(self, error: BaseException) -> int:
         """Print the answer to `error` and return the exit code."""
-        if isinstance(error, BrokenPipeError):
+        if isinstance(error, BrokenPipeError) or _typer_saw_a_broken_pipe(error):
             # nobody reads any more; keep the interpreter's last flush from saying so
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return SIGPIPE_CODE
-        if isinstance(error, SystemExit) and error.code in (0, None):
-            return 0
         answer = known(error)
         if self.debug:
             traceback.print_exception(error)
@@ -41,6 +39,10 @@ class Reply:
         else:
             print(line(answer), file=sys.stderr, flush=True)
         return answer.exit_code
+
+
+def _typer_saw_a_broken_pipe(error: BaseException) -> bool:
+    return isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
 
 
 class Bug(ConceptZapError):
@@ -55,7 +57,7 @@ def known(error: BaseException) -> ConceptZapError:
         return _usage(error)
     if isinstance(error, (KeyboardInterrupt, Abort)):
         return Interrupted("interrupted", "nothing was left half-written")
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) and error.code == SIGTERM_CODE:
         return Interrupted("terminated", "nothing was left half-written", signum=15)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return ResourceError("out of memory", "use --batch 1 or a smaller checkpoint")

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from conceptzap.cli import _errors
 from conceptzap.cli import _options as options
 
 DEFAULTS = {"base": "demo", "seed": 0, "device": "auto", "dtype": "auto"}
@@ -60,6 +61,7 @@ def run(
     as_json: options.AsJson = False,
 ) -> None:
     from conceptzap import api, config, show
+    from conceptzap.errors import ThresholdError
     from conceptzap.progress import Progress
 
     given = {
@@ -75,6 +77,14 @@ def run(
         planned = api.plan(words, **request)
         show.emit("plan", planned) if as_json else show.plan(planned)
         return
-    made = api.erase(words, **request, report=Progress())
+    bad = []
+    try:
+        made = api.erase(words, **request, report=Progress())
+    except ThresholdError as error:
+        made, bad = error.made, [error]
     record = show.erased_record(made)
-    show.emit("erase", record) if as_json else show.erased(record, words[0])
+    if as_json:
+        show.emit("erase", {**record, **_errors.among(bad)})
+    else:
+        show.erased(record, words[0], request["base"])
+    _errors.leave(bad, as_json)

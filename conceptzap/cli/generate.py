@@ -59,9 +59,13 @@ def run(
     as_json: options.AsJson = False,
 ) -> None:
     from conceptzap import api, show
+    from conceptzap.errors import RefusedError
     from conceptzap.gallery import Gallery, compare_sheet
     from conceptzap.progress import Progress
 
+    if policy and compare:
+        hint = "leave one of --policy and --compare out"
+        raise RefusedError("a comparison would draw without the policy's erasures", hint)
     texts = [*(prompts or ()), *(options.lines(prompt_file) if prompt_file else ())]
     pairs = [options.erasure(text) for text in erasures or ()]
     request = dict(

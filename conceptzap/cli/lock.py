@@ -17,17 +17,19 @@ from conceptzap.cli import _options as options
 def run(
     paths: options.Files,
     base: options.Base = "demo",
+    prediction: options.Prediction = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The policy to write.")
     ] = Path("conceptzap.lock"),
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import policy, show
+    from conceptzap import guard, show
 
-    digest = policy.write(output, base, paths, force=force)
+    made = guard.lock(paths, base, output, force=force, prediction=prediction)
     if as_json:
-        show.emit("lock", {"path": show.full(output), "digest": digest})
+        files = [{"path": pin.path, "digest": pin.digest} for pin in made.files]
+        show.emit("lock", {"path": show.full(output), "digest": made.digest, "files": files})
     else:
-        show.note(f"policy {digest[:12]}; check it with: conceptzap verify {show.shown(output)}")
+        show.note(f"policy {made.digest[:12]}; next: conceptzap verify {show.shown(output)}")
         show.lines([show.full(output)])

@@ -18,14 +18,14 @@ def run(
     path: Annotated[
         Path, typer.Argument(metavar="FILE", help="The policy to check.")
     ] = Path("conceptzap.lock"),
+    device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import policy, show
+    from conceptzap import guard, show
 
-    found = policy.read(path)
-    policy.verify(found)
+    held = guard.verify(path, device)
     if as_json:
-        show.emit("verify", {"path": show.full(path), "digest": found.digest, "ready": True})
+        show.emit("verify", {"path": show.full(path), "digest": held.digest, "ready": True})
     else:
-        show.note(f"policy {found.digest[:12]}: everything it asks for is in force")
+        show.note(f"policy {held.digest[:12]}: all that it asks for is in force")
         show.lines(["READY"])

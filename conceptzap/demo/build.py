@@ -23,6 +23,7 @@ JUDGES = (
     Recipe("residual", 1500, 3e-3, 101, weight_decay=0.05, ema=0.99),
     Recipe("attention", 2000, 1.5e-3, 202, weight_decay=0.05, ema=0.99),
 )
+STYLE_HEAD = Recipe("attention-style", 500, 1e-2, 203, weight_decay=0.01, ema=0.98, warmup=20)
 VAE = Recipe("vae", 3000, 1e-3, 12, weight_decay=0.0, ema=0.995)
 UNET_STEPS = 8000
 STAGES = ("fetch", "render", "judges", "vae", "unet", "package")
@@ -65,6 +66,9 @@ class Build:
             folder = self.work / recipe.name
             nets[recipe.name] = train_judges.train_classifier(
                 net, renders, recipe, folder, self.device)
+            if recipe.name == "attention":
+                train_judges.refit_style(
+                    net, renders, STYLE_HEAD, self.work / STYLE_HEAD.name, self.device)
             scores[recipe.name] = train_judges.accuracy(net, renders, self.device)
             print(recipe.name, scores[recipe.name])
         train_judges.freeze(nets, scores, self.work / "judges")

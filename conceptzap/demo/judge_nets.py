@@ -111,19 +111,22 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.gaze = nn.Linear(width, 4)
         self.to_object = nn.Linear(4 * width, objects)
-        self.to_style = nn.Linear(2 * (32 + 64 + width), styles)
+        textures = 2 * (32 + 64 + width)
+        self.to_style = nn.Sequential(nn.BatchNorm1d(textures), nn.Linear(textures, styles))
         self.to_valid = nn.Linear(6 * width, 1)
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled deep features [n, d]."""
-        return self._pool(self._tokens(self._patches(images)[-1]))
+        return self._pool(self._tokens(self._see(images)[0]))
 
-    def _patches(self, images: Tensor) -> list[Tensor]:
-        maps, x = [], images * 2 - 1
-        for stage in self.stem:
-            maps.append(stage(x))
-            x = F.gelu(maps[-1])
-        return maps
+    def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch features [n, c, 8, 8], and texture moments taken before any normalisation."""
+        moments, x = [], images * 2 - 1
+        for number, (convolution, norm) in enumerate(self.stem):
+            raw = convolution(F.gelu(x) if number else x)
+            moments.append(_moments(raw))
+            x = norm(raw)
+        return x, torch.cat(moments, 1)
 
     def _tokens(self, patches: Tensor) -> Tensor:
         tokens = patches.flatten(2).transpose(1, 2) + self.place
@@ -136,11 +139,14 @@ class Attention(nn.Module):
         return torch.einsum("nth,ntc->nhc", weights, tokens).flatten(1)
 
     def forward(self, images: Tensor) -> Verdict:
-        patches = self._patches(images)
-        deep = self._pool(self._tokens(patches[-1]))
-        textures = [_moments(x) for x in patches]
-        valid = self.to_valid(torch.cat([textures[-1], deep], 1))[:, 0]
-        return Verdict(self.to_object(deep), self.to_style(torch.cat(textures, 1)), valid)
+        patches, textures = self._see(images)
+        deep = self._pool(self._tokens(patches))
+        valid = self.to_valid(torch.cat([_moments(patches), deep], 1))[:, 0]
+        return Verdict(self.to_object(deep), self.to_style(textures), valid)
+
+    def textures(self, images: Tensor) -> Tensor:
+        """What the style head reads [n, 448]."""
+        return self._see(images)[1]
 
 
 def build_judge(name: str, objects: int, styles: int) -> nn.Module:

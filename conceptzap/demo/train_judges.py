@@ -81,6 +81,27 @@ def train_classifier(
     return fit(net.to(device), loss, recipe, folder)
 
 
+def refit_style(
+    net: judge_nets.Attention, renders: Renders, recipe: Recipe, folder: Path,
+    device: torch.device,
+) -> None:
+    """Fit the style head of the attention judge again, everything else frozen.
+
+    Beside the object loss the head is left behind by the stem that it reads; alone it converges.
+    """
+    net.to(device).eval()
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([recipe.seed, step])
+        index = rng.choice(renders.train, _BATCH, replace=False)
+        with torch.no_grad():
+            textures = net.textures(augment(renders.batch(index, device)))
+        styles = renders.styles[index].to(device)
+        return {"total": F.cross_entropy(net.to_style(textures), styles, label_smoothing=0.05)}
+
+    fit(net.to_style, loss, recipe, folder)
+
+
 def augment(pictures: Tensor) -> Tensor:
     """Small shifts, turns and scales, contrast, softness and noise."""
     count, device = len(pictures), pictures.device

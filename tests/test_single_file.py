@@ -1,0 +1,168 @@
+"""Checkpoints in one file, in the original layout, by the configs that are shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ldm
+import pytest
+import torch
+from refusals import edit_json, refusal
+from safetensors.torch import load_file, save_file
+
+from conceptzap import single_file
+from conceptzap.base import Base, load_base
+from conceptzap.errors import MismatchError, ResourceError, UsageError
+from conceptzap.testing import FAMILIES, tiny
+
+SENTENCES = ["a photo of a cat", "van gogh, in oil", ""]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def original(request: pytest.FixtureRequest) -> Base:
+    return tiny(request.param, clip=True)
+
+
+@pytest.fixture
+def configs(original: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shipped config folder in miniature: without tokenizers and weights."""
+    root = tmp_path / "configs"
+    original.pipeline().save_pretrained(str(root / original.family))
+    for path in (*root.rglob("*.safetensors"), *root.rglob("tokenizer*.json")):
+        path.unlink()
+    edit_json(
+        root / original.family / "scheduler" / "scheduler_config.json", prediction_type="epsilon"
+    )
+    monkeypatch.setattr(single_file, "CONFIGS", root)
+    monkeypatch.setattr(single_file, "V_SIZE", 8)
+    return root
+
+
+def test_single_file_equals_its_folder(original: Base, configs: Path, tmp_path: Path) -> None:
+    said = {"modelspec.prediction_type": "v" if original.family == "sd2" else "epsilon"}
+    path = ldm.write(original, tmp_path / "one.safetensors", said)
+    loaded = load_base(str(path), device="cpu")
+    assert (loaded.family, loaded.prediction) == (original.family, original.prediction)
+    assert loaded.signature == original.signature
+    assert loaded.fingerprint(["unet.conv_in"]) == original.fingerprint(["unet.conv_in"])
+    assert loaded.id == "one"
+    assert loaded.unet.dtype == torch.float32
+    cond, expected = loaded.encode(SENTENCES), original.encode(SENTENCES)
+    torch.testing.assert_close(cond.states, expected.states, atol=5e-3, rtol=0)
+    noise = original.noise([0, 1, 2])
+    torch.testing.assert_close(
+        loaded.eps(noise, 500, cond), original.eps(noise, 500, expected), atol=5e-3, rtol=0
+    )
+    pixels = loaded.decode(noise).int() - original.decode(noise).int()
+    assert pixels.abs().max() <= 2
+
+
+def test_single_file_says_or_is_told_what_it_predicts(
+    original: Base, configs: Path, tmp_path: Path
+) -> None:
+    path = ldm.write(original, tmp_path / "silent.safetensors")
+    if original.family == "sd2":
+        assert "--prediction" in refusal(UsageError, path).hint
+    else:
+        assert load_base(str(path)).prediction == "epsilon"
+    assert load_base(str(path), prediction="v_prediction").prediction == "v_prediction"
+
+
+def test_single_file_that_lacks_or_breaks(original: Base, configs: Path, tmp_path: Path) -> None:
+    path = ldm.write(original, tmp_path / "x.safetensors", {"modelspec.prediction_type": "epsilon"})
+    whole = load_file(path)
+    said = {"modelspec.prediction_type": "epsilon"}
+    text = single_file.TEXT[original.family].rsplit(".", 2)[0]
+    gone = {
+        "model.diffusion_model.out.2.weight": "lacks conv_out.weight",
+        "first_stage_model.decoder.conv_out.weight": "lacks decoder.conv_out.weight",
+        next(
+            key for key in whole if key.startswith(text) and "final" in key or "ln_f" in key
+        ): "lacks",
+    }
+    for key, message in gone.items():
+        save_file({k: v for k, v in whole.items() if k != key}, path, said)
+        assert message in str(refusal(MismatchError, path))
+    broken = whole | {single_file.FIRST: whole[single_file.FIRST] * float("nan")}
+    save_file(broken, path, said)
+    assert "conv_in.weight" in str(refusal(ResourceError, path))
+    path.write_bytes(path.read_bytes()[:-1])
+    refusal(ResourceError, path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (
+            {"model.diffusion_model.joint_blocks.0.context_block.mlp.fc1.bias": 1},
+            "no cross-attention",
+        ),
+        ({"double_blocks.0.img_attn.norm.key_norm.scale": 1}, "no cross-attention"),
+        ({"lora_unet_mid.lora_up.weight": 1}, "a LoRA"),
+        ({"transformer_blocks.0.attn.add_k_proj.weight": 1}, "no cross-attention"),
+        ({"down_blocks.1.transformer_blocks.0.attn2.to_k.weight": 1}, "no Stable Diffusion"),
+        ({single_file.FIRST: 9}, "9 channels"),
+        ({single_file.FIRST: 4}, "no text encoder"),
+        ({single_file.FIRST: 4, single_file.TEXT["sd1"]: 1}, "no VAE"),
+    ],
+)
+def test_files_that_are_something_else(tmp_path: Path, tensors: dict[str, int], said: str) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({name: torch.zeros(1, channels) for name, channels in tensors.items()}, path)
+    assert said in str(refusal(MismatchError, path))
+
+
+def test_erasure_in_place_of_a_base(tmp_path: Path) -> None:
+    path = tmp_path / "cat.lprompt.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {"format": "lprompt/1"})
+    assert "--with" in refusal(MismatchError, path).hint
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04zip", b"<html>", b"\x80\x04N."])
+def test_file_that_is_no_safetensors(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "fake.safetensors"
+    path.write_bytes(data)
+    refusal(ResourceError, path)
+
+
+@pytest.mark.parametrize("name", ["model", "model.SAFETENSORS", "model.safetensors.tmp"])
+def test_safetensors_by_another_suffix(tmp_path: Path, name: str) -> None:
+    save_file({single_file.FIRST: torch.zeros(1, 4)}, tmp_path / name)
+    assert "no .safetensors" in str(refusal(ResourceError, tmp_path / name))
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ".pth", ".PKL"])
+def test_pickled_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(b"\x80\x04N.")
+    error = refusal(ResourceError, path)
+    assert "pickle" in str(error) and "convert" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("family", "unet", "text"),
+    [
+        ("sd1", 859_520_964, [123_060_480]),
+        ("sd2", 865_910_724, [340_387_840]),
+        ("sdxl", 2_567_463_684, [123_060_480, 694_659_840]),
+    ],
+)
+def test_shipped_configs_have_the_published_sizes(family: str, unet: int, text: list[int]) -> None:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    folder = single_file.CONFIGS / family
+    classes = (CLIPTextModel, CLIPTextModelWithProjection)
+    with torch.device("meta"):
+        models = [
+            UNet2DConditionModel.from_config(
+                UNet2DConditionModel.load_config(str(folder / "unet"))
+            ),
+            AutoencoderKL.from_config(AutoencoderKL.load_config(str(folder / "vae"))),
+        ]
+        models += [
+            cls(CLIPTextConfig.from_pretrained(str(path)))
+            for cls, path in zip(classes, sorted(folder.glob("text_encoder*")), strict=False)
+        ]
+    sizes = [sum(value.numel() for value in model.parameters()) for model in models]
+    assert sizes == [unet, 83_653_863, *text]
