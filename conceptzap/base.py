@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,6 @@ from torch import Tensor, nn
 from conceptzap import bpe, checkpoints, devices, layout
 from conceptzap.edit import BaseRef
 from conceptzap.errors import MismatchError, ResourceError
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 PREFIX = "unet."
 CROSS = "unet.*.attn2"
@@ -74,10 +71,10 @@ class Cond:
 class Base:
     """A checkpoint: a frozen one by `load_base`, one over your pipeline by `from_pipeline`."""
 
-    unet: nn.Module
+    unet: Any  # a UNet2DConditionModel; diffusers' classes have no types to speak of
     text_encoders: tuple[nn.Module, ...]
     tokenizers: tuple[Any, ...]
-    vae: nn.Module
+    vae: Any
     scheduler_config: dict[str, Any]
     prediction: str
     family: str
@@ -295,7 +292,7 @@ class Base:
 
     # -- other people's code -------------------------------------------------------------------
 
-    def pipeline(self) -> DiffusionPipeline:
+    def pipeline(self) -> Any:
         """A plain diffusers pipeline over the same modules, with a DDIM scheduler."""
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
@@ -312,7 +309,7 @@ class Base:
 
 
 @contextmanager
-def _upcast(vae: nn.Module) -> Any:
+def _upcast(vae: Any) -> Iterator[torch.dtype]:
     """A VAE that overflows in fp16 (`force_upcast`) decodes in fp32 and is put back."""
     if vae.dtype != torch.float16 or not vae.config.force_upcast:
         yield vae.dtype
@@ -360,7 +357,7 @@ def load_base(
     return Base(**vars(parts), device=place, dtype=numbers).frozen()
 
 
-def from_pipeline(pipe: DiffusionPipeline) -> Base:
+def from_pipeline(pipe: Any) -> Base:
     """A base over the modules of a diffusers pipeline, which stays as it is.
 
     Raises `MismatchError` for a pipeline without a UNet that reads text.

@@ -72,9 +72,10 @@ class Painter:
 
     def count(self, probes: Sequence[Probe]) -> int:
         """How many batches `batches` yields."""
-        return sum(1 for _ in self._groups(probes))
+        return sum(1 for _ in self.groups(probes))
 
-    def _groups(self, probes: Sequence[Probe]) -> Iterator[tuple[Probe, ...]]:
+    def groups(self, probes: Sequence[Probe]) -> Iterator[tuple[Probe, ...]]:
+        """The probes of every batch; none mixes slices."""
         for _, group in groupby(probes, key=lambda probe: probe.slice):
             members = tuple(group)
             for start in range(0, len(members), self.settings.batch):
@@ -82,7 +83,7 @@ class Painter:
 
     def batches(self, probes: Sequence[Probe]) -> Iterator[Batch]:
         """All probes in order, in batches that never mix slices."""
-        yield from map(self.batch, self._groups(probes))
+        yield from map(self.batch, self.groups(probes))
 
     def batch(self, probes: tuple[Probe, ...]) -> Batch:
         """One batch, read from the store or drawn and put there."""

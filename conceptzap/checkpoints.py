@@ -163,7 +163,7 @@ def _check(found: dict[str, Any], name: str) -> None:
 def _check_tokenizer(config: Any, tokenizer: Any, name: str) -> None:
     if len(tokenizer) > config.vocab_size:
         raise MismatchError(
-            f"{name} does not fit together: {len(tokenizer)} tokens, {config.vocab_size} rows for them",
+            f"{name} does not fit together: {len(tokenizer)} tokens, {config.vocab_size} rows",
             "the tokenizer is another model's",
         )
     length = config.max_position_embeddings

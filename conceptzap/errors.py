@@ -55,7 +55,10 @@ class SilentEditError(RefusedError):
 
 
 class ThresholdError(ConceptZapError):
+    """`made` is what was written all the same."""
+
     exit_code = 7
+    made: object = None
 
 
 class Interrupted(ConceptZapError):

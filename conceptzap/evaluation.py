@@ -7,25 +7,27 @@ Judges and metrics are families: a member is a file, and nothing here knows whic
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from conceptzap import estimates, family, intervals, judging, probes, suites, verdict
-from conceptzap.base import Base
+from conceptzap import canary, estimates, family, format, intervals, judging, probes, suites, verdict
+from conceptzap.base import Base, load_base
 from conceptzap.cells import Painter, base_digest
 from conceptzap.edit import Edit, Erasure, canonical_json
-from conceptzap.environment import version
 from conceptzap.errors import MismatchError
 from conceptzap.judging import Judge
 from conceptzap.observing import Count, identical, observe, pair, silent
 from conceptzap.probes import Subject, Suite, World
+from conceptzap.report import Report
 from conceptzap.result import Probe, Result, Score, Settings, check_seed
 from conceptzap.task import Task
 from conceptzap.trial import Cell, Trial, View
 
 CLOSING = "smoke"
-VERSIONS = ("conceptzap", "torch", "diffusers", "numpy")
+VERSIONS = ("torch", "diffusers", "transformers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,16 @@ class Subjected:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A result with what it came from: the trial, and two painters that have its pictures."""
+    """A result with what it came from: the trial, and two painters that have its pictures.
+
+    `words`: erased concept -> every word for it.
+    """
 
     result: Result
     trial: Trial
     bare: Painter
     erased: Painter
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def probes(self) -> tuple[Probe, ...]:
@@ -96,11 +102,39 @@ def settle(
     return Plan(about, world, targets, panel, settings, check_seed(seed))
 
 
+def evaluate_files(
+    files: Sequence[tuple[Path, float]],
+    base: str = "demo",
+    *,
+    suite: str = "quick",
+    concepts: Sequence[str] = (),
+    device: str = "auto",
+    dtype: str = "auto",
+    prediction: str | None = None,
+    report: Report | None = None,
+    count: Count = silent,
+    **request: Any,
+) -> Evaluation:
+    """Evaluate a stack of files, each (path, strength), on a base; `request` as for `settle`.
+
+    `concepts`: what must be gone; the files' own concepts when none is given. Files, suite and judges
+    are checked before any picture is drawn.
+    """
+    loaded = [Subjected(format.load(path), path.name, strength) for path, strength in files]
+    wanted = tuple(concepts) or tuple(c for one in loaded for c in one.erasure.header.concepts)
+    here = load_base(base, device, dtype, prediction)
+    plan = settle(here, suite, list(dict.fromkeys(wanted)), **request)
+    check_fit(here, loaded)
+    for one in loaded:
+        if foreign(here, one.erasure) and report:
+            report.note(f"warning: {one.name} was made and measured on another checkpoint than {here.id}")
+    return evaluate(here, loaded, plan, count)
+
+
 def evaluate(
     base: Base, subjects: Sequence[Subjected], plan: Plan, count: Count = silent
 ) -> Evaluation:
     """Draw, look, score. `count` passes batches on for whoever shows progress."""
-    check_fit(base, subjects)
     edits = tuple(e for s in subjects for e in s.erasure.scaled(s.strength).edits)
     digest = base_digest(base)
     bare = Painter(base, plan.settings, (), digest=digest)
@@ -111,11 +145,12 @@ def evaluate(
     after = observe(erased, plan.judges, asked, "drawing without the concept", count)
     same = identical(bare, erased, asked, plan.suite.identical, count)
     trial = pair(asked, before, after, plan.targets, same, edits)
-    return Evaluation(_result(base, subjects, plan, trial, digest), trial, bare, erased)
+    words = {target.name: (*target.words, *target.held_out) for target in plan.targets}
+    return Evaluation(_result(base, subjects, plan, trial, digest), trial, bare, erased, words)
 
 
 def check_fit(base: Base, subjects: Iterable[Subjected]) -> None:
-    """Raise `MismatchError` for an erasure of another architecture."""
+    """Raise unless every erasure is of this architecture and acts here (its self-test, `canary`)."""
     for subject in subjects:
         made_for = subject.erasure.header.base
         if made_for.signature != base.signature:
@@ -123,6 +158,13 @@ def check_fit(base: Base, subjects: Iterable[Subjected]) -> None:
                 f"{subject.name} was made for {made_for.family} ({made_for.id}), not for {base.id}",
                 "name its checkpoint with --base",
             )
+        canary.check(base, subject.erasure, exact=not foreign(base, subject.erasure))
+
+
+def foreign(base: Base, erasure: Erasure) -> bool:
+    """Whether an erasure was made on another checkpoint of this architecture."""
+    here = base.fingerprint(site for edit in erasure.edits for site in edit.sites)
+    return any(here.get(part) != mark for part, mark in erasure.header.base.fingerprint.items())
 
 
 def _seal(subjects: Sequence[Subjected]) -> str:
@@ -166,7 +208,7 @@ def _result(
         probes=probes.digest(cell.probe for cell in trial.cells),
         scores=scores,
         failed=verdict.legs(scores),
-        versions={name: version(name) for name in VERSIONS},
+        versions={name: metadata.version(name) for name in VERSIONS},
     )
 
 

@@ -89,7 +89,7 @@ def _patterns(stem: str, variant: str) -> re.Pattern[str]:
     shard = r"-\d+-of-\d+"
     return re.compile(
         rf"{stem}{variant}({shard})?\.safetensors|{stem}{shard}{variant}\.safetensors"
-        rf"|{stem}\.safetensors\.index{variant}\.json".replace(".fp16", r"\.fp16")
+        rf"|{stem}\.safetensors\.index{variant}\.json"
     )
 
 
@@ -100,7 +100,7 @@ def weight_files(names: Iterable[str], component: str, base: str) -> tuple[str |
     """
     names = sorted(names)
     for variant in (None, "fp16"):
-        pattern = _patterns(WEIGHTS[component], f".{variant}" if variant else "")
+        pattern = _patterns(WEIGHTS[component], rf"\.{variant}" if variant else "")
         if found := [name for name in names if pattern.fullmatch(name)]:
             return variant, found
     if any(name.endswith(PICKLES) for name in names):
@@ -118,6 +118,6 @@ def check_component(folder: Path, component: str) -> str | None:
     variant, files = weight_files(names, component, str(folder))
     for index in (place / name for name in files if name.endswith(".json")):
         shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not set(shards.values()) <= set(files):
+        if not isinstance(shards, dict) or any(shard not in files for shard in shards.values()):
             raise ResourceError(f"{index} names weights that are not there", AGAIN)
     return variant

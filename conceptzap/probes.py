@@ -139,14 +139,15 @@ def digest(probes: Iterable[Probe]) -> str:
     return hashlib.sha256(canonical_json(records).encode()).hexdigest()
 
 
-def _shuffled(seal: str, questions: Iterable[Question]) -> list[Question]:
-    """Distinct questions in an order that the seal decides, dealt evenly over what they show."""
+def _shuffled(seal: str, questions: Iterable[Question], evenly: slice) -> list[Question]:
+    """Distinct questions in an order that the seal decides, dealt over that part of what they show."""
     distinct = dict(questions)
     order = sorted(distinct, key=lambda p: hmac.digest(seal.encode(), p.encode(), "sha256"))
     turns: dict[Pairs, int] = {}
     ranked = []
     for prompt in order:
-        turn = turns[distinct[prompt]] = turns.get(distinct[prompt], 0) + 1
+        shown = distinct[prompt][evenly]
+        turn = turns[shown] = turns.get(shown, 0) + 1
         ranked.append((turn, prompt))
     ranked.sort(key=lambda pair: pair[0])
     return [(prompt, distinct[prompt]) for _, prompt in ranked]
@@ -156,13 +157,14 @@ def _pick(
     name: str, questions: Iterable[Question], count: int, repeats: int, seal: str, concept: str = ""
 ) -> list[Probe]:
     """`count` probes of a slice; few questions get more seeds each, so that none goes missing."""
-    chosen = _shuffled(seal, questions)[: max(1, count // repeats)]
+    evenly = slice(-1, None) if name == "keep/style" else slice(None)
+    chosen = _shuffled(seal, questions, evenly)[: max(1, count // repeats)]
     if not chosen:
         return []
-    turns = itertools.islice(itertools.product(itertools.count(), chosen), count)
+    turns = ((index, question) for index in itertools.count() for question in chosen)
     return [
         Probe(name, prompt, seed_of(seal, prompt, index), expect, concept)
-        for index, (prompt, expect) in turns
+        for index, (prompt, expect) in itertools.islice(turns, count)
     ]
 
 

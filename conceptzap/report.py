@@ -20,6 +20,10 @@ class Report:
     def note(self, text: str) -> None:
         """One line about what is going on."""
 
+    def warn(self, text: str) -> None:
+        """One line about what may not be meant."""
+        self.note(f"warning: {text}")
+
     def progress(self, events: Iterable[T]) -> Iterator[T]:
         """Pass training events through, showing them on the way."""
         yield from events

@@ -256,11 +256,17 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("erases", ", ".join(f"{concept} -> {anchor or '(empty)'}" for concept, anchor in pairs)),
         ("base", f"{base['family']}: {base['id']}{revision}"),
         ("method", record["method"]),
-        *(("made with", flat(made)) for made in record["made"]),
+        *((key, flat(value)) for made in record["made"] for key, value in _short(made).items()),
         ("parents", ", ".join(parent[:12] for parent in record["parents"])),
         *((key, flat(value)) for key, value in record["extra"].items()),
     ]
     return [(key, value) for key, value in facts if value]
+
+
+def _short(made: Mapping[str, Any]) -> dict[str, Any]:
+    """How an erasure was made, without what is said elsewhere or takes pages."""
+    words = {key: value for key, value in made.items() if key not in ("method", "keep")}
+    return words | ({"keep": f"{len(made['keep'])} words"} if made.get("keep") else {})
 
 
 def _edit_row(edit: Mapping[str, Any]) -> tuple[str, ...]:

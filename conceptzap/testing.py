@@ -30,7 +30,7 @@ def tiny(
     text encoders, pooled text and size ids. It knows `WORDS`, or with `clip` CLIP's whole
     vocabulary. Same arguments, same weights.
     """
-    merges = None if clip else _merges(WORDS)
+    merges = _merges(WORDS)
     tokenizers = tuple(
         clip_tokenizer(pad) if clip else tokenizer(merges, pad) for pad in PADS[family]
     )

@@ -206,6 +206,22 @@ def test_index_that_points_at_a_pickle(folder: Path) -> None:
     assert "not there" in str(refusal(ResourceError, folder))
 
 
+@pytest.mark.parametrize("shards", [{"conv_in.weight": ["../x.safetensors"]}, "x", None])
+def test_index_that_is_none(folder: Path, shards: object) -> None:
+    index = {"weight_map": shards}
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps(index)
+    )
+    assert "not there" in str(refusal(ResourceError, folder))
+
+
+def test_quantised_weights_and_adapters(folder: Path) -> None:
+    (folder / "text_encoder" / "adapter_config.json").write_text("{}")
+    assert "adapter" in str(refusal(MismatchError, folder))
+    edit_json(folder / "unet" / "config.json", quantization_config={"load_in_8bit": True})
+    assert "quantised" in str(refusal(MismatchError, folder))
+
+
 @pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
 def test_missing_tensors_are_named(folder: Path, component: str) -> None:
     (path,) = (folder / component).glob("*.safetensors")

@@ -20,7 +20,7 @@ SURFACES = ("cli", "page", "show", "progress", "gallery", "environment")
 # no torch, numpy, PIL or diffusers when these are imported
 LIGHT = (
     "__init__", "__main__", "api", "cache", "catalog", "cli", "config", "container", "edit",
-    "environment", "errors", "family", "files", "format", "gallery", "naming", "policy", "probes",
+    "environment", "errors", "family", "files", "format", "gallery", "guard", "naming", "policy", "probes",
     "progress", "prompts", "record", "report", "result", "schema", "show", "task",
 )  # fmt: skip
 HEAVY = ("torch", "numpy", "PIL", "diffusers", "transformers", "safetensors", "accelerate", "scipy")
@@ -86,7 +86,7 @@ def rank(name: str) -> int:
     first = top(name)
     if first in ("__init__", "__main__", *SURFACES):
         return 5
-    if first in ("api", "policy"):
+    if first in ("api", "guard"):
         return 4
     if first in FAMILIES:
         return 3

@@ -23,7 +23,7 @@ JUDGES = (
     Recipe("residual", 1500, 3e-3, 101, weight_decay=0.05, ema=0.99),
     Recipe("attention", 2000, 1.5e-3, 202, weight_decay=0.05, ema=0.99),
 )
-STYLE_HEAD = Recipe("attention-style", 500, 1e-2, 203, weight_decay=0.01, ema=0.98, warmup=20)
+STYLE_HEAD = Recipe("attention-style", 400, 5e-3, 203, weight_decay=0.01, ema=0.98, warmup=20)
 VAE = Recipe("vae", 3000, 1e-3, 12, weight_decay=0.0, ema=0.995)
 UNET_STEPS = 8000
 STAGES = ("fetch", "render", "judges", "vae", "unet", "package")

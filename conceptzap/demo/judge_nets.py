@@ -112,7 +112,8 @@ class Attention(nn.Module):
         self.gaze = nn.Linear(width, 4)
         self.to_object = nn.Linear(4 * width, objects)
         textures = 2 * (32 + 64 + width)
-        self.to_style = nn.Sequential(nn.BatchNorm1d(textures), nn.Linear(textures, styles))
+        self.to_style = nn.Sequential(
+            nn.BatchNorm1d(textures), nn.Linear(textures, 64), nn.ReLU(), nn.Linear(64, styles))
         self.to_valid = nn.Linear(6 * width, 1)
 
     def features(self, images: Tensor) -> Tensor:

@@ -162,6 +162,6 @@ def _naming_loss(heads: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor]) ->
 
 
 def without(items: list[Item], concept: str) -> np.ndarray:
-    """Indices of the items that show nothing of a concept, for training an oracle."""
+    """Indices of the items that show nothing of a concept; of all, where none is named."""
     return np.array([number for number, item in enumerate(items)
-                     if concept not in (item.object, item.right, item.style)])
+                     if not concept or concept not in (item.object, item.right, item.style)])

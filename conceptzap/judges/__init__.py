@@ -1,0 +1,1 @@
+"""Judges: pictures -> labels. A member has `load(base, option, world)` -> judges with `kinds` and `look`."""

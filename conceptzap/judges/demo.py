@@ -26,7 +26,7 @@ class DemoJudge:
         self.name = f"demo/{name}"
         try:
             self.net, labels = judge_nets.load_judge(name)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ResourceError(f"the demo judge {name!r} cannot be loaded: {error}",
                                 "reinstall conceptzap") from error
         self.kinds = {kind: tuple(names) for kind, names in labels.items()}

@@ -1,0 +1,1 @@
+"""Metrics: a trial -> scores. A member has `score(trial)`; what does not apply yields nothing."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from conceptzap import estimates, intervals
 from conceptzap.result import Score
 from conceptzap.trial import Trial
@@ -30,5 +32,7 @@ def score(trial: Trial) -> Iterator[Score]:
 
 
 def _of(concepts: list[estimates.Prompts], floor: float, slice: str) -> Score:
-    share = lambda rates: estimates.erased_share(rates, floor)  # noqa: E731
+    def share(rates: np.ndarray) -> np.ndarray:
+        return estimates.erased_share(rates, floor)
+
     return intervals.statistic("E", concepts, share, slice=slice)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from conceptzap import estimates, intervals
 from conceptzap.result import Score
 from conceptzap.trial import Trial
@@ -37,5 +39,7 @@ def _in_slice(trial: Trial, name: str) -> list[estimates.Prompts]:
 
 
 def _of(labels: list[estimates.Prompts], floor: float, slice: str) -> Score:
-    share = lambda rates: estimates.kept_share(rates, floor)  # noqa: E731
+    def share(rates: np.ndarray) -> np.ndarray:
+        return estimates.kept_share(rates, floor)
+
     return intervals.statistic("P", labels, share, slice=slice)

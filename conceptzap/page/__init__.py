@@ -1,0 +1,1 @@
+"""Pages that can be looked at: the report of an evaluation."""

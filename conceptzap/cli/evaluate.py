@@ -1,0 +1,85 @@
+"""Measure what erasures took out and what they cost: scores with intervals and a one-page report.
+
+    conceptzap evaluate van-gogh.lprompt.safetensors
+    conceptzap evaluate church.lprompt.safetensors --suite standard --fail-under E=95 --fail-under P=90
+
+Base and erased model draw the same prompts from the same seeds; judges say what they see. A run that
+was stopped goes on where it was when the same command is given again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from conceptzap import config
+from conceptzap.cli import _options as options
+
+
+def _suites(incomplete: str) -> list[str]:
+    return [name for name in config.preset_names("suites") if name.startswith(incomplete)]
+
+
+def run(
+    erasures: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE[:STRENGTH]", help="Erasures, evaluated together.",
+                       show_default=False),
+    ],
+    suite: Annotated[
+        str,
+        typer.Option("--suite", metavar="S", autocompletion=_suites,
+                     help="smoke, quick, standard, full; imagenette, unlearncanvas, i2p, artists, coco."),
+    ] = "quick",
+    concept: Annotated[
+        list[str] | None,
+        typer.Option("--concept", metavar="C", help="What must be gone.  [what the files erase]"),
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option("--judge", metavar="J",
+                     help="demo, clip:MODEL, imagenet:FILE, nudenet or module:function. Repeatable."),
+    ] = None,
+    base: options.Base = "demo",
+    prediction: options.Prediction = None,
+    seed: options.Seed = 0,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", help="Sampling steps.  [the suite's]")
+    ] = None,
+    guidance: options.Guidance = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", help="Pictures a UNet call.  [the suite's]")
+    ] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option("--fail-under", metavar="E=95",
+                     help="Exit 7 unless the lower interval limit reaches this percentage. Repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR",
+                     help="Folder of result.json, report.html, cells.csv and images."),
+    ] = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    from conceptzap import evaluation, verdict
+    from conceptzap.page import folder, results
+    from conceptzap.progress import Progress
+
+    thresholds = verdict.parse(fail_under or ())
+    files = [options.erasure(text) for text in erasures]
+    target = folder.prepare(output, [path for path, _ in files], suite, force)
+    report = Progress()
+    done = evaluation.evaluate_files(
+        files, base, suite=suite, concepts=options.words(concept), judges=judge or (), seed=seed,
+        steps=steps, guidance=guidance, batch=batch, device=device, dtype=dtype,
+        prediction=prediction, report=report, count=report.count,
+    )  # fmt: skip
+    written = folder.write(done, target, force)
+    results.evaluated(done.result, written, as_json)
+    verdict.enforce(done.result, thresholds)

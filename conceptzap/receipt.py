@@ -1,0 +1,164 @@
+"""The books of an attachment: what every edit did at every UNet call, and the proof that it ran.
+
+Every hooked module must see every row of a call come in and go out exactly once. So an edit that
+something stripped, doubled or went around is found at the end of the call it was missing in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conceptzap.edit import Edit
+from conceptzap.errors import RefusedError, SilentEditError
+from conceptzap.gates import Signal, factor
+
+STRIPPED = (
+    "something replaced or bypassed the module: fused QKV projections, a rebuilt layer, or a graph"
+    " compiled before attaching (torch.compiler.reset() drops it); undo it and attach again"
+)
+
+
+@dataclass
+class Tally:
+    """UNet rows an edit was open and shut for, by position in the batch, over all calls."""
+
+    opened: Counter[int] = field(default_factory=Counter)
+    shut: int = 0
+
+    @property
+    def open(self) -> int:
+        return self.opened.total()
+
+    @property
+    def fired(self) -> bool:
+        return self.open > 0
+
+
+@dataclass
+class Receipt:
+    """The proof of a picture: UNet calls seen, and for every edit open + shut = rows of those calls."""
+
+    edits: tuple[Edit, ...]
+    calls: int = 0
+    rows: int = 0
+    tallies: list[Tally] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tallies = self.tallies or [Tally() for _ in self.edits]
+
+    @cached_property
+    def by_name(self) -> dict[str, Tally]:
+        return {edit.name: tally for edit, tally in zip(self.edits, self.tallies, strict=True)}
+
+    def verify(self, calls: int) -> None:
+        """Raise unless every edit was accounted for at exactly `calls` UNet calls."""
+        if self.edits and self.calls != calls:
+            raise SilentEditError(
+                f"{calls} UNet calls were made but the edits saw {self.calls}", STRIPPED
+            )
+        for edit, tally in zip(self.edits, self.tallies, strict=True):
+            if tally.open + tally.shut != self.rows:
+                raise SilentEditError(
+                    f"a {edit.op!r} edit accounts for {tally.open + tally.shut} of {self.rows} rows",
+                    STRIPPED,
+                )
+
+
+@dataclass
+class Call:
+    """One UNet call: how strongly each edit acts on each row, and which rows each module saw."""
+
+    rows: int
+    strengths: list[Tensor]  # per edit: [rows] or [rows, length], scale included
+    levels: list[tuple[float, ...]]  # per edit: the largest strength in each row
+    entered: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
+    memo: dict[Any, Any] = field(default_factory=dict)
+    thread: int = field(default_factory=get_ident)
+    running: bool = True
+
+    def acts(self, index: int) -> bool:
+        return any(self.levels[index])
+
+    def strength(self, index: int, like: Tensor) -> Tensor:
+        """Strength of an edit, shaped to multiply `like` [rows, ...]."""
+        value = self.strengths[index].to(like.dtype)
+        return value.view(*value.shape, *(1,) * (like.ndim - value.ndim))
+
+    def once(self, key: Any, text: Tensor, make: Callable[[], Any]) -> Any:
+        """What `make` makes of the text states, once a call: all cross-attentions read the same text.
+
+        The text is kept beside the value, so that its id in the key stays its own. Made anew while
+        gradients are recorded, where checkpointing must replay every operation.
+        """
+        if torch.is_grad_enabled():
+            return make()
+        key = (*key, id(text))
+        if key not in self.memo:
+            self.memo[key] = (text, make())
+        return self.memo[key][1]
+
+
+class Ledger:
+    """Opens a `Call` when the UNet is entered, closes it when it is left, and keeps the receipt."""
+
+    def __init__(self, edits: Iterable[Edit]) -> None:
+        self.edits = tuple(edits)
+        self.receipt = Receipt(self.edits)
+        self.watched: set[str] = set()
+        self._call: Call | None = None
+
+    @property
+    def call(self) -> Call:
+        if self._call is None:
+            raise RefusedError("an edited module was run outside its UNet", "call the UNet as a whole")
+        return self._call
+
+    def begin(self, states: Tensor, timestep: Any, rows: int) -> None:
+        """Read the gates for text states [rows, length, width] and one timestep or [rows]."""
+        if self._call and self._call.running and self._call.thread != get_ident():
+            raise RefusedError(
+                "two threads run one erased UNet at once",
+                "let them take turns, or give each a deepcopy of the pipeline",
+            )
+        if len(states) != rows:
+            raise RefusedError(
+                f"the UNet was given {rows} rows and text for {len(states)}", "give one text a row"
+            )
+        times = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1).expand(rows)
+        signal = Signal(states.detach(), times.to(states.device))
+        strengths = [edit.scale * factor(edit, signal) for edit in self.edits]
+        levels = [tuple(value.abs().reshape(rows, -1).amax(1).tolist()) for value in strengths]
+        self._call = Call(rows, strengths, levels)
+
+    def finish(self) -> None:
+        """Every watched module must have seen every row exactly once."""
+        call = self.call
+        self.abandon()
+        for path in sorted(self.watched):
+            seen = min(call.entered[path], call.left[path]), max(call.entered[path], call.left[path])
+            if seen != (call.rows, call.rows):
+                wrong = seen[0] if seen[0] != call.rows else seen[1]
+                raise SilentEditError(
+                    f"{path} saw {wrong} of {call.rows} rows, so its edit did not run", STRIPPED
+                )
+        self.receipt.calls += 1
+        self.receipt.rows += call.rows
+        for tally, levels in zip(self.receipt.tallies, call.levels, strict=True):
+            opened = [row for row, level in enumerate(levels) if level > 0]
+            tally.opened.update(opened)
+            tally.shut += call.rows - len(opened)
+
+    def abandon(self) -> None:
+        """Close the call of this thread; kept under gradients, for checkpointing runs modules again."""
+        if self._call and self._call.thread == get_ident():
+            self._call.running = False
+            self._call = self._call if torch.is_grad_enabled() else None

@@ -1,0 +1,266 @@
+"""Bad input through the real command line: its code, one line, no traceback, nothing changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from command import conceptzap, contents
+from samples import header, relabelled, rich, small
+
+from conceptzap import format
+from conceptzap.edit import BaseRef
+from conceptzap.testing import save_tiny
+
+SUFFIX = ".lprompt.safetensors"
+GOOD, KEY, OTHER = f"good{SUFFIX}", f"key{SUFFIX}", f"other{SUFFIX}"
+BASE = ("--base", "base")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny base, sound erasures and everything that is wrong in a way of its own."""
+    folder = tmp_path_factory.mktemp("bad")
+    save_tiny(folder / "base")
+    format.save(small(), folder / GOOD)
+    sound = (folder / GOOD).read_bytes()
+    elsewhere = BaseRef("sd2", "elsewhere", "", "6" * 64, {"attn2": "c" * 64, "text": "d" * 64})
+    format.save(replace(rich(), header=header(base=elsewhere)), folder / OTHER)
+    (folder / "prompts.txt").write_text("\n\n")
+    (folder / "latin.txt").write_bytes(b"caf\xe9\n")
+    (folder / "a folder").mkdir()
+    flipped = bytearray(sound)
+    flipped[len(sound) // 2] ^= 1
+    hostile = {
+        "empty": b"", "truncated": sound[:-7], "flipped": bytes(flipped), "longer": sound + b"\0",
+        "version": relabelled(format="lprompt/2"), "foreign": relabelled(format=None),
+        "pickle": pickle.dumps({"a": 1}), "page": b"<!doctype html><html></html>",
+        "picture": b"\x89PNG\r\n\x1a\n" + bytes(99), "gguf": b"GGUF" + bytes(99),
+        "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+    }  # fmt: skip
+    for name, data in hostile.items():
+        (folder / f"{name}{SUFFIX}").write_bytes(data)
+    with zipfile.ZipFile(folder / f"zip{SUFFIX}", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+    (folder / f"there{SUFFIX}").write_bytes(b"mine")
+    (folder / "there.png").write_bytes(b"mine")
+    (folder / "weights.ckpt").write_bytes(pickle.dumps({}))
+    return folder
+
+
+def refused(folder: Path, code: int, message: str, *words: object) -> None:
+    """Both ways of saying it: one line on stderr, one object on stdout; the folder is as it was."""
+    before = contents(folder)
+    answer = conceptzap(*words)
+    assert answer.code == code, answer
+    assert "Traceback" not in answer.err and message in answer.error
+    spoken = conceptzap(*words, "--json")
+    assert spoken.code == code and spoken.err == ""
+    assert spoken.json["error"]["code"] == code and message in json.dumps(spoken.json, ensure_ascii=False)
+    assert contents(folder) == before
+
+
+ERASE = [
+    (2, "is empty", ""),
+    (2, "is empty", "  \t"),
+    (2, "is empty", "?!."),
+    (2, "is empty", "\u200b\u202e"),
+    (2, "no concept given", "@prompts.txt"),
+    (2, "not UTF-8", "@latin.txt"),
+    (2, "cannot read nowhere.txt", "@nowhere.txt"),
+    (2, "both 'cat'", "cat", "--anchor", "Cat"),
+    (2, "2 anchors for 1", "cat", "--anchor", "dog", "--anchor", "horse"),
+    (2, "no method is called", "cat", "--method", "nope"),
+    (2, "no preset is called", "cat", "--preset", "nope"),
+    (2, "unknown setting", "cat", "--set", "nope=1"),
+    (2, "is not a int", "cat", "--set", "steps=many"),
+    (2, "is not a float", "cat", "--set", "lr=nan"),
+    (2, "--steps", "cat", "--steps", "0"),
+    (2, "--steps", "cat", "--steps", "-1"),
+    (2, "--seed", "cat", "--seed", "-1"),
+    (2, "--seed", "cat", "--seed", str(2**63)),
+    (2, "--seed", "cat", "--seed", "1.5"),
+    (2, "--seed", "cat", "--seed", "true"),
+    (2, "cannot read nowhere.toml", "cat", "--config", "nowhere.toml"),
+    (2, "exists", "there"),
+    (2, "exists", "cat", "-o", "there"),
+    (2, "no folder", "cat", "-o", "nowhere/cat"),
+    (2, "has no name", "cat", "-o", SUFFIX),
+    (2, "is no device", "cat", *BASE, "--device", "gpu"),
+    (2, "is unknown", "cat", *BASE, "--dtype", "int8"),
+    (5, "this machine has no cuda:99", "cat", *BASE, "--device", "cuda:99"),
+    (5, "nowhere", "cat", "--base", "./nowhere"),
+    (5, "weights.ckpt", "cat", "--base", "weights.ckpt"),
+    (2, "does not know", "zzzzz", *BASE),
+    (2, "does not know", "кошка", *BASE),
+    (2, "tokens long", " ".join(["cat"] * 90), *BASE),
+]
+
+
+@pytest.mark.parametrize(("code", "message", "words"), [(c, m, w) for c, m, *w in ERASE])
+def test_erase(
+    code: int, message: str, words: list[str], made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    refused(made, code, message, "erase", *words)
+
+
+GENERATE = [
+    (2, "no picture was asked for",),
+    (2, "no picture was asked for", "--prompts", "prompts.txt"),
+    (2, "cannot read nowhere.txt", "--prompts", "nowhere.txt"),
+    (2, "no picture was asked for", "a cat", "--count", "0"),
+    (2, "no picture was asked for", "a cat", "--count", "-1"),
+    (2, "--steps", "a cat", "--steps", "0"),
+    (2, "--steps", "a cat", "--steps", "-1"),
+    (2, "--steps", "a cat", "--steps", "1001"),
+    (2, "--guidance", "a cat", "--guidance", "nan"),
+    (2, "--guidance", "a cat", "--guidance", "inf"),
+    (2, "--guidance", "a cat", "--guidance", "-1"),
+    (2, "--guidance", "a cat", "--guidance", "51"),
+    (2, "--guidance", "a cat", "--guidance", "much"),
+    (2, "--seed", "a cat", "--seed", "-1"),
+    (2, "--seed", "a cat", "--seed", str(2**63)),
+    (2, "--seed", "a cat", "--seed", str(2**63 - 1), "--count", "2"),
+    (2, "--batch", "a cat", "--batch", "0"),
+    (2, "strength", "a cat", "--with", f"{GOOD}:2.1"),
+    (2, "strength", "a cat", "--with", f"{GOOD}:-1"),
+    (2, "strength", "a cat", "--with", f"{GOOD}:nan"),
+    (2, "strength", "a cat", "--with", f"{GOOD}:much"),
+    (2, "exists", "a cat", *BASE, "-o", "there.png"),
+    (2, "2 pictures do not fit", "a cat", *BASE, "--count", "2", "-o", "new.png"),
+    (2, "is not a folder", "a cat", *BASE, "-o", GOOD),
+    (2, "no folder", "a cat", *BASE, "-o", "nowhere/new.png"),
+    (2, "is no device", "a cat", *BASE, "--device", "gpu"),
+    (5, "this machine has no cuda:99", "a cat", *BASE, "--device", "cuda:99"),
+    (5, "nowhere", "a cat", "--base", "./nowhere"),
+    (2, "nowhere.lock", "a cat", "--policy", "nowhere.lock"),
+    (6, "without the policy's erasures", "a cat", "--policy", "x", "--compare"),
+    (3, "no such file", "a cat", "--with", f"goood{SUFFIX}"),
+    (3, "is a folder", "a cat", "--with", "a folder"),
+    (4, "another architecture", "a cat", *BASE, "--with", OTHER),
+]
+
+
+@pytest.mark.parametrize(("code", "message", "words"), [(c, m, w) for c, m, *w in GENERATE])
+def test_generate(
+    code: int, message: str, words: list[str], made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    refused(made, code, message, "generate", *words)
+
+
+BAD_FILES = [
+    ("empty", "is empty"),
+    ("truncated", "truncated"),
+    ("flipped", "flipped"),
+    ("longer", "longer"),
+    ("version", "lprompt/2"),
+    ("foreign", "foreign"),
+    ("pickle", "pickle"),
+    ("zip", "zip"),
+    ("page", "web page"),
+    ("picture", "PNG"),
+    ("gguf", "GGUF"),
+    ("pointer", "git lfs pull"),
+    ("nowhere", "no such file"),
+    ("a folder", "is a folder"),
+]
+
+
+@pytest.mark.parametrize("command", ["inspect", "stack", "generate", "lock"])
+@pytest.mark.parametrize(("name", "message"), BAD_FILES)
+def test_a_bad_erasure_file(
+    command: str, name: str, message: str, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    path = name if name == "a folder" else f"{name}{SUFFIX}"
+    words = {
+        "inspect": [path],
+        "stack": [GOOD, path, "-o", "new"],
+        "generate": ["a cat", "--with", path],
+        "lock": [path, "-o", "new.lock"],
+    }[command]
+    refused(made, 3, message, command, *words)
+
+
+STACK = [
+    (2, "--output", GOOD),
+    (2, "exists", GOOD, "-o", "there"),
+    (2, "no folder", GOOD, "-o", "nowhere/new"),
+    (4, "cannot stack", GOOD, OTHER, "-o", "new"),
+]
+
+
+@pytest.mark.parametrize(("code", "message", "words"), [(c, m, w) for c, m, *w in STACK])
+def test_stack(
+    code: int, message: str, words: list[str], made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    refused(made, code, message, "stack", *words)
+
+
+OTHERS = [
+    (2, "no method is called", "methods", "nope"),
+    (2, "no preset is called", "presets", "../secrets"),
+    (2, "nowhere.lock", "verify", "nowhere.lock"),
+    (2, "there.png exists", "demo", "-o", "there.png"),
+    (2, "--seed", "demo", "--seed", "-1", "-o", "new.png"),
+]
+
+
+@pytest.mark.parametrize(("code", "message", "words"), [(c, m, w) for c, m, *w in OTHERS])
+def test_other_commands(
+    code: int, message: str, words: list[str], made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    refused(made, code, message, *words)
+
+
+@contextmanager
+def read_only() -> Iterator[Path]:
+    """A folder that this process may not write to; root gives up its rights meanwhile."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, user = Path(name), os.geteuid()
+        format.save(small(), folder / GOOD)
+        folder.chmod(0o555)
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(user)
+            folder.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["erase", "cat", "-o"],
+        ["generate", "a cat", "--with", GOOD, "-o"],
+        ["stack", GOOD, "-o"],
+        ["lock", GOOD, "-o"],
+        ["demo", "-o"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_read_only_folder_is_noticed_before_any_work(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("a base was loaded")
+
+    monkeypatch.setattr("conceptzap.base.load_base", work)
+    name = {"generate": "new.png", "demo": "new.png"}.get(words[0], "new")
+    with read_only() as folder:
+        monkeypatch.chdir(folder)
+        refused(folder, 5, "cannot write in", *words, name)
+        monkeypatch.undo()

@@ -1,0 +1,241 @@
+"""From a concept to pictures without it, through the real command line, on a tiny random base."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from command import Answer, conceptzap, contents
+from PIL import Image
+
+from conceptzap import format
+from conceptzap.pictures import read_text
+from conceptzap.testing import save_tiny
+
+SUFFIX = ".lprompt.safetensors"
+DRAW = ("--base", "base", "--steps", "2", "--guidance", "2")
+
+
+def closed_form() -> str:
+    """A method without optimisation: quick, whatever it is called."""
+    for name in (m["name"] for m in conceptzap("methods", "--json").json["methods"]):
+        (found,) = conceptzap("methods", name, "--json").json["methods"]
+        if "steps" not in {setting["name"] for setting in found["settings"]}:
+            return name
+    raise AssertionError("no closed-form method")
+
+
+def trained() -> str:
+    """A method with a key file: it optimises."""
+    for name in (m["name"] for m in conceptzap("methods", "--json").json["methods"]):
+        (found,) = conceptzap("methods", name, "--json").json["methods"]
+        if "order" in {setting["name"] for setting in found["settings"]}:
+            return name
+    raise AssertionError("no method that leaves a key")
+
+
+def pixels(name: str) -> bytes:
+    with Image.open(name) as picture:
+        return picture.tobytes()
+
+
+@pytest.fixture(scope="module")
+def erased(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    folder = tmp_path_factory.mktemp("flow")
+    save_tiny(folder / "base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        words = ("cat", "--anchor", "dog", "--keep", "horse", "--keep", "church", "--base", "base")
+        answer = conceptzap("erase", *words, "--method", closed_form(), "--json")
+        conceptzap("erase", "house", *words[1:], "--method", closed_form(), "-o", "other")
+    return folder, answer
+
+
+@pytest.fixture
+def here(erased: tuple[Path, Answer], monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(erased[0])
+    return erased[0]
+
+
+def test_erase(erased: tuple[Path, Answer]) -> None:
+    folder, answer = erased
+    assert answer.code == 0, answer
+    made = answer.json
+    assert set(made) == {
+        "schema", "path", "bytes", "digest", "method", "seconds", "scores", "preview", "key",
+    }  # fmt: skip
+    assert made["schema"] == "conceptzap.erase/1"
+    assert made["path"] == str(folder / f"cat{SUFFIX}")
+    assert made["bytes"] == (folder / f"cat{SUFFIX}").stat().st_size
+    assert made["digest"] == format.read_header(folder / f"cat{SUFFIX}").digest
+    assert made["preview"] == str(folder / "cat.png") and (folder / "cat.png").is_file()
+    assert made["key"] is None
+
+
+def test_erase_ends_with_the_path_and_the_next_command(here: Path) -> None:
+    words = ("erase", "cat", "--base", "base", "--method", closed_form(), "-o", "again", "--force")
+    answer = conceptzap(*words)
+    assert answer.out == f"{here / f'again{SUFFIX}'}\n"
+    last = answer.err.splitlines()[-1]
+    assert last == f"next: conceptzap generate cat --with again{SUFFIX} --compare --base base"
+    following = last.removeprefix("next: conceptzap ").split()
+    assert conceptzap(*following, "--steps", "2", "-o", "next").code == 0
+
+
+def test_the_same_seed_gives_the_same_bytes(here: Path) -> None:
+    words = ("erase", "tree", "--base", "base", "--method", closed_form())
+    for name in ("one", "two"):
+        assert conceptzap(*words, "-o", name).code == 0
+    assert (here / f"one{SUFFIX}").read_bytes() == (here / f"two{SUFFIX}").read_bytes()
+    assert (here / "one.png").read_bytes() == (here / "two.png").read_bytes()
+
+
+def test_a_dry_run_does_nothing(here: Path) -> None:
+    before = contents(here)
+    answer = conceptzap("erase", "dog", "--base", "base", "--seed", "3", "--dry-run", "--json")
+    assert answer.code == 0 and answer.json["schema"] == "conceptzap.plan/1"
+    assert answer.json["seed"] == 3 and answer.json["concepts"] == ["dog"]
+    assert conceptzap("erase", "dog", "--base", "base", "--dry-run").code == 0
+    assert contents(here) == before
+
+
+def test_a_method_without_steps_refuses_them(here: Path) -> None:
+    answer = conceptzap("erase", "dog", "--method", closed_form(), "--steps", "5", "--base", "base")
+    assert answer.code == 2 and "has no optimisation steps" in answer.error
+
+
+def test_a_trained_method_leaves_its_key_beside(here: Path) -> None:
+    words = ("--steps", "2", "--set", "trajectories=2", "--set", "batch=1", "--base", "base")
+    answer = conceptzap("erase", "castle", *words, "--method", trained(), "--json")
+    assert answer.code == 0, answer
+    assert answer.json["key"] == str(here / f"castle.key{SUFFIX}")
+    assert format.read_header(Path(answer.json["key"])).header.title == "castle (key)"
+    assert re.search(r"2/2", answer.err), "the training shows its steps"
+    alone = conceptzap("stack", f"castle.key{SUFFIX}", "-o", "keys")
+    assert alone.code == 0 and "warning: this stack holds keys only" in alone.err
+
+
+def test_generate(here: Path) -> None:
+    (here / "prompts.txt").write_text("a dog\n\n@a horse\n")
+    words = ("a cat", "@cat", "--prompts", "prompts.txt", "--with", f"cat{SUFFIX}:0.5")
+    answer = conceptzap("generate", *words, *DRAW, "--seed", "7", "--count", "2", "--json")
+    assert answer.code == 0, answer
+    images = answer.json["images"]
+    assert answer.json["schema"] == "conceptzap.generate/1" and answer.json["compare"] is None
+    assert [(i["prompt"], i["seed"]) for i in images] == [
+        (prompt, seed) for prompt in ("a cat", "@cat", "a dog", "@a horse") for seed in (7, 8)
+    ]
+    names = [Path(image["path"]) for image in images]
+    assert names[:3] == [here / "images" / f"{n}.png" for n in ("a-cat-7", "a-cat-8", "cat-7")]
+    for image in images:
+        assert set(image) == {"path", "prompt", "seed", "erasures"}
+        (one,) = image["erasures"]
+        assert set(one) == {"path", "digest", "strength", "fired"}
+        assert one["path"] == str(here / f"cat{SUFFIX}") and one["strength"] == 0.5
+        text = read_text(image["path"])
+        assert text["prompt"] == image["prompt"] and text["seed"] == str(image["seed"])
+        assert json.loads(text["settings"])["steps"] == 2
+        assert json.loads(text["erasures"])[0]["digest"] == one["digest"]
+
+
+def test_generate_never_overwrites(here: Path) -> None:
+    words = ("generate", "a church", *DRAW, "-o", "pictures")
+    paths = [conceptzap(*words).out.strip() for _ in range(2)]
+    assert [Path(path).name for path in paths] == ["a-church-0.png", "a-church-0-2.png"]
+    assert Path(paths[0]).read_bytes() == Path(paths[1]).read_bytes()
+    assert conceptzap(*words, "--force").out.strip() == paths[0]
+
+
+def test_generate_one_file(here: Path) -> None:
+    answer = conceptzap("generate", "a cat", *DRAW, "-o", "one-picture.png")
+    assert answer.out == f"{here / 'one-picture.png'}\n"
+    assert conceptzap("generate", "a cat", *DRAW, "-o", "one-picture.png").code == 2
+
+
+def test_a_picture_depends_on_nothing_but_its_own_seed(here: Path) -> None:
+    many = conceptzap("generate", "a dog", "a cat", *DRAW, "--count", "2", "-o", "many", "--json")
+    alone = conceptzap("generate", "a cat", *DRAW, "--seed", "1", "-o", "alone", "--json")
+    paths = [answer.json["images"][-1]["path"] for answer in (many, alone)]
+    assert Path(paths[0]).read_bytes() == Path(paths[1]).read_bytes()
+
+
+def test_compare_draws_the_base_beside(here: Path) -> None:
+    words = ("generate", "a cat", "a dog", "--with", f"cat{SUFFIX}", *DRAW, "--compare", "-o", "sheets")
+    first, second = (conceptzap(*words, "--json").json["compare"] for _ in range(2))
+    assert (first, second) == tuple(str(here / "sheets" / f"compare{n}.png") for n in ("", "-2"))
+    assert Path(first).read_bytes() == Path(second).read_bytes()
+
+
+def test_strength_nought_is_the_base(here: Path) -> None:
+    plain = conceptzap("generate", "a cat", *DRAW, "-o", "plain.png")
+    weak = conceptzap("generate", "a cat", *DRAW, "--with", f"cat{SUFFIX}:0", "-o", "weak.png")
+    full = conceptzap("generate", "a cat", *DRAW, "--with", f"cat{SUFFIX}", "-o", "full.png")
+    assert plain.code == weak.code == full.code == 0
+    assert pixels("plain.png") == pixels("weak.png") != pixels("full.png")
+
+
+def test_stack_is_order_free(here: Path) -> None:
+    pair = (f"cat{SUFFIX}", f"other{SUFFIX}")
+    one = conceptzap("stack", *pair, "-o", "ab", "--json").json
+    two = conceptzap("stack", *reversed(pair), "-o", "ba", "--json").json
+    assert set(one) == {"schema", "path", "bytes", "digest", "concepts", "parents"}
+    assert one["schema"] == "conceptzap.stack/1" and one["digest"] == two["digest"]
+    assert (here / f"ab{SUFFIX}").read_bytes() == (here / f"ba{SUFFIX}").read_bytes()
+    assert sorted(one["concepts"]) == ["cat", "house"] and len(one["parents"]) == 2
+
+
+def test_stacking_equals_loading_together(here: Path) -> None:
+    conceptzap("stack", f"cat{SUFFIX}", f"other{SUFFIX}", "-o", "pair")
+    apart = [word for name in ("cat", "other") for word in ("--with", f"{name}{SUFFIX}")]
+    conceptzap("generate", "a cat", *DRAW, *apart, "-o", "apart.png")
+    conceptzap("generate", "a cat", *DRAW, "--with", f"pair{SUFFIX}", "-o", "together.png")
+    assert pixels("apart.png") == pixels("together.png")
+
+
+def test_the_same_concept_twice_is_allowed_with_a_warning(here: Path) -> None:
+    words = ("cat", "--base", "base", "--method", closed_form(), "--seed", "9", "--anchor", "tree")
+    conceptzap("erase", *words, "-o", "cat-again")
+    answer = conceptzap("stack", f"cat{SUFFIX}", f"cat-again{SUFFIX}", "-o", "twice")
+    assert answer.code == 0 and "warning: 'cat' is erased more than once" in answer.err
+
+
+def test_lock_and_verify(here: Path) -> None:
+    locked = conceptzap("lock", f"cat{SUFFIX}", "--base", "base", "-o", "my.lock", "--json")
+    assert locked.code == 0, locked
+    ready = conceptzap("verify", "my.lock")
+    assert (ready.code, ready.out) == (0, "READY\n")
+    words = ("a cat", *DRAW, "--policy", "my.lock", "-o", "under-policy.png", "--json")
+    drawn = conceptzap("generate", *words)
+    assert drawn.code == 0, drawn
+    assert read_text(here / "under-policy.png")["policy"] == locked.json["digest"]
+    assert drawn.json["images"][0]["erasures"][0]["digest"] == locked.json["files"][0]["digest"]
+
+
+def test_a_policy_that_does_not_hold_draws_nothing(here: Path) -> None:
+    conceptzap("lock", f"other{SUFFIX}", "--base", "base", "-o", "broken.lock")
+    moved = (here / f"other{SUFFIX}").rename(here / "elsewhere")
+    try:
+        before = contents(here)
+        assert conceptzap("verify", "broken.lock").code == 6
+        words = ("a cat", *DRAW, "--policy", "broken.lock", "-o", "never.png")
+        assert conceptzap("generate", *words).code == 6
+        assert contents(here) == before
+    finally:
+        moved.rename(here / f"other{SUFFIX}")
+
+
+def test_not_erased_is_exit_7_and_keeps_the_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conceptzap.result import Score
+
+    leaking = {"leak": Score("leak", 0.9, 0.8, 1.0, 20, "lower")}
+    monkeypatch.setattr("conceptzap.evaluation.closing", lambda *_, **__: leaking)
+    words = ("erase", "car", "--base", "base", "--method", closed_form())
+    answer = conceptzap(*words, "-o", "leaky")
+    assert answer.code == 7 and answer.out == f"{here / f'leaky{SUFFIX}'}\n"
+    assert "error: not erased" in answer.err.splitlines()[-1]
+    spoken = conceptzap(*words, "-o", "leaky", "--force", "--json")
+    assert spoken.code == 7 and spoken.json["error"]["code"] == 7
+    assert spoken.json["path"] == str(here / f"leaky{SUFFIX}")
+    assert spoken.json["scores"]["leak"] == {"value": 0.9, "low": 0.8, "high": 1.0, "n": 20}
