@@ -120,10 +120,10 @@ def check(base: Base, erasure: Erasure, *, exact: bool = True) -> None:
 
 
 def _compare(found: Mapping[str, float], wanted: Mapping[str, float], tolerance: float | None) -> None:
-    for site, value in wanted.items():
-        have = found.get(site, 0.0)
-        same = have > 0 if tolerance is None else math.isclose(have, value, rel_tol=tolerance)
-        if not same:
+    for site in sorted({*found, *wanted}):
+        have, value = found.get(site, 0.0), wanted.get(site, 0.0)
+        same = tolerance is None or math.isclose(have, value, rel_tol=tolerance)
+        if not (same and have > 0):
             raise RefusedError(
                 f"self-test failed at {site}: its output changed by {have:.4g}, {value:.4g} was expected",
                 "something disturbs the model; load it afresh and attach again",

@@ -89,12 +89,15 @@ def settle(
     steps: int | None = None,
     guidance: float | None = None,
     batch: int | None = None,
+    limit: int | None = None,
 ) -> Plan:
     """Suite, concepts, judges and settings of a run, all known to be there.
 
-    Raises `UsageError` for names that mean nothing, `ResourceError` for a judge that is missing.
+    `limit`: at most so many pictures of a slice. Raises `UsageError` for names that mean nothing,
+    `ResourceError` for a judge that is missing.
     """
     about, world = suites.load(suite)
+    about = suites.limited(about, limit)
     targets = tuple(suites.find(world, concepts)) if about.erase else ()
     panel = judging.panel(tuple(judges) or about.judges, base, world)
     judging.check(panel, targets, probes.expand(about, world, targets))

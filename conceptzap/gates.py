@@ -50,12 +50,13 @@ def _window(gate: Gate, signal: Signal) -> Tensor:
 
 
 def _curve(gate: Gate, signal: Signal) -> Tensor:
-    """Linear between the given times, constant beyond them."""
+    """Linear between the given times, constant beyond them, never outside 0..1."""
     times, values = (gate.tensors[slot].to(signal.timesteps) for slot in ("times", "values"))
-    right = torch.searchsorted(times, signal.timesteps).clamp(1, len(times) - 1)
-    left = right - 1
-    part = ((signal.timesteps - times[left]) / (times[right] - times[left])).clamp(0, 1)
-    return values[left] + part * (values[right] - values[left])
+    right = torch.searchsorted(times, signal.timesteps).clamp(max=len(times) - 1)
+    left = (right - 1).clamp(min=0)
+    gap = (times[right] - times[left]).clamp(min=1e-6)
+    part = ((signal.timesteps - times[left]) / gap).clamp(0, 1)
+    return (values[left] + part * (values[right] - values[left])).clamp(0, 1)
 
 
 KINDS = {"match": _match, "token": _token, "window": _window, "curve": _curve}

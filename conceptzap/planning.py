@@ -29,7 +29,7 @@ class Plan:
     """What `erase` was asked for, with nothing left to default but what depends on the base.
 
     `settings` is the method's Config. `fill_keep`: no keep set was given, so that the kind's word
-    list stands in. `request`: the arguments as they came.
+    list stands in. `request`: the arguments that were given.
     """
 
     task: Task
@@ -115,7 +115,8 @@ def resolve(
 
     Also `ResourceError` where one of the three targets could not be written.
     """
-    request = {name: value for name, value in locals().items() if name != "concepts"}
+    usual = resolve.__kwdefaults__
+    request = {name: value for name, value in locals().items() if value != usual.get(name, value)}
     method = method or methods.DEFAULT
     family.require("methods", method)
     chosen = config.preset(preset) if preset else {}

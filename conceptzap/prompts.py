@@ -44,7 +44,8 @@ def guess_kind(concept: str, anchor: str) -> str:
 
 def pairs(concept: str, anchor: str, kind: str, things: Iterable[str]) -> list[Pair]:
     """Concept and anchor prompts, bare ones first; `things` fill the wordings."""
-    return list(dict.fromkeys(_style(concept, anchor, things) if kind == "style" else _object(concept, anchor, things)))
+    ask = _style if kind == "style" else _object
+    return list(dict.fromkeys(ask(concept, anchor, things)))
 
 
 def _style(concept: str, anchor: str, things: Iterable[str]) -> Iterator[Pair]:
@@ -62,10 +63,10 @@ def _style(concept: str, anchor: str, things: Iterable[str]) -> Iterator[Pair]:
 
 def _object(concept: str, anchor: str, styles: Iterable[str]) -> Iterator[Pair]:
     words = wording("object")
-    for asked, instead in [*words["bare"], *words["pairs"]]:
+    for asked, instead in words["pairs"]:
         for style in styles if "{s}" in asked else ("",):
-            names = {"s": style, "c": concept, "tc": with_article(concept)}
-            target = instead.format(s=style, a=anchor, ta=with_article(anchor)) if anchor else ""
+            names = {"s": style, "tc": with_article(concept)}
+            target = instead.format(s=style, ta=with_article(anchor)) if anchor else ""
             yield Pair(asked.format(**names), target)
 
 

@@ -144,12 +144,11 @@ class Ledger:
         call = self.call
         self.abandon()
         for path in sorted(self.watched):
-            seen = min(call.entered[path], call.left[path]), max(call.entered[path], call.left[path])
-            if seen != (call.rows, call.rows):
-                wrong = seen[0] if seen[0] != call.rows else seen[1]
-                raise SilentEditError(
-                    f"{path} saw {wrong} of {call.rows} rows, so its edit did not run", STRIPPED
-                )
+            for seen in (call.entered[path], call.left[path]):
+                if seen != call.rows:
+                    raise SilentEditError(
+                        f"{path} saw {seen} of {call.rows} rows, so its edit did not run", STRIPPED
+                    )
         self.receipt.calls += 1
         self.receipt.rows += call.rows
         for tally, levels in zip(self.receipt.tallies, call.levels, strict=True):

@@ -165,6 +165,11 @@ def _params(value: Json, where: str, kind: Kind) -> dict[str, Json]:
         if type(one) not in kind.params[key]:
             wanted = " or ".join(t.__name__ for t in kind.params[key])
             raise FormatError(f"{name} is not of type {wanted}", GET_AGAIN)
+        if one not in kind.choices.get(key, (one,)):
+            raise FormatError(f"{name} is {escape(one)!r}, which is unknown", NEWER)
+    needed = kind.required | ({"k"} if params.get("phi") == "topk" else set())
+    if missing := sorted(needed - set(params)):
+        raise FormatError(f"{where}: parameter {missing[0]!r} is missing", GET_AGAIN)
     return params
 
 

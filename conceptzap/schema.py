@@ -13,11 +13,16 @@ DTYPES = {"F32": 4, "F16": 2, "BOOL": 1}
 
 @dataclass(frozen=True)
 class Kind:
-    """Allowed slot sets (one of them, whole), optional slots, and parameter name -> JSON types."""
+    """Allowed slot sets (one of them, whole), optional slots, and parameter name -> JSON types.
+
+    `required` parameters must be there; `choices` lists the words a parameter may be.
+    """
 
     slots: tuple[frozenset[str], ...]
     optional: frozenset[str] = frozenset()
     params: dict[str, tuple[type, ...]] = field(default_factory=dict)
+    required: frozenset[str] = frozenset()
+    choices: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def accepts(self, slots: frozenset[str]) -> bool:
         return any(want <= slots <= want | self.optional for want in self.slots)
@@ -34,7 +39,10 @@ OPS = {
     "weight": Kind(_sets("up down", "into down", "delta", "keep")),
     # y + up phi(down (x - center) + bias)
     "adapter": Kind(
-        _sets("up down"), frozenset({"bias", "center"}), {"phi": (str,), "k": (int,), "reads": (str,)}
+        _sets("up down"),
+        frozenset({"bias", "center"}),
+        {"phi": (str,), "k": (int,), "reads": (str,)},
+        choices={"phi": ("none", "relu", "gelu", "topk"), "reads": ("x", "y")},
     ),
 }
 
@@ -43,11 +51,16 @@ GATES = {
     "match": Kind(
         _sets("query mean"),
         params={"threshold": (float,), "false_open": (dict,), "false_shut": (dict,)},
+        required=frozenset({"threshold"}),
     ),
     # open where low <= t <= high
-    "window": Kind(_sets(""), params={"low": (int,), "high": (int,)}),
+    "window": Kind(
+        _sets(""), params={"low": (int,), "high": (int,)}, required=frozenset({"low", "high"})
+    ),
     # factor by linear interpolation over the timestep
     "curve": Kind(_sets("times values")),
     # factor per text position (K/V weight edits only)
-    "token": Kind(_sets("query mean"), params={"threshold": (float,)}),
+    "token": Kind(
+        _sets("query mean"), params={"threshold": (float,)}, required=frozenset({"threshold"})
+    ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -29,6 +30,18 @@ def load(name: str) -> tuple[Suite, World]:
     about = table["world"]
     world = family.load("judges", about).world() if isinstance(about, str) else probes.world(about)
     return suite, world
+
+
+def limited(suite: Suite, most: int | None) -> Suite:
+    """The suite with at most so many pictures of a slice (and as many drawn one by one)."""
+    if most is None:
+        return suite
+    if most < 1:
+        raise UsageError(f"--limit {most} is out of range", "use 1 or more")
+    erase, keep = (
+        {name: min(count, most) for name, count in counts.items()} for counts in (suite.erase, suite.keep)
+    )
+    return replace(suite, erase=erase, keep=keep, identical=min(suite.identical, most))
 
 
 def find(world: World, concepts: Sequence[str]) -> list[Subject]:

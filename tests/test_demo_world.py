@@ -80,6 +80,18 @@ def test_render_seeds_are_stable() -> None:
     assert hashlib.sha256(listing).hexdigest()[:16] == "2ea7d8f68bc54e0a"
 
 
+def test_items_without_a_concept() -> None:
+    render = pytest.importorskip("conceptzap.demo.render", reason="needs the demo extra")
+    from conceptzap.demo.train_unet import without
+
+    items = render.catalogue()
+    assert len(without(items, "")) == len(items)
+    for concept in ("church", "Van Gogh"):
+        left = [items[number] for number in without(items, concept)]
+        assert left and not any(concept in (i.object, i.right, i.style) for i in left)
+        assert len(left) < len(items)
+
+
 def test_styles_keep_shape_and_range_and_repeat() -> None:
     styles = pytest.importorskip("conceptzap.demo.styles", reason="needs the demo extra")
     import numpy as np

@@ -16,10 +16,11 @@ from conceptzap import family
 ROOT = Path(conceptzap.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if "__pycache__" not in path.parts)
 FAMILIES = ("methods", "attacks", "metrics", "judges", "exports")
+VERBS = ("admission", "applying", "erasing", "generating", "planning", "preview")
 SURFACES = ("cli", "page", "show", "progress", "gallery", "environment")
 # no torch, numpy, PIL or diffusers when these are imported
 LIGHT = (
-    "__init__", "__main__", "api", "cache", "catalog", "cli", "config", "container", "edit",
+    "__init__", "__main__", "admission", "api", "cache", "catalog", "cli", "config", "container", "edit",
     "environment", "errors", "family", "files", "format", "gallery", "guard", "naming", "policy", "probes",
     "progress", "prompts", "record", "report", "result", "schema", "show", "task",
 )  # fmt: skip
@@ -27,6 +28,9 @@ HEAVY = ("torch", "numpy", "PIL", "diffusers", "transformers", "safetensors", "a
 VALUES = (
     "cache", "catalog", "config", "edit", "errors", "family", "naming", "report", "result", "schema",
     "task",
+)  # fmt: skip
+VERBS = (
+    "admission", "api", "applying", "erasing", "generating", "planning", "policy", "preview",
 )  # fmt: skip
 LONGEST_FILE, LONGEST_LINE, LONGEST_FUNCTION, MEDIAN_FUNCTION = 400, 110, 60, 14
 
@@ -86,7 +90,7 @@ def rank(name: str) -> int:
     first = top(name)
     if first in ("__init__", "__main__", *SURFACES):
         return 5
-    if first in ("api", "guard"):
+    if first in ("api", "guard", *VERBS):
         return 4
     if first in FAMILIES:
         return 3

@@ -1,7 +1,9 @@
-"""Put results of `evaluate` side by side; different settings are refused.
+"""Put results of `evaluate` side by side.
 
     conceptzap compare van-gogh-quick/result.json other-quick/result.json
     conceptzap compare a/result.json b/result.json --json
+
+Results of different settings are refused.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from typing import Annotated
 
 import typer
 
-from conceptzap.cli import _errors
 from conceptzap.cli import _options as options
 
 DEFAULTS = {"base": "demo", "seed": 0, "device": "auto", "dtype": "auto"}
@@ -77,14 +76,14 @@ def run(
         planned = api.plan(words, **request)
         show.emit("plan", planned) if as_json else show.plan(planned)
         return
-    bad = []
     try:
         made = api.erase(words, **request, report=Progress())
     except ThresholdError as error:
-        made, bad = error.made, [error]
+        if not as_json:
+            show.erased(show.erased_record(error.made), words[0], request["base"])
+        raise
     record = show.erased_record(made)
     if as_json:
-        show.emit("erase", {**record, **_errors.among(bad)})
+        show.emit("erase", record)
     else:
         show.erased(record, words[0], request["base"])
-    _errors.leave(bad, as_json)

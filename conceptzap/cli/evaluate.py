@@ -1,9 +1,9 @@
-"""Measure what erasures took out and what they cost: scores with intervals and a one-page report.
+"""Measure what erasures took out and what they cost.
 
     conceptzap evaluate van-gogh.lprompt.safetensors
     conceptzap evaluate church.lprompt.safetensors --suite standard --fail-under E=95 --fail-under P=90
 
-Base and erased model draw the same prompts from the same seeds; judges say what they see. A run that
+Scores have intervals and go into a one-page report. Base and erased model draw the same prompts from the same seeds; judges say what they see. A run that
 was stopped goes on where it was when the same command is given again.
 """
 
@@ -52,6 +52,9 @@ def run(
     batch: Annotated[
         int | None, typer.Option("--batch", metavar="N", help="Pictures a UNet call.  [the suite's]")
     ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="At most N pictures of a slice.")
+    ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     fail_under: Annotated[
@@ -77,7 +80,7 @@ def run(
     report = Progress()
     done = evaluation.evaluate_files(
         files, base, suite=suite, concepts=options.words(concept), judges=judge or (), seed=seed,
-        steps=steps, guidance=guidance, batch=batch, device=device, dtype=dtype,
+        steps=steps, guidance=guidance, batch=batch, limit=limit, device=device, dtype=dtype,
         prediction=prediction, report=report, count=report.count,
     )  # fmt: skip
     written = folder.write(done, target, force)

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 CHECKPOINT_SECONDS = 180
 _KEPT = 2
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +135,8 @@ class _Run:
         for path in reversed(checkpoints(self.folder)):
             try:
                 tensors = load_file(path)
-            except Exception:  # a damaged file must not cost the older, whole one
-                continue
+            except (SafetensorError, OSError):
+                continue  # a damaged file must not cost the older, whole one
             self._restore(tensors)
             self.step = int(path.stem.split("-")[1])
             return
@@ -147,8 +149,8 @@ class _Run:
                 value.copy_(tensors[f"average.{key}"])
         for name, parameter in self.parameters.items():
             prefix = "optimizer."
-            found = {key: tensors[f"{prefix}{key}.{name}"] for key in ("step", "exp_avg",
-                     "exp_avg_sq") if f"{prefix}{key}.{name}" in tensors}
+            found = {key: tensors[f"{prefix}{key}.{name}"] for key in _MOMENTS
+                     if f"{prefix}{key}.{name}" in tensors}
             if found:
                 self.optimizer.state[parameter] = {
                     key: value.to(parameter.device) for key, value in found.items()}
@@ -170,5 +172,7 @@ def load_average(model: nn.Module, folder: Path) -> int:
     tensors = load_file(path)
     prefix = "average."
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    model.load_state_dict(state, strict=False)
+    missing = model.load_state_dict(state, strict=False).missing_keys
+    if any(not key.endswith("num_batches_tracked") for key in missing):
+        raise ValueError(f"{path}: not a checkpoint of this model; it lacks {missing[0]}")
     return int(path.stem.split("-")[1])

@@ -34,8 +34,8 @@ def _ratio(before: np.ndarray, after: np.ndarray, name: str) -> Score:
         values.append(_mean(apart[1], weights) / max(_mean(apart[0], weights), 1e-9))
     ones = np.ones(count)
     value = _mean(apart[1], ones) / max(_mean(apart[0], ones), 1e-9)
-    low, high = np.percentile(values, intervals.LEVELS)
-    return Score("diversity", float(value), float(min(low, value)), float(max(high, value)), count, slice=name)
+    low, high = np.percentile([*values, value], intervals.LEVELS)
+    return Score("diversity", float(value), float(low), float(high), count, slice=name)
 
 
 def _distances(features: np.ndarray) -> np.ndarray:

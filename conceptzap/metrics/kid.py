@@ -10,7 +10,7 @@ from conceptzap import intervals
 from conceptzap.result import Score
 from conceptzap.trial import Trial
 
-SUBSETS, SIZE, FEWEST = 100, 100, 16
+SUBSETS, SIZE, FEWEST = 100, 100, 64
 
 
 def score(trial: Trial) -> Iterator[Score]:

@@ -102,8 +102,12 @@ def _mark(cell: Cell, kinds: dict[str, str]) -> str:
     if probe.erases:
         kind = kinds[probe.concept]
         return "leaks" if cell.after.seen(kind, probe.concept, cell.depth(kind)) else ""
-    wrong = (not cell.after.kept(kind, label, cell.depth(kind)) for kind, label in probe.expect)
-    return "broken" if any(wrong) else ""
+    lost = (
+        cell.before.kept(kind, label, depth) and not cell.after.kept(kind, label, depth)
+        for kind, label in probe.expect
+        for depth in (cell.depth(kind),)
+    )
+    return "broken" if any(lost) else ""
 
 
 def _seen(cell: Cell) -> str:

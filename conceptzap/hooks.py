@@ -1,0 +1,190 @@
+"""Hooks on the UNet, its cross-attentions and its layers: where edits meet the activations.
+
+Attention processors are left alone: they are replaced silently by attention slicing, xformers and
+others, a hook on the module is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conceptzap import ops
+from conceptzap.edit import Edit
+from conceptzap.errors import RefusedError, SilentEditError
+from conceptzap.receipt import STRIPPED, Call, Ledger
+
+# the UNet's arguments in their order
+ARGUMENTS = (
+    "sample", "timestep", "encoder_hidden_states", "class_labels", "timestep_cond",
+    "attention_mask", "cross_attention_kwargs", "added_cond_kwargs",
+)  # fmt: skip
+SIDE_DOORS = ("added_cond_kwargs", "cross_attention_kwargs")
+
+@dataclass
+class Site:
+    """One hooked module: its path and the indices of the edits that act on it."""
+
+    path: str
+    edits: list[int] = field(default_factory=list)
+
+
+def owner(hook: Any) -> Any:
+    return getattr(hook, "__self__", None)
+
+
+class Hook:
+    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        raise NotImplementedError
+
+    def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        raise NotImplementedError
+
+
+class UNetHook(Hook):
+    """Opens and closes the books of one UNet call."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        named = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
+        beside = {key for name in SIDE_DOORS for key in named.get(name) or ()}
+        bypassed = beside & {"image_embeds", "gligen"}
+        states = _text_states(None if bypassed else named.get("encoder_hidden_states"))
+        if not any(owner(hook) is self for hook in module._forward_hooks.values()):
+            raise SilentEditError("the hook that checks every UNet call is gone", STRIPPED)
+        self.ledger.begin(states, named["timestep"], len(named["sample"]))
+
+    def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if output is None:
+            self.ledger.abandon()
+        else:
+            self.ledger.finish()
+
+
+class CrossHook(Hook):
+    """At an `attn2`: lengthen context and mask by the learned rows of the open `tokens` edits."""
+
+    def __init__(self, ledger: Ledger, site: Site) -> None:
+        self.ledger, self.site = ledger, site
+        self.tokens: tuple[int, ...] = ()  # edits whose rows stand behind the text just now
+
+    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        call = self.ledger.call
+        call.entered[self.site.path] += len(args[0])
+        self.tokens = tuple(index for index in self.site.edits if call.acts(index))
+        if not self.tokens:
+            return None
+        args = list(args)
+        states = args.pop(1) if len(args) > 1 else kwargs.get("encoder_hidden_states")
+        mask = args.pop(1) if len(args) > 1 else kwargs.get("attention_mask")
+        states = _text_states(states)
+        key = ("context", self.tokens, id(mask))
+        longer = call.once(key, states, lambda: self._lengthen(call, states, mask))
+        return tuple(args), kwargs | longer
+
+    def _lengthen(self, call: Call, states: Tensor, mask: Tensor | None) -> dict[str, Tensor | None]:
+        counts = [ops.token_count(self.ledger.edits[index]) for index in self.tokens]
+        pad = states.new_zeros(len(states), sum(counts), states.shape[2])
+        if mask is not None or any(set(call.levels[index]) != {1.0} for index in self.tokens):
+            logs = [call.strengths[index].log() for index in self.tokens]
+            bias = [log[:, None].expand(-1, n) for log, n in zip(logs, counts, strict=True)]
+            mask = states.new_zeros(len(states), 1, states.shape[1]) if mask is None else mask
+            mask = torch.cat([mask, torch.cat(bias, 1)[:, None].to(mask)], -1)
+        return {"encoder_hidden_states": torch.cat([states, pad], 1), "attention_mask": mask}
+
+    def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+        self.ledger.call.left[self.site.path] += len(output)
+        self.tokens = ()
+
+
+class LayerHook(Hook):
+    """At a Linear or Conv2d: input shifts and learned rows before it, output changes after it."""
+
+    def __init__(
+        self, ledger: Ledger, site: Site, cross: CrossHook | None = None, letter: str = ""
+    ) -> None:
+        self.ledger, self.site, self.cross, self.letter = ledger, site, cross, letter
+        self.of_text = site.path.endswith((".attn2.to_k", ".attn2.to_v"))
+        shifts = [ops.shifts_input(ledger.edits[index]) for index in site.edits]
+        self.shifting = [index for index, moves in zip(site.edits, shifts, strict=True) if moves]
+        self.changing = [index for index in site.edits if index not in self.shifting]
+        self.text: Tensor | None = None
+
+    def _learned(self) -> list[Edit]:
+        return [self.ledger.edits[index] for index in self.cross.tokens] if self.cross else []
+
+    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        call, x = self.ledger.call, args[0]
+        call.entered[self.site.path] += len(x)
+        learned = self._learned()
+        text = x[:, : x.shape[1] - sum(map(ops.token_count, learned))] if learned else x
+        self.text = text if self.changing else None
+        shifting = tuple(index for index in self.shifting if call.acts(index))
+        if not learned and not shifting:
+            return None
+        if self.of_text:
+            tokens = self.cross.tokens if self.cross else ()
+            key = ("input", shifting, tokens, self.letter)
+            new = call.once(key, x, lambda: self._input(call, x, text, shifting, learned))
+        else:
+            new = self._input(call, x, text, shifting, learned)
+        return (new, *args[1:]), kwargs
+
+    def _input(
+        self, call: Call, x: Tensor, text: Tensor, shifting: tuple[int, ...], learned: list[Edit]
+    ) -> Tensor:
+        total = text
+        for index in shifting:
+            moved = ops.shift(self.ledger.edits[index], text)
+            total = total + call.strength(index, moved) * moved
+        rows = [self._prompt(edit, x) for edit in learned]
+        return torch.cat([total, *rows], 1) if rows else total
+
+    def _prompt(self, edit: Edit, x: Tensor) -> Tensor:
+        """The learned rows in context space; those in K/V space are written after the projection."""
+        name = f"prompt_{self.letter}"
+        if name not in edit.tensors:
+            return x.new_zeros(len(x), ops.token_count(edit), x.shape[2])
+        return ops.slot(edit, name, x).expand(len(x), -1, -1)
+
+    def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+        call, text, self.text = self.ledger.call, self.text, None
+        call.left[self.site.path] += len(output)
+        acting = [index for index in self.changing if call.acts(index)]
+        learned = self._learned()
+        written = any(f"tokens_{self.letter}" in edit.tensors for edit in learned)
+        if not acting and not written:
+            return None
+        length = output.shape[1] - sum(map(ops.token_count, learned)) if learned else None
+        base = total = output[:, :length] if learned else output
+        for index in acting:
+            change = ops.change(self.ledger.edits[index], module, text, base)
+            total = total + call.strength(index, change) * change
+        if not learned:
+            return total
+        return torch.cat([total, *self._rows(learned, output, length)], 1)
+
+    def _rows(self, learned: list[Edit], output: Tensor, start: int) -> Iterator[Tensor]:
+        for edit in learned:
+            stop = start + ops.token_count(edit)
+            name = f"tokens_{self.letter}"
+            if name in edit.tensors:
+                yield ops.slot(edit, name, output).expand(len(output), -1, -1)
+            else:
+                yield output[:, start:stop]
+            start = stop
+
+
+def _text_states(states: Any) -> Tensor:
+    if isinstance(states, Tensor):
+        return states
+    raise RefusedError(
+        "the UNet was given no text states that an erasure could read, or something beside them",
+        "image prompts (IP-Adapter) and grounding (GLIGEN) bring what no erasure covers; unload them",
+    )

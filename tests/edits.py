@@ -1,0 +1,132 @@
+"""Edits over the tiny bases, of every op and gate, and what a UNet makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from conceptzap import canary, detector
+from conceptzap.attach import attached
+from conceptzap.base import CROSS, CROSS_KV, Base
+from conceptzap.edit import Edit, Erasure, Gate, Header, sort_edits
+
+ASKED = ("van gogh", "a painting of a cat in the style of van gogh", "a house by van gogh")
+OTHER = ("", "a photo of a cat", "a painting of a house", "a dog in the style of monet", "a red car")
+TIME = 500
+CONVS = "unet.*.resnets.0.conv1"
+FEED = "unet.*.ff.net.2"
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def width(base: Base) -> int:
+    return base.unet.config.cross_attention_dim
+
+
+@cache
+def gate(base: Base) -> Gate:
+    """Open for the prompts of `ASKED`, shut for those of `OTHER`."""
+    twice = [[prompt for prompt in prompts for _ in "ab"] for prompts in (ASKED, OTHER)]
+    found = detector.fit_gate(base, *twice, seed=0)
+    assert found.params["false_open"]["rate"] == found.params["false_shut"]["rate"] == 0
+    return found
+
+
+def window(low: int, high: int) -> Gate:
+    return Gate("window", {"low": low, "high": high})
+
+
+def shut() -> Gate:
+    """A window that the timestep of these tests is not in."""
+    return window(0, TIME - 1)
+
+
+def tokens(base: Base, n: int = 3, seed: int = 0, gates: Iterable[Gate] = (), **more: object) -> Edit:
+    """Learned rows in context space, at every cross-attention."""
+    rows = {f"prompt_{x}": 2 * randn(n, width(base), seed=seed + i) for i, x in enumerate("kv")}
+    return Edit("tokens", base.sites(CROSS), rows, gates=tuple(gates), **more)
+
+
+def key_values(base: Base, n: int = 2, seed: int = 0, gates: Iterable[Gate] = ()) -> Edit:
+    """Learned rows in the key and value space of one cross-attention."""
+    site = base.sites(CROSS)[0]
+    inner = base.module(f"{site}.to_k").weight.shape[0]
+    rows = {f"tokens_{x}": randn(n, inner, seed=seed + i) for i, x in enumerate("kv")}
+    return Edit("tokens", (site,), rows, gates=tuple(gates))
+
+
+def shared(base: Base, r: int = 2, seed: int = 0, gates: Iterable[Gate] = (), **more: object) -> Edit:
+    """One pair for all keys and values."""
+    d = width(base)
+    pair = {"into": randn(d, r, seed=seed) / 4, "down": randn(r, d, seed=seed + 1) / 4}
+    return Edit("weight", base.sites(CROSS_KV), pair, gates=tuple(gates), **more)
+
+
+def low_rank(base: Base, pattern: str = FEED, seed: int = 0, gates: Iterable[Gate] = ()) -> Edit:
+    site = base.sites(pattern)[0]
+    out, into, *kernel = base.module(site).weight.shape
+    ones = [1] * len(kernel)
+    up, down = randn(out, 2, *ones, seed=seed) / 8, randn(2, into, *kernel, seed=seed + 1) / 8
+    return Edit("weight", (site,), {"up": up, "down": down}, gates=tuple(gates))
+
+
+def delta(base: Base, pattern: str = FEED, seed: int = 0, gates: Iterable[Gate] = ()) -> Edit:
+    site = base.sites(pattern)[0]
+    change = randn(*base.module(site).weight.shape, seed=seed) / 16
+    return Edit("weight", (site,), {"delta": change}, gates=tuple(gates))
+
+
+def mask(base: Base, pattern: str = FEED, seed: int = 0, gates: Iterable[Gate] = ()) -> Edit:
+    site = base.sites(pattern)[0]
+    keep = randn(*base.module(site).weight.shape, seed=seed) > -0.5
+    return Edit("weight", (site,), {"keep": keep}, gates=tuple(gates))
+
+
+def adapter(base: Base, seed: int = 0, gates: Iterable[Gate] = (), **params: object) -> Edit:
+    site = base.sites(FEED)[0]
+    out, into = base.module(site).weight.shape
+    reads = out if params.get("reads") == "y" else into
+    tensors = {
+        "up": randn(out, 4, seed=seed) / 4,
+        "down": randn(4, reads, seed=seed + 1) / 4,
+        "bias": randn(4, seed=seed + 2),
+        "center": randn(reads, seed=seed + 3),
+    }
+    return Edit("adapter", (site,), tensors, params, gates=tuple(gates))
+
+
+def eraser(base: Base) -> tuple[Edit, ...]:
+    """Learned rows and a closed-form edit, both behind the gate, at all cross-attentions."""
+    return sort_edits((tokens(base, gates=[gate(base)]), shared(base, gates=[gate(base)])))
+
+
+def erasure(base: Base, edits: Sequence[Edit] = ()) -> Erasure:
+    """Made on this base, with its self-test."""
+    edits = sort_edits(edits or eraser(base))
+    made_on = base.reference(site for edit in edits for site in edit.sites)
+    header = Header("Van Gogh", ("van gogh",), ("painting",), made_on)
+    test = canary.make(base, edits, ASKED[1])
+    return Erasure(Header(**{**vars(header), "canary": test}), edits)
+
+
+@torch.no_grad()
+def eps(base: Base, prompts: Sequence[str], edits: Iterable[Edit] = (), t: int = TIME) -> Tensor:
+    """The noise that the base sees under the edits, one row a prompt, in one UNet call."""
+    latents = base.noise(range(len(prompts)))
+    with attached(base.unet, edits):
+        return base.eps(latents, t, base.encode(prompts))
+
+
+def hooks(base: Base) -> int:
+    """Hooks on all modules of the UNet."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in base.unet.modules())
+
+
+def far(a: Tensor, b: Tensor) -> float:
+    """Largest difference, as a share of the largest value."""
+    return ((a - b).abs().max() / b.abs().max()).item()

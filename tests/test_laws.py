@@ -1,0 +1,203 @@
+"""The laws of the algebra, on tiny bases of all families. (That nothing below the methods knows a
+method's name is in `test_layers`.)"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import edits as some
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conceptzap import format
+from conceptzap.attach import Attachment, attached, bake, find_module
+from conceptzap.base import CROSS, CROSS_KV, Base
+from conceptzap.edit import Edit, sort_edits, stack
+from conceptzap.errors import RefusedError, SilentEditError
+
+PROMPTS = (some.ASKED[0], some.OTHER[1])
+Maker = Callable[..., Edit]
+WEIGHTS: dict[str, Maker] = {
+    "shared": some.shared,
+    "low rank": some.low_rank,
+    "delta": some.delta,
+    "mask": some.mask,
+    "convolution": lambda base, **k: some.low_rank(base, some.CONVS, **k),
+    "dense convolution": lambda base, **k: some.delta(base, some.CONVS, **k),
+    "pruned keys": lambda base, **k: some.mask(base, CROSS_KV, **k),
+}
+OTHERS: dict[str, Maker] = {
+    "rows": some.tokens,
+    "key rows": some.key_values,
+    "adapter": some.adapter,
+    "gelu": lambda base, **k: some.adapter(base, phi="gelu", reads="y", **k),
+    "topk": lambda base, **k: some.adapter(base, phi="topk", k=2, **k),
+}
+MAKERS = WEIGHTS | OTHERS
+GATES = ("always", "window", "match")
+few = settings(max_examples=6, deadline=None, derandomize=True, database=None)
+
+
+def made(base: Base, name: str, seed: int, gate: str = "always", scale: float = 1.0) -> Edit:
+    gates = {"always": (), "window": (some.window(some.TIME, 900),), "match": (some.gate(base),)}
+    return replace(MAKERS[name](base, seed=seed, gates=gates[gate]), scale=scale)
+
+
+def stacks(names: dict[str, Maker], gates: tuple[str, ...] = GATES) -> st.SearchStrategy:
+    """Arguments of `made` for two to five edits."""
+    scales = st.sampled_from((0.5, 1.0, 1.5))
+    one = st.tuples(st.sampled_from(sorted(names)), st.integers(0, 9), st.sampled_from(gates), scales)
+    return st.lists(one, min_size=2, max_size=5, unique=True)
+
+
+@pytest.mark.parametrize("edits", ["none", "strength 0"])
+def test_identity(base: Base, edits: str) -> None:
+    absent = [] if edits == "none" else [replace(maker(base), scale=0.0) for maker in MAKERS.values()]
+    assert some.eps(base, PROMPTS, absent).equal(some.eps(base, PROMPTS))
+
+
+@few
+@given(stacks(MAKERS))
+def test_reversal(base: Base, drawn: list) -> None:
+    weights = {name: value.clone() for name, value in base.unet.state_dict().items()}
+    before, hooks = some.eps(base, PROMPTS), some.hooks(base)
+    during = some.eps(base, PROMPTS, [made(base, *one) for one in drawn])
+    assert not during.equal(before)
+    assert some.eps(base, PROMPTS).equal(before) and some.hooks(base) == hooks
+    assert all(value.equal(weights[name]) for name, value in base.unet.state_dict().items())
+
+
+@few
+@given(st.data())
+def test_order_free(base: Base, data: st.DataObject) -> None:
+    edits = [made(base, *one) for one in data.draw(stacks(MAKERS))]
+    shuffled = data.draw(st.permutations(edits))
+    assert some.far(some.eps(base, PROMPTS, shuffled), some.eps(base, PROMPTS, edits)) < 2e-5
+    in_files = [sort_edits(order) for order in (edits, shuffled)]
+    assert some.eps(base, PROMPTS, in_files[0]).equal(some.eps(base, PROMPTS, in_files[1]))
+
+
+def test_base_relative_masks_and_changes(base: Base) -> None:
+    """A mask and a change of one weight each start from the base's own."""
+    pair = [some.mask(base), some.delta(base)]
+    weight = base.module(pair[0].sites[0]).weight
+    together = torch.where(pair[0].tensors["keep"], weight, 0) + pair[1].tensors["delta"]
+    alone = Edit("weight", pair[0].sites, {"delta": together - weight})
+    wanted = some.eps(base, PROMPTS, [alone])
+    for order in (pair, pair[::-1]):
+        assert some.far(some.eps(base, PROMPTS, order), wanted) < 2e-5
+
+
+def test_base_relative_rows(base: Base) -> None:
+    """Learned rows are projected by the base's own weights, whatever else changes these."""
+    site = base.sites(CROSS)[0]
+    prompt = replace(some.tokens(base), sites=(site,))
+    projected = {
+        f"tokens_{x}": prompt.tensors[f"prompt_{x}"] @ base.module(f"{site}.to_{x}").weight.T for x in "kv"
+    }
+    beside = [some.shared(base, seed=3), some.delta(base, CROSS_KV, seed=4)]
+    changed = some.eps(base, PROMPTS, [prompt, *beside])
+    assert some.far(some.eps(base, PROMPTS, [Edit("tokens", (site,), projected), *beside]), changed) < 2e-5
+    assert some.far(some.eps(base, PROMPTS, beside), changed) > 1e-3
+
+
+@few
+@given(stacks(WEIGHTS, ("always",)))
+def test_bake_is_attach(base: Base, drawn: list) -> None:
+    edits = [made(base, *one) for one in drawn]
+    baked = replace(base, unet=copy.deepcopy(base.unet))
+    weights = {name: value.to(base.dtype) for name, value in bake(base.unet, edits).items()}
+    assert not baked.unet.load_state_dict(weights, strict=False).unexpected_keys
+    attached_ = some.eps(base, PROMPTS, edits)
+    assert some.far(some.eps(baked, PROMPTS), attached_) < 2e-5
+    assert some.far(some.eps(base, PROMPTS), attached_) > 1e-4
+
+
+def test_what_only_hooks_can_do_is_not_baked(base: Base) -> None:
+    gated = some.shared(base, gates=[some.gate(base)])
+    for edit in (some.tokens(base), some.adapter(base), gated):
+        with pytest.raises(RefusedError, match="cannot be baked"):
+            bake(base.unet, [edit])
+
+
+@few
+@given(stacks(MAKERS))
+def test_round_trip(base: Base, tmp_path_factory: pytest.TempPathFactory, drawn: list) -> None:
+    edits = [made(base, *one) for one in drawn]
+    path = tmp_path_factory.mktemp("trip") / f"one{format.SUFFIX}"
+    saved = replace(some.erasure(base), edits=sort_edits(edits))
+    digest = format.save(replace(saved, header=replace(saved.header, canary={})), path)
+    back = format.load(path)
+    assert back.digest == digest
+    assert [edit.name for edit in back.edits] == [edit.name for edit in sort_edits(edits)]
+    assert some.eps(base, PROMPTS, back.edits).equal(some.eps(base, PROMPTS, sort_edits(edits)))
+
+
+def test_canonical_bytes(base: Base, tmp_path: Path) -> None:
+    """One value, one sequence of bytes: however tensors are held and in whatever order things come."""
+    first, second = some.erasure(base), some.erasure(base, [some.shared(base, seed=9)])
+    paths = [tmp_path / f"{n}{format.SUFFIX}" for n in (1, 2)]
+    for path, one in zip(paths, (first, second), strict=True):
+        format.save(one, path)
+    one, two = (format.load(path) for path in paths)
+    assert format.dumps(stack([one, two])) == format.dumps(stack([two, one, two]))
+    held = [replace(edit, tensors=_held(edit), sites=edit.sites[::-1]) for edit in one.edits[::-1]]
+    assert format.dumps(replace(one, edits=sort_edits(held))) == paths[0].read_bytes()
+
+
+def _held(edit: Edit) -> dict[str, torch.Tensor]:
+    """The tensors as a method that trained them would hand them in: parameters, transposed views."""
+    return {
+        slot: torch.nn.Parameter(value.T.contiguous().T, requires_grad=True)
+        for slot, value in reversed(edit.tensors.items())
+    }
+
+
+@few
+@given(stacks(MAKERS), st.sampled_from(sorted(MAKERS)))
+def test_a_closed_gate_is_an_absent_edit(base: Base, drawn: list, name: str) -> None:
+    edits = [made(base, *one) for one in drawn]
+    closed = replace(MAKERS[name](base, seed=77), gates=(some.shut(),))
+    assert some.eps(base, PROMPTS, [*edits, closed]).equal(some.eps(base, PROMPTS, edits))
+    assert some.eps(base, PROMPTS, [closed]).equal(some.eps(base, PROMPTS))
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_prompts_that_open_no_gate_keep_their_bits(base: Base, name: str) -> None:
+    gated = made(base, name, 0, "match")
+    assert some.eps(base, some.OTHER, [gated]).equal(some.eps(base, some.OTHER))
+    assert not some.eps(base, some.ASKED, [gated]).equal(some.eps(base, some.ASKED))
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_every_edit_fires_or_raises(base: Base, name: str) -> None:
+    edit = made(base, name, 0)
+    with pytest.raises(SilentEditError, match="never run"), attached(base.unet, [edit]):
+        pass
+    path = edit.sites[-1].removeprefix("unet.")
+    parent, child = base.unet.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
+    module = getattr(parent, child)
+    attachment = Attachment(base.unet, [edit])
+    try:
+        setattr(parent, child, _rebuilt(find_module(base.unet, edit.sites[-1])))
+        with pytest.raises(SilentEditError, match="did not run"):
+            base.eps(base.noise([0]), some.TIME, base.encode(["a cat"]))
+    finally:
+        setattr(parent, child, module)
+        attachment.remove()
+
+
+def _rebuilt(module: torch.nn.Module) -> torch.nn.Module:
+    """A layer of the same weights, as another library would put it in place."""
+    new = copy.deepcopy(module)
+    for part in new.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+        part._forward_hooks_with_kwargs.clear()
+        part._forward_pre_hooks_with_kwargs.clear()
+    return new
