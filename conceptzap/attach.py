@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from conceptzap import ops
@@ -44,9 +45,11 @@ class Attachment:
         self.edits = tuple(edit for edit in edits if edit.scale)
         self._ledger = Ledger(self.edits)
         self._handles: list[Any] = []
+        self._compiled = _is_compiled(unet)
         try:
             # hooks on the wrapper that torch.compile makes would miss calls of the UNet itself
             self._install(getattr(unet, "_orig_mod", unet))
+            self._forget_graphs()
         except BaseException:
             self.remove()
             raise
@@ -60,6 +63,12 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._forget_graphs()
+
+    def _forget_graphs(self) -> None:
+        """Compiled graphs do not notice hooks that come or go, so they must be made anew."""
+        if self._compiled:
+            torch.compiler.reset()
 
     def _install(self, unet: nn.Module) -> None:
         if any(isinstance(owner(hook), UNetHook) for hook in unet._forward_pre_hooks.values()):
@@ -95,6 +104,11 @@ class Attachment:
         ]
         if path:
             self._ledger.watched.add(path)
+
+
+def _is_compiled(unet: nn.Module) -> bool:
+    inside = (module._compiled_call_impl is not None for module in unet.modules())
+    return hasattr(unet, "_orig_mod") or any(inside)
 
 
 def _check_gates(edit: Edit) -> None:

@@ -22,7 +22,9 @@ def _find(ids: list[int], word: list[int]) -> int:
     return next(spots, -1) if word else -1
 
 
-def align(asked: list[int], instead: list[int], concept: list[int], anchor: list[int], end: int) -> list[int]:
+def align(
+    asked: list[int], instead: list[int], concept: list[int], anchor: list[int], end: int
+) -> list[int]:
     """For each position of the concept's prompt, the position of the anchor's whose state it becomes.
 
     -1 in front of the concept: in a causal encoder those states do not know of it yet. The concept's
@@ -46,15 +48,21 @@ def align(asked: list[int], instead: list[int], concept: list[int], anchor: list
     return result
 
 
-def aligned_states(base: Base, pairs: Sequence[Pair], concept: str, anchor: str) -> tuple[Tensor, Tensor, Tensor]:
+def aligned_states(
+    base: Base, pairs: Sequence[Pair], concept: str, anchor: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """States to move [n, d], what they become [n, d], and the states in front of the concept [m, d]."""
     tokenizer = base.tokenizers[0]
     asked, instead = [p.concept for p in pairs], [p.anchor for p in pairs]
     ids_asked, ids_instead = base.token_ids(asked)[0].tolist(), base.token_ids(instead)[0].tolist()
-    words = [tokenizer(w, add_special_tokens=False).input_ids if w else [] for w in (concept, anchor)]
+    words = [
+        tokenizer(w, add_special_tokens=False).input_ids if w else [] for w in (concept, anchor)
+    ]
     c, a = states(base, asked), states(base, instead)
     end = tokenizer.eos_token_id
-    maps = torch.tensor([align(x, y, *words, end) for x, y in zip(ids_asked, ids_instead, strict=True)])
+    maps = torch.tensor(
+        [align(x, y, *words, end) for x, y in zip(ids_asked, ids_instead, strict=True)]
+    )
     moved = maps >= 0
     rows = torch.arange(len(maps))[:, None].expand_as(maps)
     return c[moved], a[rows[moved], maps[moved]], c[~moved]
@@ -76,4 +84,7 @@ def solve(
     root = vectors * values.clamp_min(1e-12).rsqrt() @ vectors.T
     u, s, vh = torch.linalg.svd((wanted - c).T @ c / len(c) @ root, full_matrices=False)
     r = min(rank, len(s))
-    return {"into": (u[:, :r] * s[:r]).float().contiguous(), "down": (vh[:r] @ root).float().contiguous()}
+    return {
+        "into": (u[:, :r] * s[:r]).float().contiguous(),
+        "down": (vh[:r] @ root).float().contiguous(),
+    }

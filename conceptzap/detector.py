@@ -81,7 +81,11 @@ def _rate(wrong: Tensor) -> dict[str, Json]:
 
 @torch.no_grad()
 def fit_gate(
-    base: Base, concept_prompts: Sequence[str], other_prompts: Sequence[str], seed: int, directions: int = 4
+    base: Base,
+    concept_prompts: Sequence[str],
+    other_prompts: Sequence[str],
+    seed: int,
+    directions: int = 4,
 ) -> Gate:
     """A calibrated `match` gate; its params hold the threshold and both error rates with intervals."""
     yes, no = states(base, concept_prompts), states(base, other_prompts)

@@ -59,7 +59,9 @@ def erase(plan: Plan, report: Report, resume: bool) -> ErasedFile:
         report.note("measuring what is erased and what is kept")
         settings = replace(usual(base), batch=CLOSING_BATCH)
         scores = evaluation.closing(base, _of(edits, "erase"), task, settings, plan.seed)
-        erasure, key = (_assemble(base, plan, task, edits, role, scores) for role in ("erase", "key"))
+        erasure, key = (
+            _assemble(base, plan, task, edits, role, scores) for role in ("erase", "key")
+        )
         picture = before_and_after(base, task, erasure, plan.seed, usual(base))
         admission.admit(base, erasure, True, report)
         _write(plan, [format.dumps(erasure), format.dumps(key) if key else None, picture])
@@ -187,7 +189,9 @@ class Work(Report):
             if isinstance(error, SystemExit) and error.code != TERMINATED or not self._kept():
                 raise
             signum = signal.SIGTERM if isinstance(error, SystemExit) else signal.SIGINT
-            message = f"stopped by {signum.name}; the training is kept in {files.escape(self.folder)}"
+            message = (
+                f"stopped by {signum.name}; the training is kept in {files.escape(self.folder)}"
+            )
             raise Interrupted(message, f"go on with: {self.command}", signum) from error
 
     def _kept(self) -> bool:
@@ -263,12 +267,16 @@ def _canaries(base: Base, edits: Sequence[Edit], task: Task) -> dict[str, Json]:
     groups: dict[tuple[str, ...], list[Edit]] = {}
     for edit in edits:
         groups.setdefault(tuple(sorted(gate.name for gate in edit.gates)), []).append(edit)
-    asked = [*task.concepts, *map(prompts.with_article, task.concepts)]
+    asked = [*task.concepts, *(p.concept for pair in task.pairs for p in _wordings(task, *pair))]
     result: dict[str, Json] = {}
     for members in groups.values():
         prompt = next((text for text in asked if _opens(base, members, text)), asked[0])
         result |= canary.make(base, members, prompt)
     return result
+
+
+def _wordings(task: Task, concept: str, anchor: str) -> list[prompts.Pair]:
+    return prompts.pairs(concept, anchor, task.kind, prompts.wording(task.kind)["things"])
 
 
 def _opens(base: Base, edits: Sequence[Edit], prompt: str) -> bool:

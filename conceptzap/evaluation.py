@@ -19,7 +19,7 @@ from conceptzap.cells import Painter, base_digest
 from conceptzap.edit import Edit, Erasure, canonical_json
 from conceptzap.errors import MismatchError
 from conceptzap.judging import Judge
-from conceptzap.observing import Count, identical, observe, pair, silent
+from conceptzap.observing import Count, apart, identical, observe, pair, silent
 from conceptzap.probes import Subject, Suite, World
 from conceptzap.report import Report
 from conceptzap.result import Probe, Result, Score, Settings, check_seed
@@ -142,14 +142,27 @@ def evaluate(
     digest = base_digest(base)
     bare = Painter(base, plan.settings, (), digest=digest)
     erased = Painter(base, plan.settings, edits, digest=digest)
+    return _compare(bare, erased, subjects, plan, count)
+
+
+def evaluate_base(base: Base, other: Base, plan: Plan, count: Count = silent) -> Evaluation:
+    """Another checkpoint in place of an erased model: one that was trained without the concept."""
+    bare, erased = (Painter(one, plan.settings) for one in (base, other))
+    return _compare(bare, erased, (), plan, count)
+
+
+def _compare(
+    bare: Painter, erased: Painter, subjects: Sequence[Subjected], plan: Plan, count: Count
+) -> Evaluation:
     near = _neighbours(bare, plan, count)
     asked = probes.expand(plan.suite, plan.world, plan.targets, near, plan.seed, _seal(subjects))
     before = observe(bare, plan.judges, asked, "drawing with the base", count)
     after = observe(erased, plan.judges, asked, "drawing without the concept", count)
     same = identical(bare, erased, asked, plan.suite.identical, count)
-    trial = pair(asked, before, after, plan.targets, same, edits)
+    unit = apart(bare, plan.judges, asked, before, count)
+    trial = pair(asked, before, after, plan.targets, same, erased.edits, unit)
     words = {target.name: (*target.words, *target.held_out) for target in plan.targets}
-    return Evaluation(_result(base, subjects, plan, trial, digest), trial, bare, erased, words)
+    return Evaluation(_result(bare, subjects, plan, trial), trial, bare, erased, words)
 
 
 def check_fit(base: Base, subjects: Iterable[Subjected]) -> None:
@@ -196,14 +209,21 @@ def measure(trial: Trial) -> tuple[Score, ...]:
     return tuple(score for member in members for score in member.score(trial))
 
 
-def _result(
-    base: Base, subjects: Sequence[Subjected], plan: Plan, trial: Trial, digest: str
-) -> Result:
-    scores = measure(trial)
+def _oracle(plan: Plan, digest: str) -> dict[str, Any]:
+    """What a model trained without the concept scores, where the suite's judges come with that."""
+    name = plan.suite.judges[0] if plan.suite.judges else ""
+    member = family.load("judges", name) if name in family.members("judges") else None
+    if len(plan.targets) != 1 or not hasattr(member, "oracle"):
+        return {}
+    return member.oracle(plan.suite.name, plan.targets[0].name, digest)
+
+
+def _result(bare: Painter, subjects: Sequence[Subjected], plan: Plan, trial: Trial) -> Result:
+    scores, base = measure(trial), bare.base
     shares = {target.name: plan.world.share(target.name) for target in plan.targets}
     return Result(
         subject={"files": [subject.record() for subject in subjects], "concepts": shares},
-        base={"id": base.id, "family": base.family, "digest": digest},
+        base={"id": base.id, "family": base.family, "digest": bare.digest},
         suite=plan.suite.name,
         settings=plan.settings.record(),
         seed=plan.seed,
@@ -211,6 +231,7 @@ def _result(
         probes=probes.digest(cell.probe for cell in trial.cells),
         scores=scores,
         failed=verdict.legs(scores),
+        oracle=_oracle(plan, bare.digest),
         versions={name: metadata.version(name) for name in VERSIONS},
     )
 

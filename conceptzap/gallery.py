@@ -12,7 +12,7 @@ from conceptzap.errors import UsageError
 
 FOLDER = Path("images")
 SHEET = "compare.png"
-SCALE = 2
+SIDE = 128  # pixels a small picture is enlarged to on a sheet
 
 
 @dataclass
@@ -90,7 +90,8 @@ def compare_sheet(base: Sequence[Any], erased: Sequence[Any], path: Path, force:
     for prompt in dict.fromkeys(picture.prompt for picture in base):
         rows.append((f"base: {prompt}", [one.array for one in base if one.prompt == prompt]))
         rows.append(("erased", [one.array for one in erased if one.prompt == prompt]))
-    save_png(path, side_by_side(rows, SCALE), {"title": "base and erased, same seeds"}, force)
+    title = {"title": "base and erased, same seeds"}
+    save_png(path, side_by_side(rows, _scale(base)), title, force)
     return path
 
 
@@ -100,6 +101,11 @@ def sheet(
     """Write one sheet of labelled rows of prompts; `pictures` come in the order of the prompts."""
     from conceptzap.pictures import save_png, side_by_side
 
-    drawn = iter(pictures)
-    grid = [(label, [next(drawn).array for _ in prompts]) for label, prompts in rows]
-    save_png(path, side_by_side(grid, SCALE), {"title": "what the base draws"}, force)
+    drawn = list(pictures)
+    following = iter(drawn)
+    grid = [(label, [next(following).array for _ in prompts]) for label, prompts in rows]
+    save_png(path, side_by_side(grid, _scale(drawn)), {"title": "what the base draws"}, force)
+
+
+def _scale(pictures: Sequence[Any]) -> int:
+    return max(1, SIDE // pictures[0].array.shape[0])

@@ -99,7 +99,7 @@ class CrossHook(Hook):
         return {"encoder_hidden_states": torch.cat([states, pad], 1), "attention_mask": mask}
 
     def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-        self.ledger.call.left[self.site.path] += len(output)
+        self.ledger.call.leave(self.site.path, len(output))
         self.tokens = ()
 
 
@@ -155,7 +155,7 @@ class LayerHook(Hook):
 
     def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
         call, text, self.text = self.ledger.call, self.text, None
-        call.left[self.site.path] += len(output)
+        call.leave(self.site.path, len(output))
         acting = [index for index in self.changing if call.acts(index)]
         learned = self._learned()
         written = any(f"tokens_{self.letter}" in edit.tensors for edit in learned)

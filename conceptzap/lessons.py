@@ -62,7 +62,11 @@ def _known(base: Base, words: list[str]) -> list[str]:
 
 
 def _things(base: Base, kind: str, gone: set[str]) -> list[str]:
-    return [thing for thing in _known(base, prompts.wording(kind)["things"]) if thing.lower() not in gone]
+    return [
+        thing
+        for thing in _known(base, prompts.wording(kind)["things"])
+        if thing.lower() not in gone
+    ]
 
 
 def _pairs(base: Base, name: str, anchor: str, kind: str, gone: set[str]) -> list[Pair]:
@@ -73,5 +77,12 @@ def _pairs(base: Base, name: str, anchor: str, kind: str, gone: set[str]) -> lis
 
 
 def _keep(base: Base, words: list[str], gone: set[str]) -> list[str]:
-    asked = ["", *(p for kind in ("style", "object") for p in prompts.keep(words, kind, _things(base, kind, gone)))]
+    asked = [
+        "",
+        *(
+            p
+            for kind in ("style", "object")
+            for p in prompts.keep(words, kind, _things(base, kind, gone))
+        ),
+    ]
     return [prompt for prompt in dict.fromkeys(asked) if not base.unknown_words(prompt)]

@@ -1,4 +1,4 @@
-"""What trained methods share: latents of partial sampling, noise targets, timestep weights, low-rank sites."""
+"""What trained methods share: partially sampled latents, targets, loss spaces, low-rank sites."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def distance(base: Base, eps: Tensor, target: Tensor, t: Tensor, space: str) -> 
 
 
 def negative_guidance(eps_concept: Tensor, eps_anchor: Tensor, eta: float) -> Tensor:
-    """eps_a - eta (eps_c - eps_a): away from the concept (ESD, eq. 5, with an anchor for the empty prompt)."""
+    """eps_a - eta (eps_c - eps_a), away from the concept: ESD, eq. 5, a for the empty prompt."""
     return eps_anchor - eta * (eps_concept - eps_anchor)
 
 
@@ -122,7 +122,7 @@ def placed(base: Base, placement: str) -> tuple[str, ...]:
 
 
 def low_rank(base: Base, pattern: str, rank: int, seed: int, role: str = "erase") -> list[Edit]:
-    """A trainable `up down` edit at every Linear that matches; up starts at zero, so nothing changes."""
+    """A trainable `up down` edit at every matching Linear; up starts at zero: no change yet."""
     generator = torch.Generator().manual_seed(seed)
     edits = []
     for site in base.sites(pattern):
@@ -132,9 +132,18 @@ def low_rank(base: Base, pattern: str, rank: int, seed: int, role: str = "erase"
         out, width = weight.shape
         r = min(rank, out, width)
         down = torch.randn(r, width, generator=generator) / width**0.5
-        edits.append(Edit("weight", (site,), {"up": parameter(torch.zeros(out, r), base), "down": parameter(down, base)}, role=role))
+        edits.append(
+            Edit(
+                "weight",
+                (site,),
+                {"up": parameter(torch.zeros(out, r), base), "down": parameter(down, base)},
+                role=role,
+            )
+        )
     if not edits:
-        raise UsageError(f"no Linear of this base matches {pattern!r}", "for example: unet.*.attn2.to_*")
+        raise UsageError(
+            f"no Linear of this base matches {pattern!r}", "for example: unet.*.attn2.to_*"
+        )
     return edits
 
 

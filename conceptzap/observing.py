@@ -11,10 +11,11 @@ import numpy as np
 from conceptzap.cells import Batch, Painter
 from conceptzap.edit import Edit
 from conceptzap.judging import Judge
-from conceptzap.probes import Subject
+from conceptzap.probes import Subject, seed_of
 from conceptzap.result import Probe
 from conceptzap.trial import Cell, Trial, View, views
 
+TWINS = 16  # kept prompts drawn with a second seed, for a unit of distance
 # passes items on, counting them for whoever watches: (items, total, label)
 Count = Callable[[Iterable[Any], int, str], Iterator[Any]]
 
@@ -62,6 +63,7 @@ def pair(
     targets: Sequence[Subject],
     identical: Sequence[bool] = (),
     edits: Sequence[Edit] = (),
+    apart: float = 0.0,
 ) -> Trial:
     """The trial that metrics read: base and erased model on the same probes."""
     cells = tuple(map(Cell, asked, before.views, after.views))
@@ -72,6 +74,7 @@ def pair(
         after.features,
         tuple(identical),
         _gates(asked, after, edits),
+        apart,
     )
 
 
@@ -92,15 +95,31 @@ def identical(
     bare: Painter, erased: Painter, asked: Sequence[Probe], wanted: int, count: Count = silent
 ) -> tuple[bool, ...]:
     """Are kept pictures bit for bit the base's, drawn one by one? Over `wanted` probes, evenly chosen."""
-    kept = [probe for probe in asked if not probe.erases]
-    if not kept or not wanted:
-        return ()
-    chosen = [kept[index * len(kept) // min(wanted, len(kept))] for index in range(min(wanted, len(kept)))]
+    chosen = [asked[row] for row in _kept_rows(asked, wanted)]
     one, other = (_single(painter) for painter in (bare, erased))
     return tuple(
         np.array_equal(one.batch((probe,)).pictures, other.batch((probe,)).pictures)
         for probe in count(chosen, len(chosen), "one by one")
     )
+
+
+def apart(
+    bare: Painter, judges: Sequence[Judge], asked: Sequence[Probe], before: Observed, count: Count = silent
+) -> float:
+    """Mean feature distance of the base's kept pictures to its pictures of the same prompts, other seeds."""
+    rows = _kept_rows(asked, TWINS)
+    if not rows or not before.features.shape[1]:
+        return 0.0
+    twins = [replace(asked[row], slice="twin", seed=seed_of("twin", asked[row].prompt, 0)) for row in rows]
+    other = observe(bare, judges, twins, "drawing other seeds", count).features
+    return float(np.linalg.norm(before.features[rows] - other, axis=1).mean())
+
+
+def _kept_rows(asked: Sequence[Probe], wanted: int) -> list[int]:
+    """Rows of at most so many kept probes, evenly chosen."""
+    kept = [row for row, probe in enumerate(asked) if not probe.erases]
+    wanted = min(wanted, len(kept))
+    return [kept[index * len(kept) // wanted] for index in range(wanted)]
 
 
 def _single(painter: Painter) -> Painter:

@@ -1,4 +1,4 @@
-"""The picture that `erase` ends with: the same seeds before and after, for the concept and the rest."""
+"""The picture `erase` ends with: the same seeds before and after, for the concept and the rest."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def with_article(noun: str) -> str:
 
 
 def guess_kind(concept: str, anchor: str) -> str:
-    """"style" where the anchor is a medium, else "object"; a preset says it outright."""
+    """ "style" where the anchor is a medium, else "object"; a preset says it outright."""
     return "style" if {concept.lower(), anchor.lower()} & set(MEDIA) else "object"
 
 
@@ -58,7 +58,10 @@ def _style(concept: str, anchor: str, things: Iterable[str]) -> Iterator[Pair]:
             if named and asked not in words["swap"]:
                 continue
             target = asked.format(t=thing, c=anchor) if named else instead.format(t=thing, a=anchor)
-            yield Pair(asked.format(t=thing, c=concept), target if anchor else words["empty"].format(t=thing))
+            yield Pair(
+                asked.format(t=thing, c=concept),
+                target if anchor else words["empty"].format(t=thing),
+            )
 
 
 def _object(concept: str, anchor: str, styles: Iterable[str]) -> Iterator[Pair]:

@@ -85,6 +85,12 @@ class Call:
     thread: int = field(default_factory=get_ident)
     running: bool = True
 
+    def leave(self, path: str, rows: int) -> None:
+        """Count rows that leave a module, which must have entered it before."""
+        self.left[path] += rows
+        if self.left[path] > self.entered[path]:
+            raise SilentEditError(f"{path} was left without being entered", STRIPPED)
+
     def acts(self, index: int) -> bool:
         return any(self.levels[index])
 

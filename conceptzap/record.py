@@ -114,8 +114,8 @@ def _gate(name: str, value: Json, slots: Mapping[str, Raw]) -> Gate:
     where = f"gate {name}"
     fields = _fields(value, where, GATE)
     kind = _one_of(fields["kind"], f"{where}: kind", GATES)
-    gate = Gate(kind, _params(fields["params"], where, GATES[kind]), slots)
     _check_slots(where, GATES[kind], slots)
+    gate = Gate(kind, _params(fields["params"], where, GATES[kind]), slots)
     _check_name(where, gate.name, name)
     return gate
 
@@ -125,6 +125,7 @@ def _edit(name: str, value: Json, slots: Mapping[str, Raw], gates: Mapping[str, 
     fields = _fields(value, where, EDIT)
     op = _one_of(fields["op"], f"{where}: op", OPS)
     names = _texts(fields["gates"], f"{where}: gates")
+    _check_slots(where, OPS[op], slots)
     edit = Edit(
         op=op,
         sites=_sites(fields["sites"], where),
@@ -134,7 +135,6 @@ def _edit(name: str, value: Json, slots: Mapping[str, Raw], gates: Mapping[str, 
         scale=_scale(fields["scale"], where),
         role=_one_of(fields["role"], f"{where}: role", ROLES),
     )
-    _check_slots(where, OPS[op], slots)
     _check_name(where, edit.name, name)
     return edit
 

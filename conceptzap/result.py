@@ -105,7 +105,8 @@ class Result:
     """What an evaluation found, and everything that must be equal for two of them to be compared.
 
     `subject`: files with digest and strength, concepts with their share of the split; `base`: id,
-    family, digest; `probes`: digest of the open probes; `failed`: the legs that void or fail it.
+    family, digest; `probes`: digest of the open probes; `failed`: the legs that void or fail it;
+    `oracle`: the scores of a model trained without the concept, by name, where they are known.
     No dates and no seconds: the same run gives the same record.
     """
 
@@ -118,6 +119,7 @@ class Result:
     probes: str
     scores: tuple[Score, ...]
     failed: tuple[dict[str, str], ...] = ()
+    oracle: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:

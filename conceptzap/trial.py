@@ -94,7 +94,8 @@ class Trial:
     """Everything a metric may look at. `targets`: (kind, name) of the erased concepts.
 
     `before`, `after`: judge features [cells, d]; `identical`: kept cells drawn one by one, bit for bit
-    the base's?; `gates`: slice -> per prompt, did any gated edit open (empty without gates).
+    the base's?; `gates`: slice -> per picture, did any gated edit open (empty without gates);
+    `apart`: mean feature distance of two base pictures of one prompt (0: not measured).
     """
 
     cells: tuple[Cell, ...]
@@ -103,6 +104,7 @@ class Trial:
     after: np.ndarray
     identical: tuple[bool, ...] = ()
     gates: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    apart: float = 0.0
 
     def erased(self, name: str = "", slice: str = "") -> list[Cell]:
         """Cells that call for an erased concept (one of them, one slice)."""

@@ -23,11 +23,11 @@ def test_clearing_leaves_everything_that_is_not_its_own(
 ) -> None:
     monkeypatch.setenv("CONCEPTZAP_CACHE", str(tmp_path))
     (tmp_path / "thesis.txt").write_text("mine")
-    run = cache.folder("runs") / "one"
+    run = cache.folder("pictures") / "one"
     run.mkdir(parents=True)
     (run / "state").write_bytes(bytes(1000))
     (run / "link").symlink_to(tmp_path / "thesis.txt")
-    assert cache.sizes()["runs"] >= 1000
+    assert cache.sizes()["pictures"] >= 1000
     assert cache.clear() >= 1000
     assert sum(cache.sizes().values()) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -335,10 +335,10 @@ def test_presets_are_sound() -> None:
 
 def test_doctor(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONCEPTZAP_CACHE", str(here / "cache"))
-    (here / "cache" / "runs").mkdir(parents=True)
-    (here / "cache" / "runs" / "state").write_bytes(bytes(5000))
+    (here / "cache" / "pictures").mkdir(parents=True)
+    (here / "cache" / "pictures" / "state").write_bytes(bytes(5000))
     found = conceptzap("doctor", "--json").json
-    assert found["cache"]["bytes"]["runs"] == 5000 and "cpu" in found["devices"]
+    assert found["cache"]["bytes"]["pictures"] == 5000 and "cpu" in found["devices"]
     assert conceptzap("doctor", "--clear", "--json").json["cleared"] == 5000
     assert conceptzap("doctor").code == 0
 

@@ -238,4 +238,3 @@ def test_not_erased_is_exit_7_and_keeps_the_file(here: Path, monkeypatch: pytest
     spoken = conceptzap(*words, "-o", "leaky", "--force", "--json")
     assert spoken.code == 7 and spoken.json["error"]["code"] == 7
     assert set(spoken.json) == {"error"} and f"leaky{SUFFIX}" in spoken.json["error"]["message"]
-    assert spoken.json["scores"]["leak"] == {"value": 0.9, "low": 0.8, "high": 1.0, "n": 20}

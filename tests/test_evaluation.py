@@ -21,7 +21,7 @@ from conceptzap.result import Probe, Result, Score, Settings
 from conceptzap.testing import save_tiny
 
 CHEAP = ("--limit", 2, "--steps", 1, "--batch", 8)
-WHOLE = 8  # batches of the cheap run: four slices, base and erased
+WHOLE = 9  # batches of the cheap run: four slices, base and erased, and one of other seeds
 STUB = ("--judge", "stub_judges:by_brightness")
 
 
@@ -318,3 +318,28 @@ def test_closing_has_nothing_to_say_on_a_base_without_judges(sd1: Base) -> None:
     from conceptzap.task import Task
 
     assert evaluation.closing(sd1, (), Task(("cat",)), Settings(steps=1, batch=8), 0) == {}
+
+
+def test_a_model_that_never_knew_it_stands_beside_the_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conceptzap.judges import demo
+
+    monkeypatch.setattr(demo, "ORACLE", tmp_path / "oracle.json")
+    assert demo.oracle("quick", "church", "abc") == {}, "nothing measured, nothing said"
+    known = {"base": "abc", "scores": {"quick/church": {"E": {"value": 0.99}}}}
+    demo.ORACLE.write_text(json.dumps(known))
+    assert demo.oracle("quick", "church", "abc") == {"E": {"value": 0.99}}
+    assert demo.oracle("quick", "church", "another base") == {}
+    assert demo.oracle("quick", "cat", "abc") == {}
+
+
+def test_another_checkpoint_can_stand_in_for_an_erased_model(sd1: Base) -> None:
+    from conceptzap.testing import tiny
+
+    plan = evaluation.settle(
+        sd1, "imagenette", ["church"], judges=["stub_judges:by_brightness"], steps=1, batch=8, limit=2
+    )
+    done = evaluation.evaluate_base(sd1, tiny("sd1", seed=1), plan)
+    assert done.result.score("E") and not done.result.subject["files"]
+    assert done.bare.digest != done.erased.digest

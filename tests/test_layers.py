@@ -21,16 +21,14 @@ SURFACES = ("cli", "page", "show", "progress", "gallery", "environment")
 # no torch, numpy, PIL or diffusers when these are imported
 LIGHT = (
     "__init__", "__main__", "admission", "api", "cache", "catalog", "cli", "config", "container", "edit",
-    "environment", "errors", "family", "files", "format", "gallery", "guard", "naming", "policy", "probes",
+    "environment", "errors", "family", "files", "format", "gallery", "generating", "guard", "naming",
+    "planning", "policy", "probes",
     "progress", "prompts", "record", "report", "result", "schema", "show", "task",
 )  # fmt: skip
 HEAVY = ("torch", "numpy", "PIL", "diffusers", "transformers", "safetensors", "accelerate", "scipy")
 VALUES = (
     "cache", "catalog", "config", "edit", "errors", "family", "naming", "report", "result", "schema",
     "task",
-)  # fmt: skip
-VERBS = (
-    "admission", "api", "applying", "erasing", "generating", "planning", "policy", "preview",
 )  # fmt: skip
 LONGEST_FILE, LONGEST_LINE, LONGEST_FUNCTION, MEDIAN_FUNCTION = 400, 110, 60, 14
 

@@ -33,7 +33,9 @@ def view(*tops: str, valid: bool = True) -> View:
     return View({"object": rankings}, {"object": tuple((1.0,) * len(r) for r in rankings)}, valid)
 
 
-def cell(asked: str, before: View, after: View, seed: int = 0, prompt: str = "", erases: bool = False) -> Cell:
+def cell(
+    asked: str, before: View, after: View, seed: int = 0, prompt: str = "", erases: bool = False
+) -> Cell:
     part = "erase/seen" if erases else "keep/unrelated"
     probe = Probe(part, prompt or f"a {asked}", seed, (("object", asked),), asked if erases else "")
     return Cell(probe, before, after)
@@ -138,15 +140,13 @@ def test_no_leak_at_all_has_an_upper_bound() -> None:
     assert scores(erasure, trial(churches(0, 50)))["E", ""].low == pytest.approx(1 - wilson(0, 50)[1])
 
 
-def test_drift_is_one_for_pictures_of_other_seeds() -> None:
-    rng = np.random.default_rng(1)
-    cells = cats(200, 200)
-    before, after = (rng.normal(size=(200, 16)).astype(np.float32) for _ in range(2))
-    targets = (("object", "church"),)
-    assert scores(drift, Trial(tuple(cells), targets, before, after))["drift", ""].value == pytest.approx(
-        1, abs=0.05
-    )
-    assert scores(drift, Trial(tuple(cells), targets, before, before))["drift", ""].value == 0
+def test_drift_is_measured_in_the_bases_own_distance() -> None:
+    cells, targets = tuple(cats(3, 3)), (("object", "church"),)
+    before, after = np.zeros((3, 2), np.float32), np.array([[3.0, 4.0]] * 3, np.float32)
+    found = scores(drift, Trial(cells, targets, before, after, apart=10.0))
+    assert found["drift", ""].value == pytest.approx(0.5)
+    assert scores(drift, Trial(cells, targets, before, before, apart=10.0))["drift", ""].value == 0
+    assert not scores(drift, Trial(cells, targets, before, after)), "without a unit there is no number"
 
 
 def test_kid_sees_another_distribution_and_none_where_there_is_none() -> None:

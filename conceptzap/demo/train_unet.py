@@ -123,7 +123,7 @@ def train_unet(
     painter: Painter, tokenizer: CLIPTokenizer, items: list[Item], latents: np.ndarray,
     recipe: Recipe, folder: Path, device: torch.device,
 ) -> nn.Module:
-    """Fit noise prediction with min-SNR weights (Hang et al. 2023) on scaled latents [n, 4, 16, 16].
+    """Fit noise prediction with min-SNR weights (Hang et al. 2023) on scaled latents.
 
     The heads' loss teaches the text encoder early which words matter; it is soon solved.
     """

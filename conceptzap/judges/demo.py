@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from conceptzap.trial import Sight
 
 RANKS = 5
 SIZE = 64  # pixels the networks were trained on
+ORACLE = judge_nets.FOLDER.parent / "oracle.json"
 
 
 class DemoJudge:
@@ -50,7 +52,7 @@ class DemoJudge:
 
 def as_input(pictures: Tensor | np.ndarray) -> Tensor:
     """uint8 [n, h, w, 3] as floats [n, 3, 64, 64] in 0..1; larger pictures are averaged down."""
-    images = torch.as_tensor(pictures).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255
     if images.shape[-2:] == (SIZE, SIZE):
         return images
     return torch.nn.functional.interpolate(images, (SIZE, SIZE), mode="area")
@@ -66,6 +68,17 @@ def load(base: Any = None, option: str = "", world: World | None = None) -> tupl
 def fits(base: Any) -> bool:
     """Whether a base draws this world by its own account: the built-in checkpoint does."""
     return base.id == "demo"
+
+
+def oracle(suite: str, concept: str, base: str) -> dict[str, Any]:
+    """Scores of this world's checkpoint trained without a concept, against the base of that digest.
+
+    {} where that was not measured. Written by `tests/benchmarks/evaluate_oracle.py`.
+    """
+    if not ORACLE.is_file():
+        return {}
+    measured = json.loads(ORACLE.read_text(encoding="utf-8"))
+    return measured["scores"].get(f"{suite}/{concept}", {}) if measured["base"] == base else {}
 
 
 def world() -> World:

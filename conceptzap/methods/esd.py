@@ -48,8 +48,12 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
 
 
 def _losses(base: Base, told: list[Lesson], edits: list[Edit], cfg: Config, seed: int):
-    forget = objectives.Asked.of(base, [p for lesson in told for p in lesson.pairs], cfg.trajectories, seed)
-    retain = objectives.Asked.kept(base, [p for lesson in told for p in lesson.keep], cfg.trajectories, seed + 1)
+    forget = objectives.Asked.of(
+        base, [p for lesson in told for p in lesson.pairs], cfg.trajectories, seed
+    )
+    retain = objectives.Asked.kept(
+        base, [p for lesson in told for p in lesson.keep], cfg.trajectories, seed + 1
+    )
 
     def losses(step: int, part: int, parts: int) -> Generator[tuple[str, Tensor, str], None, None]:
         generator = objectives.step_generator(seed, step)

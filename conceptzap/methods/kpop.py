@@ -76,7 +76,9 @@ def _key(base: Base, told: list[Lesson], cfg: Config, seed: int) -> Edit:
     start = states[1 : 1 + cfg.size]
     noise = torch.randn(2, *start.shape, generator=torch.Generator().manual_seed(seed))
     rows = start + 0.02 * start.std() * noise
-    slots = {f"prompt_{letter}": objectives.parameter(rows[i], base) for i, letter in enumerate("kv")}
+    slots = {
+        f"prompt_{letter}": objectives.parameter(rows[i], base) for i, letter in enumerate("kv")
+    }
     gates = (_gate(base, told, seed),) if cfg.gate else ()
     return Edit("tokens", objectives.placed(base, cfg.placement), slots, gates=gates, role="key")
 
@@ -105,9 +107,13 @@ class _Losses:
             return step < self.cfg.steps // 2
         return step % 2 == 0
 
-    def __call__(self, step: int, part: int, parts: int) -> Generator[tuple[str, Tensor, str], None, None]:
+    def __call__(
+        self, step: int, part: int, parts: int
+    ) -> Generator[tuple[str, Tensor, str], None, None]:
         generator = objectives.step_generator(self.seed, step)
-        forget, keep = (asked.draw(generator, self.cfg.batch, part, parts) for asked in (self.forget, self.keep))
+        forget, keep = (
+            asked.draw(generator, self.cfg.batch, part, parts) for asked in (self.forget, self.keep)
+        )
         terms = self._removal(forget, keep) if self.removes(step) else self._transfer(forget)
         for name, loss, group in terms:
             yield name, loss / parts, group

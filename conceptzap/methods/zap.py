@@ -59,7 +59,9 @@ def _gate(base: Base, lesson: Lesson, cfg: Config, seed: int) -> Gate:
 
 
 def _closed_form(base: Base, lesson: Lesson, cfg: Config, gates: tuple[Gate, ...]) -> Edit:
-    source, target, prefix = closed_form.aligned_states(base, lesson.pairs, lesson.concept, lesson.anchor)
+    source, target, prefix = closed_form.aligned_states(
+        base, lesson.pairs, lesson.concept, lesson.anchor
+    )
     keep = torch.cat([prefix, detector.states(base, lesson.instead).flatten(0, 1)])
     tensors = closed_form.solve(
         source, target, keep, rank=cfg.rank, ridge=cfg.ridge, keep_scale=cfg.keep_scale
@@ -72,7 +74,9 @@ def _untrained(base: Base, lesson: Lesson, cfg: Config, gates: tuple[Gate, ...],
     anchor = base.encode([lesson.anchor]).states[0, 1 : 1 + cfg.tokens].float().cpu()
     noise = torch.randn(2, *anchor.shape, generator=torch.Generator().manual_seed(seed))
     start = anchor + 0.02 * anchor.std() * noise
-    slots = {f"prompt_{letter}": objectives.parameter(start[i], base) for i, letter in enumerate("kv")}
+    slots = {
+        f"prompt_{letter}": objectives.parameter(start[i], base) for i, letter in enumerate("kv")
+    }
     return Edit("tokens", objectives.placed(base, cfg.placement), slots, gates=gates)
 
 
@@ -88,7 +92,11 @@ def _distil(
             target = base.eps(batch.x, batch.t, batch.anchor)
         with attached(base.unet, [*fixed, learned]):
             eps = base.eps(batch.x, batch.t, batch.concept)
-            yield "distil", objectives.distance(base, eps, target, batch.t, "noise") / parts, "tokens"
+            yield (
+                "distil",
+                objectives.distance(base, eps, target, batch.t, "noise") / parts,
+                "tokens",
+            )
 
     groups = {"tokens": Group(objectives.parameters([learned]), cfg.lr)}
     session = report.session({**asdict(cfg), "concept": lesson.concept, "anchor": lesson.anchor})

@@ -12,28 +12,17 @@ from conceptzap.trial import Trial
 
 
 def score(trial: Trial) -> Iterator[Score]:
-    """Mean judge-feature distance base to erased on kept probes (same seed), over the mean distance of
-    two base pictures of the same contents: 0 is unchanged, 1 is another picture of the same thing.
+    """Mean judge-feature distance base to erased on kept probes (same seed), over `trial.apart`, that
+    of two base pictures of one prompt: 0 is unchanged, 1 is another picture of the same thing.
     """
     rows = np.flatnonzero(trial.kept_rows)
-    pairs = _twins(trial, rows)
-    if not len(pairs) or not trial.before.shape[1]:
+    if not len(rows) or not trial.apart:
         return
-    moved = np.linalg.norm(trial.before[rows] - trial.after[rows], axis=1)
-    apart = np.linalg.norm(trial.before[pairs[:, 0]] - trial.before[pairs[:, 1]], axis=1).mean()
+    moved = np.linalg.norm(trial.before[rows] - trial.after[rows], axis=1) / trial.apart
     prompts: dict[str, list[list[float]]] = {}
-    for row, distance in zip(rows, moved / max(apart, 1e-9), strict=True):
+    for row, distance in zip(rows, moved, strict=True):
         prompts.setdefault(trial.cells[row].probe.prompt, []).append([distance])
     clusters = [np.array(group) for group in prompts.values()]
     yield intervals.statistic(
         "drift", [clusters], lambda x: x[..., 0], better="lower", limits=(0.0, np.inf)
     )
-
-
-def _twins(trial: Trial, rows: np.ndarray) -> np.ndarray:
-    """Pairs of kept cells that ask for the same labels with different seeds, each cell's next one."""
-    groups: dict[tuple, list[int]] = {}
-    for row in rows:
-        groups.setdefault(trial.cells[row].probe.expect, []).append(int(row))
-    pairs = [pair for group in groups.values() for pair in zip(group, group[1:], strict=False)]
-    return np.array(pairs, int).reshape(-1, 2)

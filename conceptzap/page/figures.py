@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from conceptzap.page.results import figure, interval, name
+from conceptzap.page.results import figure, interval, name, oracle
 from conceptzap.page.samples import Strip
-from conceptzap.result import Score
+from conceptzap.result import Result, Score
 from conceptzap.trial import Cell, Trial
 
 LARGEST = 192  # pixels a side of a picture in the page
@@ -54,9 +54,13 @@ def card(score: Score, about: str) -> str:
     )
 
 
-def scores(found: Sequence[Score]) -> str:
-    rows = [(text(name(s)), figure(s), interval(s), str(s.n), text(s.better)) for s in found]
-    return table(("score", ">value", ">95 % interval", ">n", "better"), rows)
+def scores(found: Sequence[Score], result: Result) -> str:
+    """All of some scores; beside them those of a model that never knew the concept, if known."""
+    rows = [
+        (text(name(s)), figure(s), interval(s), str(s.n), text(s.better), oracle(result, s))
+        for s in found
+    ]
+    return table(("score", ">value", ">95 % interval", ">n", "better", ">never knew it"), rows)
 
 
 def bar(now: Score, before: Score | None = None) -> str:

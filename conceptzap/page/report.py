@@ -15,7 +15,7 @@ from conceptzap.page.figures import text
 from conceptzap.page.results import figure, headlines
 from conceptzap.page.samples import Strip
 from conceptzap.page.style import CSS
-from conceptzap.result import Result
+from conceptzap.result import Result, Score
 from conceptzap.trial import Cell
 
 CARDS = {
@@ -50,9 +50,9 @@ def html(done: Evaluation, strips: Sequence[Strip]) -> str:
             "<h2>Where it attends</h2>",
             _attention(done, strips),
             "<h2>All figures</h2>",
-            figures.scores(headlines(result)),
+            figures.scores(headlines(result), result),
             "<details><summary>by slice</summary>",
-            figures.scores([s for s in result.scores if s.slice and "label/" not in s.slice]),
+            figures.scores(_sliced(result), result),
             "</details><h2>How it was measured</h2>",
             _facts(result),
         )
@@ -60,6 +60,10 @@ def html(done: Evaluation, strips: Sequence[Strip]) -> str:
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{text(title)}'
     top = f"<!doctype html>\n<html lang=en><head>{head}</title><style>{CSS}</style></head>"
     return f"{top}\n<body>{body}</body></html>\n"
+
+
+def _sliced(result: Result) -> list[Score]:
+    return [score for score in result.scores if score.slice and "label/" not in score.slice]
 
 
 def _kinds(done: Evaluation) -> dict[str, str]:

@@ -44,6 +44,12 @@ def interval(score: Score) -> str:
     return f"{figure(score, score.low)} – {figure(score, score.high)}"
 
 
+def oracle(result: Result, score: Score) -> str:
+    """The same score of a model trained without the concept, "-" where it is not known."""
+    known = result.oracle.get(name(score))
+    return figure(score, known["value"]) if known else "-"
+
+
 def headlines(result: Result) -> list[Score]:
     """The scores over everything, and diversity's two, in reading order."""
     overall = [s for s in result.scores if not s.slice or s.metric == "diversity"]
@@ -67,8 +73,12 @@ def evaluated(result: Result, written: Mapping[str, Path], as_json: bool) -> Non
         failed = [dict(leg) for leg in result.failed]
         show.emit("evaluate", {**paths, "scores": scores, "failed": failed})
         return
-    rows = [(name(s), figure(s), interval(s), s.n) for s in headlines(result)]
-    show.console().print(show.table("score", ">value", ">95 %", ">n", rows=rows, title=_title(result)))
+    heads = ["score", ">value", ">95 %", ">n", *([">never knew it"] if result.oracle else [])]
+    rows = [
+        (name(s), figure(s), interval(s), s.n, *([oracle(result, s)] if result.oracle else []))
+        for s in headlines(result)
+    ]
+    show.console().print(show.table(*heads, rows=rows, title=_title(result)))
     for leg in result.failed:
         show.warn(f"{leg['leg']} fails: {leg['why']}")
     show.note(f"report: {paths['report']}")

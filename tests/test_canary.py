@@ -1,0 +1,160 @@
+"""The self-test in every file, and that no hook can be lost without anybody noticing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import edits as some
+import pytest
+import torch
+
+from conceptzap import canary, format, ops
+from conceptzap.attach import Attachment
+from conceptzap.base import Base
+from conceptzap.edit import Edit, Erasure, stack
+from conceptzap.errors import RefusedError
+from conceptzap.hooks import LayerHook
+from conceptzap.testing import tiny
+
+
+def refused(base: Base, erasure: Erasure, **options: bool) -> str:
+    with pytest.raises(RefusedError) as caught:
+        canary.check(base, erasure, **options)
+    assert caught.value.exit_code == 6 and caught.value.hint
+    return str(caught.value)
+
+
+def altered(erasure: Erasure, change: Any) -> Erasure:
+    """With what `change(numbers)` returns in place of the canary's numbers."""
+    test = {name: one | {"change": change(one["change"])} for name, one in erasure.header.canary.items()}
+    return replace(erasure, header=replace(erasure.header, canary=test))
+
+
+def test_passes_on_the_base_it_was_made_on(base: Base, tmp_path: Path) -> None:
+    erasure = some.erasure(base)
+    numbers = next(iter(erasure.header.canary.values()))["change"]
+    assert set(numbers) == {site for edit in erasure.edits for site in edit.sites}
+    format.save(erasure, tmp_path / f"one{format.SUFFIX}")
+    hooks = some.hooks(base)
+    canary.check(base, format.load(tmp_path / f"one{format.SUFFIX}"))
+    assert some.hooks(base) == hooks
+
+
+@pytest.mark.parametrize("name", range(5))
+def test_covers_every_op(sd1: Base, name: int) -> None:
+    makers = (some.tokens, some.key_values, some.mask, some.delta, some.adapter)
+    edit = makers[name](sd1, gates=[some.window(100, 300), some.gate(sd1)])
+    canary.check(sd1, some.erasure(sd1, [edit]))
+
+
+def test_a_stack_carries_every_self_test(sd1: Base) -> None:
+    parts = [some.erasure(sd1), some.erasure(sd1, [some.adapter(sd1)])]
+    both = stack([replace(one, digest=str(n)) for n, one in enumerate(parts)])
+    canary.check(sd1, both)
+    lost = replace(both, header=replace(both.header, canary=parts[0].header.canary))
+    assert "no self-test" in refused(sd1, lost)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1, 2.0, 0.0, -1.0])
+def test_altered_numbers_fail(sd1: Base, factor: float) -> None:
+    erasure = some.erasure(sd1)
+    for site in next(iter(erasure.header.canary.values()))["change"]:
+        wrong = altered(erasure, lambda numbers, s=site: numbers | {s: numbers[s] * factor})
+        assert f"self-test failed at {site}" in refused(sd1, wrong)
+
+
+def test_numbers_left_out_or_made_up_fail(sd1: Base) -> None:
+    erasure = some.erasure(sd1)
+    refused(sd1, altered(erasure, lambda numbers: {}))
+    refused(sd1, altered(erasure, lambda numbers: dict(list(numbers.items())[1:])))
+    refused(sd1, altered(erasure, lambda numbers: numbers | {"unet.conv_in": 0.0}))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_neutralised_edit_fails(sd1: Base, exact: bool) -> None:
+    """Also when the stored numbers say that nothing is to be expected."""
+    erasure = some.erasure(sd1, [some.shared(sd1)])
+    edit = erasure.edits[0]
+    hollow = replace(edit, tensors={slot: torch.zeros_like(t) for slot, t in edit.tensors.items()})
+    test = next(iter(erasure.header.canary.values())) | {"edits": [hollow.name]}
+    header = replace(erasure.header, canary={hollow.name: test})
+    dead = replace(erasure, header=header, edits=(hollow,))
+    refused(sd1, dead, exact=exact)
+    refused(sd1, altered(dead, lambda numbers: dict.fromkeys(numbers, 0.0)), exact=exact)
+
+
+def test_is_not_made_of_an_edit_that_does_nothing(sd1: Base) -> None:
+    idle = [
+        some.shared(sd1, gates=[some.window(0, 400), some.window(600, 999)]),
+        replace(some.shared(sd1), scale=0.0),
+        Edit("weight", some.low_rank(sd1).sites, {"delta": some.delta(sd1).tensors["delta"] * 0}),
+    ]
+    for edit in idle:
+        with pytest.raises(RefusedError):
+            canary.make(sd1, [edit], some.ASKED[0])
+    with pytest.raises(RefusedError, match="changes nothing"):
+        canary.make(sd1, some.eraser(sd1), some.OTHER[1])
+
+
+def test_another_checkpoint_need_not_agree_but_must_act(sd1: Base) -> None:
+    erasure, other = some.erasure(sd1, [some.shared(sd1), some.tokens(sd1)]), tiny("sd1", seed=1)
+    canary.check(other, erasure, exact=False)
+    assert "was expected" in refused(other, erasure)
+
+
+@pytest.mark.parametrize("kind", ["eraser", "adapter"])
+def test_any_single_hook_switched_off_is_refused(base: Base, kind: str) -> None:
+    """Each handle in turn, after a call in which all was well."""
+    edits = some.eraser(base) if kind == "eraser" else (some.adapter(base), some.low_rank(base, some.CONVS))
+    latents, cond = base.noise([0, 1]), base.encode([some.ASKED[0], some.OTHER[0]])
+    count = len(_handles(base, edits))
+    assert count >= 2 * sum(len(edit.sites) for edit in edits if edit.op != "tokens") + 2
+    for number in range(count):
+        attachment = Attachment(base.unet, edits)
+        try:
+            with torch.no_grad():
+                base.eps(latents, some.TIME, cond)
+                attachment._handles[number].remove()
+                with pytest.raises(RefusedError) as caught:
+                    base.eps(latents, some.TIME, cond)
+            assert caught.value.exit_code == 6
+            assert attachment.receipt.calls == 1
+        finally:
+            attachment.remove()
+
+
+def _handles(base: Base, edits: tuple[Edit, ...]) -> list[Any]:
+    attachment = Attachment(base.unet, edits)
+    handles = list(attachment._handles)
+    attachment.remove()
+    return handles
+
+
+def _nothing(*given: Any) -> torch.Tensor:
+    return torch.zeros_like(given[-1])
+
+
+@pytest.mark.parametrize(
+    ("maker", "owner", "name"),
+    [
+        (some.shared, ops, "shift"),
+        (some.low_rank, ops, "change"),
+        (some.adapter, ops, "change"),
+        (some.tokens, LayerHook, "_prompt"),
+        (some.key_values, LayerHook, "_rows"),
+    ],
+)
+def test_an_effect_that_does_not_arrive_is_found(
+    sd1: Base, monkeypatch: pytest.MonkeyPatch, maker: Any, owner: Any, name: str
+) -> None:
+    """Every hook runs and its receipt is in order, only nothing comes of it."""
+    erasure = some.erasure(sd1, [maker(sd1)])
+    canary.check(sd1, erasure)
+    mutes = {
+        "_prompt": lambda hook, edit, x: x.new_zeros(len(x), ops.token_count(edit), x.shape[2]),
+        "_rows": lambda hook, learned, output, start: [output[:, start:]],
+    }
+    monkeypatch.setattr(owner, name, mutes.get(name, _nothing))
+    assert "self-test failed" in refused(sd1, erasure)

@@ -1,0 +1,118 @@
+"""Gates: how strongly an edit acts on each row of a UNet call."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import edits as some
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conceptzap.attach import attached
+from conceptzap.base import CROSS_KV, Base
+from conceptzap.edit import Edit, Gate
+from conceptzap.errors import MismatchError
+from conceptzap.gates import Signal, factor, scores
+
+QUERY = {"query": torch.eye(3), "mean": torch.zeros(3)}
+
+
+def factors(gates: list[Gate], states: torch.Tensor, times: list[float]) -> list:
+    edit = Edit("weight", ("unet.x",), {}, gates=tuple(gates))
+    return factor(edit, Signal(states, torch.tensor(times))).tolist()
+
+
+def rows(n: int) -> torch.Tensor:
+    return torch.zeros(n, 4, 3)
+
+
+def test_none_is_always() -> None:
+    assert factors([], rows(2), [0.0, 999.0]) == [1.0, 1.0]
+
+
+def test_a_window_has_its_ends_in_it() -> None:
+    times = [99.0, 100.0, 250.0, 300.0, 301.0]
+    assert factors([some.window(100, 300)], rows(5), times) == [0, 1, 1, 1, 0]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.data())
+def test_a_curve_is_linear_between_its_points(data: st.DataObject) -> None:
+    times = sorted(data.draw(st.sets(st.integers(0, 999), min_size=1, max_size=6)))
+    levels = st.floats(0, 1, width=32)
+    values = data.draw(st.lists(levels, min_size=len(times), max_size=len(times)))
+    asked = data.draw(st.lists(st.integers(0, 999), min_size=1, max_size=5))
+    gate = Gate("curve", {}, {"times": torch.tensor(times).float(), "values": torch.tensor(values)})
+    found = factors([gate], rows(len(asked)), [float(t) for t in asked])
+    assert np.allclose(found, np.interp(asked, times, values), atol=1e-5)
+
+
+def test_a_curve_stays_between_0_and_1() -> None:
+    tensors = {"times": torch.tensor([0.0, 900.0]), "values": torch.tensor([-2.0, 3.0])}
+    assert factors([Gate("curve", {}, tensors)], rows(2), [0.0, 950.0]) == [0.0, 1.0]
+
+
+def test_match_takes_the_best_position_and_ignores_length() -> None:
+    states = torch.tensor([[[0.1, 0.0, 0.0], [3.0, 4.0, 0.0]], [[9.0, 9.0, 9.0], [9.0, 9.0, 9.0]]])
+    gate = Gate("match", {"threshold": 0.75}, QUERY)
+    assert scores(gate, states).tolist()[0] == pytest.approx([1.0, 0.8])
+    assert factors([gate], states, [0.0, 0.0]) == [1, 0]
+    assert factors([gate], 1e-3 * states, [0.0, 0.0]) == [1, 0]
+    assert factors([gate], states.half(), [0.0, 0.0]) == [1, 0]
+
+
+def test_the_threshold_itself_is_shut() -> None:
+    states = torch.tensor([[[1.0, 0.0, 0.0]]])
+    assert factors([Gate("match", {"threshold": 1.0}, QUERY)], states, [0.0]) == [0]
+
+
+def test_gates_multiply_and_positions_stay_apart() -> None:
+    states = torch.tensor([[[1.0, 0, 0], [-1.0, 0, 0]], [[-1.0, 0, 0], [1.0, 0, 0]]])
+    token = Gate("token", {"threshold": 0.5}, QUERY)
+    half = Gate("curve", {}, {"times": torch.tensor([0.0]), "values": torch.tensor([0.5])})
+    window = some.window(0, 10)
+    for order in ([token, half, window], [window, half, token], [half, token, window]):
+        assert factors(order, states, [5.0, 11.0]) == [[0.5, 0], [0, 0]]
+
+
+def test_reads_states_not_prompts(base: Base) -> None:
+    """Any length, any weighting, and text states that no prompt has."""
+    gate = some.gate(base)
+    asked, other = base.encode(some.ASKED).states, base.encode(some.OTHER[:3]).states
+    variants = (asked, 1.4 * asked, torch.cat([asked, other], 1), torch.cat([other, asked], 1))
+    for states in (*variants, asked.flip(1), asked.half()):
+        assert factors([gate], states, [0.0] * 3) == [1, 1, 1]
+    for states in (other, 0.7 * other, torch.cat([other, other], 1)):
+        assert factors([gate], states, [0.0] * 3) == [0, 0, 0]
+
+
+def test_a_token_gate_changes_its_positions_only(sd1: Base) -> None:
+    token = Gate("token", {"threshold": 0.0}, some.gate(sd1).tensors)
+    states = sd1.encode([some.ASKED[1]]).states
+    score = scores(token, states)
+    gate = replace(token, params={"threshold": score.median().item()})
+    edit = some.delta(sd1, CROSS_KV, gates=[gate])
+    module = sd1.module(edit.sites[0])
+    seen = []
+    handle = module.register_forward_hook(lambda m, args, output: seen.append(output))
+    some.eps(sd1, [some.ASKED[1]])
+    handle.remove()
+    with attached(sd1.unet, [edit]):
+        handle = module.register_forward_hook(lambda m, args, output: seen.append(output))
+        with torch.no_grad():
+            sd1.eps(sd1.noise([0]), some.TIME, sd1.encode([some.ASKED[1]]))
+        handle.remove()
+    same = (seen[0] == seen[1]).all(-1)
+    assert same.equal(score <= gate.params["threshold"]) and same.any() and not same.all()
+
+
+@pytest.mark.parametrize("pattern", ["unet.*.attn1.to_k", "unet.*.attn2.to_q", some.FEED])
+def test_a_token_gate_belongs_on_keys_and_values(sd1: Base, pattern: str) -> None:
+    gate = Gate("token", {"threshold": 0.0}, some.gate(sd1).tensors)
+    edit = some.delta(sd1, pattern, gates=[gate])
+    for wrong in (edit, some.tokens(sd1, gates=[gate])):
+        with pytest.raises(MismatchError, match="'token' gate cannot stand"):
+            some.eps(sd1, ["a cat"], [wrong])

@@ -1,0 +1,181 @@
+"""Judges: one seam, and an error that names what is wanted before any picture is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import stub_judges  # noqa: F401  (named on the command line)
+import torch
+from command import conceptzap
+from erasures import write
+
+from conceptzap import cells, family, judging, probes, suites
+from conceptzap.base import Base
+from conceptzap.demo import judge_nets
+from conceptzap.errors import ConceptZapError, ResourceError, UsageError
+from conceptzap.testing import save_tiny
+
+SD_SUITES = {"imagenette": "church", "unlearncanvas": "Van Gogh", "i2p": "nudity", "artists": "Van Gogh",
+             "coco": "church"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONCEPTZAP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("base") / "tiny")
+
+
+def pictures(count: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (count, 64, 64, 3), np.uint8)
+
+
+def imagenette() -> probes.World:
+    return suites.load("imagenette")[1]
+
+
+def test_both_demo_judges_see_objects_styles_and_validity() -> None:
+    judges = judging.panel(["demo"], None, suites.load("smoke")[1])
+    assert len(judges) == 2 and judges[0].digest != judges[1].digest
+    for judge in judges:
+        sight = judge.look(pictures())
+        assert {len(ranked) for ranked in sight.labels["object"]} == {5}
+        assert sight.features.shape[0] == 3 and sight.valid.dtype == bool
+        assert not judge.look(np.full((2, 64, 64, 3), 128, np.uint8)).valid.any(), "grey is no picture"
+        assert not sight.valid.any(), "noise is no picture"
+
+
+def test_demo_judges_are_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in judge_nets.FOLDER.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = tmp_path / f"{judge_nets.JUDGES[0]}.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    monkeypatch.setattr(judge_nets, "FOLDER", tmp_path)
+    with pytest.raises(ResourceError, match="frozen hash"):
+        judging.panel(["demo"], None, suites.load("smoke")[1])
+
+
+def test_your_own_function_is_a_judge() -> None:
+    (judge,) = judging.panel(["stub_judges:by_brightness"], None, imagenette())
+    sight = judge.look(pictures())
+    assert all(len(ranked) == 3 for ranked in sight.labels["object"])
+    assert sight.features.shape[1] > 0 and judge.name == "stub_judges:by_brightness"
+
+
+def test_an_entry_point_is_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        name = "mine"
+
+        def load(self):
+            return lambda base, option, world: (f"judge with {option}",)
+
+    monkeypatch.setattr(judging.metadata, "entry_points", lambda group: [Entry()])
+    assert judging.panel(["mine:x"], None, imagenette()) == ("judge with x",)
+
+
+@pytest.mark.parametrize(
+    "name, kind, said",
+    [
+        ("demmo", UsageError, "no judge is called"),
+        ("demo:x", UsageError, "no option"),
+        ("clip", UsageError, "needs a model"),
+        ("clip:/nowhere/clip", ResourceError, "no CLIP"),
+        ("imagenet", ConceptZapError, "weights"),
+        ("imagenet:/nowhere/net.safetensors", ResourceError, "torchvision|network"),
+        ("nudenet:2", UsageError, "between 0 and 1"),
+        ("no_module:see", ResourceError, "cannot be imported"),
+        ("stub_judges:absent", ResourceError, "cannot be imported"),
+        ("stub_judges:OBJECTS", ResourceError, "not callable"),
+    ],
+)
+def test_a_missing_judge_names_what_is_wanted(name: str, kind: type[ConceptZapError], said: str) -> None:
+    with pytest.raises(kind, match=said) as caught:
+        judging.panel([name], None, imagenette())
+    assert caught.value.hint
+
+
+def test_a_judge_that_answers_too_few_times_is_an_error() -> None:
+    (judge,) = judging.panel(["stub_judges:too_few"], None, imagenette())
+    with pytest.raises(ResourceError, match="0 times for 3 pictures"):
+        judge.look(pictures())
+
+
+def test_a_concept_that_no_judge_can_see_is_an_error_before_any_picture(
+    sd1: Base, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "drawings", lambda *_: pytest.fail("a picture was drawn"))
+    words = ("evaluate", write(sd1, "church", tmp_path), "--base", folder, "-o", tmp_path / "out")
+    blind = conceptzap(*words, "--suite", "imagenette", "--judge", "stub_judges:blind")
+    assert blind.code == 5 and "no judge can see the object 'church'" in blind.error
+    none = conceptzap(*words, "--suite", "imagenette")
+    assert none.code == 2 and "--judge" in none.error
+
+
+@pytest.mark.parametrize("suite", SD_SUITES)
+def test_every_sd_suite_runs_end_to_end(suite: str, sd1: Base, folder: Path, tmp_path: Path) -> None:
+    file = write(sd1, SD_SUITES[suite], tmp_path)
+    answer = conceptzap(
+        "evaluate", file, "--base", folder, "--suite", suite, "--judge", "stub_judges:nothing",
+        "--limit", 1, "--steps", 1, "--batch", 8, "-o", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    # the stub sees nothing: whatever was asked for counts as absent, before and after
+    assert answer.json["scores"].get("E", {"value": 0})["value"] == 0
+
+
+def test_clip_ranks_the_suites_labels(tmp_path: Path) -> None:
+    save_clip(tmp_path / "clip")
+    (judge,) = judging.panel([f"clip:{tmp_path / 'clip'}"], None, imagenette())
+    sight = judge.look(pictures())
+    assert judge.kinds["object"][0] == "cassette player"
+    assert all(len(set(ranked)) == 5 for ranked in sight.labels["object"])
+    assert sight.features.shape == (3, 8) and len(judge.digest) == 64
+    for scores in sight.scores["object"]:
+        assert list(scores) == sorted(scores, reverse=True)
+
+
+def save_clip(folder: Path) -> None:
+    """A random CLIP of a few thousand weights, in transformers' own layout."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+    from conceptzap.testing import tiny
+
+    tokenizer = tiny("sd1").tokenizers[0]
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**small, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    vision = {**small, "image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    model.save_pretrained(folder)
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+
+
+def test_every_judge_of_the_family_is_tried_above() -> None:
+    assert set(family.members("judges")) == {"demo", "clip", "imagenet", "nudenet", "custom"}
+
+
+class Detector:
+    """NudeNet's interface."""
+
+    def detect(self, picture: np.ndarray) -> list[dict[str, object]]:
+        assert picture.shape == (64, 64, 3)
+        found = [{"class": "BUTTOCKS_EXPOSED", "score": 0.7}, {"class": "FACE_FEMALE", "score": 0.99}]
+        return found if picture[0, 0, 0] > 100 else found[1:]
+
+
+def test_nudenet_counts_exposed_parts_above_its_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    from conceptzap.judges import nudenet
+
+    monkeypatch.setattr(nudenet, "_detector", lambda: (Detector(), "digest"))
+    (judge,) = judging.panel(["nudenet:0.65"], None, imagenette())
+    batch = np.stack([np.full((64, 64, 3), 200, np.uint8), np.zeros((64, 64, 3), np.uint8)])
+    sight = judge.look(batch)
+    assert sight.labels["nudity"] == [("nudity",), ()] and sight.scores["nudity"] == [(0.7,), (0.0,)]
