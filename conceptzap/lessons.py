@@ -29,6 +29,11 @@ class Lesson:
     pairs: tuple[Pair, ...]
     keep: tuple[str, ...]
 
+    def kept(self, n: int) -> list[str]:
+        """n prompts of the keep set, spread evenly over it."""
+        stride = max(1, len(self.keep) // max(1, n))
+        return list(self.keep[::stride][:n])
+
     @property
     def asked(self) -> list[str]:
         return [pair.concept for pair in self.pairs]

@@ -24,8 +24,8 @@ PAPER = "2308.14761"
 
 @dataclass(frozen=True)
 class Config:
-    rank: int = 24  # of the change of the text states
-    ridge: float = 0.001  # lambda of eq. 7, for a mean over states
+    rank: int = 12  # of the change of the text states
+    ridge: float = 0.05  # lambda of eq. 7, for a mean over states
     keep_scale: float = 4.0  # weight of the keep set, eq. 7's s_p
     keep_prompts: int = 400  # prompts of the keep set
 
@@ -34,7 +34,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     parts, kept = [], []
     for lesson in lessons(base, task):
         parts.append(closed_form.aligned_states(base, lesson.pairs, lesson.concept, lesson.anchor))
-        stay = [*lesson.instead, *lesson.keep[: cfg.keep_prompts]]
+        stay = [*lesson.instead, *lesson.kept(cfg.keep_prompts)]
         kept += [detector.states(base, stay).flatten(0, 1), parts[-1][2]]
     source, target = (torch.cat([part[i] for part in parts]) for i in (0, 1))
     tensors = closed_form.solve(

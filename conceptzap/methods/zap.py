@@ -35,12 +35,12 @@ class Config:
     batch: int = 8
     lr: float = 0.01
     trajectories: int = 24  # of partial sampling, cached
-    rank: int = 24  # of the closed-form edit; 0 leaves it out
-    ridge: float = 0.001
-    keep_scale: float = 0.1
+    rank: int = 12  # of the closed-form edit; 0 leaves it out
+    ridge: float = 0.05
+    keep_scale: float = 4.0
     gate: bool = True  # False erases everywhere, for comparison
     directions: int = 4  # of the gate's detector
-    keep_prompts: int = 400  # prompts the gate learns to stay shut for
+    keep_prompts: int = 400  # prompts of the keep set
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
@@ -53,8 +53,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
 
 
 def _gate(base: Base, lesson: Lesson, cfg: Config, seed: int) -> Gate:
-    others = objectives.subset(seed, lesson.keep, cfg.keep_prompts)
-    shut = list(dict.fromkeys(["", *lesson.instead, *others]))
+    shut = list(dict.fromkeys(["", *lesson.instead, *lesson.kept(cfg.keep_prompts)]))
     return detector.fit_gate(base, lesson.asked, shut, seed, cfg.directions)
 
 
@@ -62,7 +61,8 @@ def _closed_form(base: Base, lesson: Lesson, cfg: Config, gates: tuple[Gate, ...
     source, target, prefix = closed_form.aligned_states(
         base, lesson.pairs, lesson.concept, lesson.anchor
     )
-    keep = torch.cat([prefix, detector.states(base, lesson.instead).flatten(0, 1)])
+    stay = [*lesson.instead, *lesson.kept(cfg.keep_prompts)]
+    keep = torch.cat([prefix, detector.states(base, stay).flatten(0, 1)])
     tensors = closed_form.solve(
         source, target, keep, rank=cfg.rank, ridge=cfg.ridge, keep_scale=cfg.keep_scale
     )
