@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Source = Path | str | Erasure
 Asked = Source | tuple[Source, float]
 MAX_STRENGTH = 2.0
+MAX_ROWS = 1024  # learned tokens behind the text of one cross-attention
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ def read(source: Source) -> Erasure:
 def load_all(items: Iterable[Asked]) -> tuple[Loaded, ...]:
     """The erasures asked for, each once.
 
-    Raises `FormatError` like `format.load` and `UsageError` for a strength out of range or for one
-    erasure with two strengths.
+    Raises `FormatError` like `format.load` and `UsageError` for a strength out of range, for one
+    erasure with two strengths, or for more than `MAX_ROWS` learned tokens at one cross-attention.
     """
     found: dict[str, Loaded] = {}
     for item in items:
@@ -55,7 +57,20 @@ def load_all(items: Iterable[Asked]) -> tuple[Loaded, ...]:
                 f" {first.strength:g} and {one.strength:g}",
                 "give each erasure once",
             )
+    _check_rows(found.values())
     return tuple(found.values())
+
+
+def _check_rows(loaded: Iterable[Loaded]) -> None:
+    rows: Counter[str] = Counter()
+    for edit in (edit for one in loaded for edit in one.erasure.edits if edit.op == "tokens"):
+        rows.update(dict.fromkeys(edit.sites, next(iter(edit.tensors.values())).shape[0]))
+    most = max(rows.values(), default=0)
+    if most > MAX_ROWS:
+        raise UsageError(
+            f"these erasures add {most} learned tokens to one prompt",
+            f"together they may add {MAX_ROWS}; use fewer, or ones without learned tokens",
+        )
 
 
 def _load(item: Asked) -> Loaded:

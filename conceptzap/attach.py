@@ -7,6 +7,11 @@ A call no edit is open for goes through untouched, bit for bit. Where some rows 
 and others shut, as in a classifier-free batch, the learned rows are masked out of the shut ones,
 which then equal the base within rounding. (Running each group of rows on its own keeps the bits of
 every row, but costs a fifth of the sampling time on a small UNet.)
+
+Text is what edits read. Image prompts (IP-Adapter) and grounding (GLIGEN) bring keys and values of
+their own and are refused. The residuals of a ControlNet or T2I-Adapter are added to the activations
+beside the text: every edit acts as it does without them, but a control image may itself show the
+concept, and nothing here looks at images.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conceptzap import ops
+from conceptzap import gates, ops
 from conceptzap.edit import Edit
 from conceptzap.errors import MismatchError, RefusedError, SilentEditError
 from conceptzap.hooks import CrossHook, Hook, LayerHook, Site, UNetHook, owner
@@ -79,7 +84,7 @@ class Attachment:
         cross: dict[str, Site] = {}
         plain: dict[str, Site] = {}
         for index, edit in enumerate(self.edits):
-            _check_gates(edit)
+            _check_gates(edit, unet.config.cross_attention_dim)
             for path in edit.sites:
                 ops.check(edit, find_module(unet, path), path)
                 sites = cross if edit.op == "tokens" else plain
@@ -111,7 +116,9 @@ def _is_compiled(unet: nn.Module) -> bool:
     return hasattr(unet, "_orig_mod") or any(inside)
 
 
-def _check_gates(edit: Edit) -> None:
+def _check_gates(edit: Edit, width: int) -> None:
+    for gate in edit.gates:
+        gates.check(gate, width)
     per_position = any(gate.kind == "token" for gate in edit.gates)
     on_text = edit.op == "weight" and all(s.endswith((".attn2.to_k", ".attn2.to_v")) for s in edit.sites)
     if per_position and not on_text:

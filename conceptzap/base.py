@@ -267,8 +267,13 @@ class Base:
         """Tokens of `text`, start and end not counted, nothing cut."""
         return len(self._ids(text))
 
+    def cut(self, text: str) -> str:
+        """The end of a prompt that `encode` leaves out, "" where it fits."""
+        return self.tokenizers[0].decode(self._ids(text)[self.max_tokens :])
+
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizers[0](text, add_special_tokens=False).input_ids
+        # verbose would warn of long texts, which are wanted whole here
+        return self.tokenizers[0](text, add_special_tokens=False, verbose=False).input_ids
 
     def unknown_words(self, text: str) -> list[str]:
         """Words of `text` that the base cannot have learned, in order, each once.

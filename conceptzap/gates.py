@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from conceptzap.edit import Edit, Gate
+from conceptzap.errors import MismatchError
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,26 @@ class Signal:
     @property
     def rows(self) -> int:
         return len(self.states)
+
+
+def check(gate: Gate, width: int) -> None:
+    """Raise `MismatchError` unless the gate's tensors fit text states of this width, and each other."""
+    shapes = {slot: tuple(tensor.shape) for slot, tensor in gate.tensors.items()}
+    if gate.kind in ("match", "token"):
+        query, mean = shapes["query"], shapes["mean"]
+        if len(query) != 2 or query[1] != width or mean != (width,):
+            raise MismatchError(
+                f"a {gate.kind!r} gate reads text states {query[-1]} wide, this base has {width}",
+                "the erasure was made for another architecture",
+            )
+    if gate.kind == "curve":
+        times = gate.tensors["times"]
+        sound = times.ndim == 1 and len(times) > 1 and shapes["times"] == shapes["values"]
+        if not (sound and bool((times.diff() > 0).all())):
+            raise MismatchError(
+                "a 'curve' gate needs two or more rising times with one value each",
+                "make the erasure again",
+            )
 
 
 def scores(gate: Gate, states: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from conceptzap import admission
 from conceptzap.admission import Asked, Loaded
 from conceptzap.edit import Json, sort_edits
 from conceptzap.errors import UsageError
+from conceptzap.files import escape
 from conceptzap.report import Report
 from conceptzap.result import Settings, check_seed
 
@@ -107,6 +108,7 @@ def pictures(
     here = load_base(base, device, dtype, prediction) if isinstance(base, str) else base
     active = _under_policy(asked.policy, here, asked.erasures) if asked.policy else asked.erasures
     strict = asked.strict or asked.policy is not None
+    _note_prompts(here, asked, report)
     foreign = [admission.admit(here, one.erasure, strict, report) for one in active]
     settings = asked.settings(here)
     common = _facts(here, settings, any(foreign), asked.policy)
@@ -114,6 +116,14 @@ def pictures(
     prompts, seeds = ([pair[i] for pair in asked.pairs] for i in (0, 1))
     for drawn in sampler.drawings(here, prompts, seeds, settings, edits):
         yield _picture(drawn, active, common)
+
+
+def _note_prompts(base: Base, asked: Request, report: Report) -> None:
+    for prompt in dict.fromkeys(prompt for prompt, _ in asked.pairs):
+        if not prompt.strip():
+            report.note("the empty prompt asks for nothing in particular")
+        if left_out := base.cut(prompt):
+            report.warn(f"only {base.max_tokens} tokens are read, without: {escape(left_out)}")
 
 
 def _under_policy(policy: Policy, base: Base, given: Sequence[Loaded]) -> tuple[Loaded, ...]:

@@ -162,13 +162,22 @@ class LayerHook(Hook):
         if not acting and not written:
             return None
         length = output.shape[1] - sum(map(ops.token_count, learned)) if learned else None
-        base = total = output[:, :length] if learned else output
+        total = output[:, :length] if learned else output
+        base = self._unshifted(call, module, text, total, acting)
         for index in acting:
             change = ops.change(self.ledger.edits[index], module, text, base)
             total = total + call.strength(index, change) * change
         if not learned:
             return total
         return torch.cat([total, *self._rows(learned, output, length)], 1)
+
+    def _unshifted(
+        self, call: Call, module: nn.Module, text: Tensor, output: Tensor, acting: list[int]
+    ) -> Tensor:
+        """The module's own output, for edits that read it where others have shifted the input."""
+        shifted = any(call.acts(index) for index in self.shifting)
+        read = any(ops.reads_output(self.ledger.edits[index]) for index in acting)
+        return module.forward(text) if shifted and read else output
 
     def _rows(self, learned: list[Edit], output: Tensor, start: int) -> Iterator[Tensor]:
         for edit in learned:

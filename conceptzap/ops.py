@@ -39,6 +39,11 @@ def shifts_input(edit: Edit) -> bool:
     return edit.op == "weight" and "into" in edit.tensors
 
 
+def reads_output(edit: Edit) -> bool:
+    """Whether the edit looks at the module's output instead of its input."""
+    return edit.op == "adapter" and edit.params.get("reads", "x") == "y"
+
+
 def shift(edit: Edit, x: Tensor) -> Tensor:
     """into (down x): what to add to the input x [..., in]."""
     return F.linear(F.linear(x, slot(edit, "down", x)), slot(edit, "into", x))
@@ -69,7 +74,7 @@ def _adapter(edit: Edit, x: Tensor) -> Tensor:
 def change(edit: Edit, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """What a `weight` or `adapter` edit of strength 1 adds to y, the module's output for x."""
     if edit.op == "adapter":
-        return _adapter(edit, y if edit.params.get("reads", "x") == "y" else x)
+        return _adapter(edit, y if reads_output(edit) else x)
     if "up" in edit.tensors:
         inner = _apply(slot(edit, "down", x), module, x)
         up = slot(edit, "up", x)
@@ -101,7 +106,7 @@ def _expected(edit: Edit, module: nn.Module) -> dict[str, tuple[int | None, ...]
         return {"prompt_k": context, "prompt_v": context, "tokens_k": inner, "tokens_v": inner}
     out, width, *kernel = module.weight.shape
     if edit.op == "adapter":
-        reads = out if edit.params.get("reads", "x") == "y" else width
+        reads = out if reads_output(edit) else width
         return {"up": (out, None), "down": (None, reads), "bias": (None,), "center": (reads,)}
     ones = (1,) * len(kernel)
     return {

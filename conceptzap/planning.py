@@ -117,6 +117,9 @@ def resolve(
     """
     usual = resolve.__kwdefaults__
     request = {name: value for name, value in locals().items() if value != usual.get(name, value)}
+    check_seed(seed)
+    if steps is not None:
+        _check_count("steps", steps)
     method = method or methods.DEFAULT
     family.require("methods", method)
     chosen = config.preset(preset) if preset else {}
@@ -133,7 +136,7 @@ def resolve(
         settings=_settings(method, chosen, overrides or {}, steps),
         base=base,
         prediction=prediction,
-        seed=check_seed(seed),
+        seed=seed,
         device=device,
         dtype=dtype,
         output=naming.erasure_path(task.concepts, output),
@@ -156,8 +159,13 @@ def _settings(
         layers.append({"steps": steps})
     resolved = config.resolve(cls, *layers)
     for name, value in dataclasses.asdict(resolved).items():
-        least = 1 if name in COUNTS else 0
-        if isinstance(value, int) and value < least:
-            option = f"--{name}" if name == "steps" else name
-            raise UsageError(f"{option} {value} is out of range", f"use {least} or more")
+        if isinstance(value, int):
+            _check_count(name, value)
     return resolved
+
+
+def _check_count(name: str, value: int) -> None:
+    least = 1 if name in COUNTS else 0
+    if value < least:
+        option = f"--{name}" if name == "steps" else name
+        raise UsageError(f"{option} {value} is out of range", f"use {least} or more")

@@ -58,3 +58,15 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
                                         path.read_bytes() if path.is_file() else b"")
         for path in sorted(folder.rglob("*"))
     }  # fmt: skip
+
+
+def refused(folder: Path, code: int, message: str, *words: object) -> None:
+    """Both ways of saying it: one line on stderr, one object on stdout; the folder is as it was."""
+    before = contents(folder)
+    answer = conceptzap(*words)
+    assert answer.code == code, answer
+    assert "Traceback" not in answer.err and message in answer.error
+    spoken = conceptzap(*words, "--json")
+    assert spoken.code == code and spoken.err == ""
+    assert spoken.json["error"]["code"] == code and message in json.dumps(spoken.json, ensure_ascii=False)
+    assert contents(folder) == before

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command import conceptzap, contents
-from samples import header, relabelled, rich, small
+from command import refused
+from samples import altered, header, relabelled, rich, small, tensor
 
 from conceptzap import format
-from conceptzap.edit import BaseRef
+from conceptzap.edit import BaseRef, Edit, Raw
 from conceptzap.testing import save_tiny
 
 SUFFIX = ".lprompt.safetensors"
@@ -46,26 +46,45 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "picture": b"\x89PNG\r\n\x1a\n" + bytes(99), "gguf": b"GGUF" + bytes(99),
         "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
     }  # fmt: skip
-    for name, data in hostile.items():
+    for name, data in (hostile | forged(sound)).items():
         (folder / f"{name}{SUFFIX}").write_bytes(data)
     with zipfile.ZipFile(folder / f"zip{SUFFIX}", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({}))
+    for name, count in (("many", 600), ("more", 500)):
+        rows = {f"prompt_{x}": tensor("F16", count, 3, seed=count) for x in "kv"}
+        edit = Edit("tokens", ("unet.mid_block.attn2",), rows)
+        format.save(replace(small(), edits=(edit,)), folder / f"{name}{SUFFIX}")
+    (folder / "tagged.yaml").write_text("method: !!python/object:os.system {}\n")
     (folder / f"there{SUFFIX}").write_bytes(b"mine")
     (folder / "there.png").write_bytes(b"mine")
     (folder / "weights.ckpt").write_bytes(pickle.dumps({}))
     return folder
 
 
-def refused(folder: Path, code: int, message: str, *words: object) -> None:
-    """Both ways of saying it: one line on stderr, one object on stdout; the folder is as it was."""
-    before = contents(folder)
-    answer = conceptzap(*words)
-    assert answer.code == code, answer
-    assert "Traceback" not in answer.err and message in answer.error
-    spoken = conceptzap(*words, "--json")
-    assert spoken.code == code and spoken.err == ""
-    assert spoken.json["error"]["code"] == code and message in json.dumps(spoken.json, ensure_ascii=False)
-    assert contents(folder) == before
+def forged(sound: bytes) -> dict[str, bytes]:
+    """Files that are no more than nearly safetensors, or hold what no erasure may."""
+    length = int.from_bytes(sound[:8], "little")
+    header, buffer = sound[8 : 8 + length], sound[8 + length :]
+    entries = json.loads(header)
+    first, second = sorted(entries.keys() - {"__metadata__"})
+    twice = header.replace(b"{", f'{{"{first}":{json.dumps(entries[first])},'.encode(), 1)
+    entries[second]["data_offsets"] = entries[first]["data_offsets"]
+
+    def packed(header: bytes) -> bytes:
+        return len(header).to_bytes(8, "little") + header + buffer
+
+    def spoilt(_: object, tensors: dict[str, Raw]) -> None:
+        name = min(name for name, one in tensors.items() if one.dtype == "F32")
+        tensors[name] = tensors[name]._replace(data=b"\xff" * len(tensors[name].data))
+
+    return {
+        "overflow": (2**63).to_bytes(8, "little") + sound[8:],
+        "huge": (2**27).to_bytes(8, "little") + header + bytes(2**21),
+        "twice": packed(twice),
+        "overlap": packed(json.dumps(entries).encode()),
+        "nan": altered(spoilt),
+        "traversal": altered(lambda _, tensors: tensors.update({"../../passwd": tensor("F16", 1)})),
+    }
 
 
 ERASE = [
@@ -90,6 +109,7 @@ ERASE = [
     (2, "--seed", "cat", "--seed", "1.5"),
     (2, "--seed", "cat", "--seed", "true"),
     (2, "cannot read nowhere.toml", "cat", "--config", "nowhere.toml"),
+    (2, "is no sound TOML", "cat", "--config", "tagged.yaml"),
     (2, "exists", "there"),
     (2, "exists", "cat", "-o", "there"),
     (2, "no folder", "cat", "-o", "nowhere/cat"),
@@ -135,6 +155,9 @@ GENERATE = [
     (2, "strength", "a cat", "--with", f"{GOOD}:-1"),
     (2, "strength", "a cat", "--with", f"{GOOD}:nan"),
     (2, "strength", "a cat", "--with", f"{GOOD}:much"),
+    (2, "at the strengths", "a cat", "--with", GOOD, "--with", f"{GOOD}:0.5"),
+    (2, "1100 learned tokens", "a cat", "--with", f"many{SUFFIX}", "--with", f"more{SUFFIX}"),
+    (2, "--height", "a cat", "--height", "0"),
     (2, "exists", "a cat", *BASE, "-o", "there.png"),
     (2, "2 pictures do not fit", "a cat", *BASE, "--count", "2", "-o", "new.png"),
     (2, "is not a folder", "a cat", *BASE, "-o", GOOD),
@@ -142,6 +165,7 @@ GENERATE = [
     (2, "is no device", "a cat", *BASE, "--device", "gpu"),
     (5, "this machine has no cuda:99", "a cat", *BASE, "--device", "cuda:99"),
     (5, "nowhere", "a cat", "--base", "./nowhere"),
+    (5, "the hub cannot be reached", "a cat", "--base", "nobody/nothing"),
     (2, "nowhere.lock", "a cat", "--policy", "nowhere.lock"),
     (6, "without the policy's erasures", "a cat", "--policy", "x", "--compare"),
     (3, "no such file", "a cat", "--with", f"goood{SUFFIX}"),
@@ -171,6 +195,12 @@ BAD_FILES = [
     ("picture", "PNG"),
     ("gguf", "GGUF"),
     ("pointer", "git lfs pull"),
+    ("overflow", "no safetensors file"),
+    ("huge", "no safetensors file"),
+    ("twice", "is there twice"),
+    ("overlap", "does not lie where it should"),
+    ("nan", "values that are NaN"),
+    ("traversal", "belongs to no edit"),
     ("nowhere", "no such file"),
     ("a folder", "is a folder"),
 ]

@@ -195,10 +195,22 @@ def test_stacking_equals_loading_together(here: Path) -> None:
 
 
 def test_the_same_concept_twice_is_allowed_with_a_warning(here: Path) -> None:
-    words = ("cat", "--base", "base", "--method", closed_form(), "--seed", "9", "--anchor", "tree")
-    conceptzap("erase", *words, "-o", "cat-again")
-    answer = conceptzap("stack", f"cat{SUFFIX}", f"cat-again{SUFFIX}", "-o", "twice")
-    assert answer.code == 0 and "warning: 'cat' is erased more than once" in answer.err
+    words = ("cat", "--base", "base", "--method", closed_form(), "--seed", "9")
+    for anchor in ("tree", "dog"):
+        conceptzap("erase", *words, "--anchor", anchor, "-o", f"cat-to-{anchor}")
+        pair = (f"cat{SUFFIX}", f"cat-to-{anchor}{SUFFIX}")
+        answer = conceptzap("stack", *pair, "-o", f"twice-{anchor}")
+        assert answer.code == 0 and "warning: 'cat' is erased more than once" in answer.err
+
+
+def test_the_same_file_twice_counts_once(here: Path) -> None:
+    same = conceptzap("stack", f"cat{SUFFIX}", f"cat{SUFFIX}", "-o", "same")
+    assert same.code == 0 and "warning" not in same.err
+    assert (here / f"same{SUFFIX}").read_bytes() == (here / f"cat{SUFFIX}").read_bytes()
+    conceptzap("stack", f"cat{SUFFIX}", f"other{SUFFIX}", "-o", "whole")
+    answer = conceptzap("stack", f"whole{SUFFIX}", f"cat{SUFFIX}", "-o", "whole-again")
+    assert answer.code == 0 and "warning" not in answer.err
+    assert (here / f"whole-again{SUFFIX}").read_bytes() == (here / f"whole{SUFFIX}").read_bytes()
 
 
 def test_lock_and_verify(here: Path) -> None:

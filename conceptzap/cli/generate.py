@@ -72,10 +72,12 @@ def run(
         base=base, prediction=prediction, seed=seed, count=count, steps=steps, guidance=guidance,
         negative=negative, batch=batch, device=device, dtype=dtype,
     )  # fmt: skip
-    pictures = api.generate(texts, erasures=pairs, policy=policy, strict=strict, **request)
+    report = Progress()
+    pictures = api.generate(
+        texts, erasures=pairs, policy=policy, strict=strict, report=report, **request
+    )
     gallery = Gallery(output, len(texts) * count, force)
     gallery.check(compare)
-    report = Progress()
     drawn = list(gallery.save(report.count(pictures, gallery.count, "drawing")))
     sheet = None
     if compare:

@@ -8,6 +8,8 @@ The order of the files makes no difference.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,19 +33,23 @@ def run(
 
     target = naming.erasure_path((), output)
     files.check_writable(target, force)
-    erasure = api.stack(paths)
+    parts = [api.load(path) for path in paths]
+    erasure = api.stack(parts)
     digest = api.save(erasure, target, force=force)
-    for text in _odd(erasure):
+    for text in _odd(parts, erasure):
         show.warn(text)
     record = show.stack_record(target, digest, erasure.header)
     show.emit("stack", record) if as_json else show.stacked(record)
 
 
-def _odd(erasure: Erasure) -> list[str]:
+def _odd(parts: Sequence[Erasure], whole: Erasure) -> list[str]:
     """What is allowed in a stack and seldom meant."""
-    concepts = erasure.header.concepts
-    twice = sorted({concept for concept in concepts if concepts.count(concept) > 1})
-    odd = [f"{concept!r} is erased more than once" for concept in twice]
-    if not erasure.with_role("erase"):
+    erasing = {part.digest: part.header for part in parts if part.with_role("erase")}
+    inside = {digest for head in erasing.values() for digest in head.parents}
+    apart = [head.concepts for digest, head in erasing.items() if digest not in inside]
+    counts = Counter(concept for concepts in apart for concept in set(concepts))
+    counts |= Counter(whole.header.concepts)
+    odd = [f"{concept!r} is erased more than once" for concept in sorted(counts) if counts[concept] > 1]
+    if not whole.with_role("erase"):
         odd.append("this stack holds keys only: it erases nothing")
     return odd

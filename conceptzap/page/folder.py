@@ -70,8 +70,15 @@ def _cells(done: Evaluation) -> str:
         expect = "; ".join(f"{kind}={label}" for kind, label in probe.expect)
         seen = [_first(view) for view in (cell.before, cell.after)]
         valid = [int(cell.before.valid), int(cell.after.valid)]
-        writer.writerow([probe.slice, probe.concept, probe.prompt, probe.seed, expect, *seen, *valid])
+        asked = [probe.slice, probe.concept, probe.prompt, probe.seed]
+        writer.writerow([_inert(value) for value in (*asked, expect, *seen, *valid)])
     return buffer.getvalue()
+
+
+def _inert(value: object) -> object:
+    """A text that a spreadsheet would take for a formula, quoted so that it is one no more."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value
 
 
 def _first(view: View) -> str:

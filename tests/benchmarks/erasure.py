@@ -1,12 +1,13 @@
-"""What an erasure of the demo base removes and what it costs, on prompts and seeds it was not trained on.
+"""What erasures of the demo base remove and what they cost, on prompts and seeds they were not trained on.
 
-    python tests/benchmarks/erasure.py "Van Gogh" van-gogh.lprompt.safetensors
-    python tests/benchmarks/erasure.py church church.lprompt.safetensors --key church.key.lprompt.safetensors
+    python tests/benchmarks/erasure.py "Van Gogh=van-gogh.lprompt.safetensors"
+    python tests/benchmarks/erasure.py "Van Gogh=vg.lprompt.safetensors,key=vg.key.lprompt.safetensors"
+    python tests/benchmarks/erasure.py "church=a.lprompt.safetensors,b.lprompt.safetensors"
 
 Base and erased pictures share prompt and seed. A concept leaks when either judge sees it; a picture
-is right when both judges name its object (and, where the prompt names one, its style). Prompts are
-the held-out wordings; objects that erasing used as fillers are left out of the style's prompts. With
-`--key`, the key and a random key of equal norm are put on as well. Prints one JSON object.
+is right when both judges name its object and style. Prompts are the held-out wordings; objects that
+erasing used as fillers are left out of a style's prompts. A key is put on as it is and as random
+tensors of equal norm. Prints one JSON object, a record for each argument.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -22,7 +24,7 @@ import torch
 from conceptzap import format, prompts, sampler
 from conceptzap.base import Base, load_base
 from conceptzap.demo import world
-from conceptzap.edit import Edit
+from conceptzap.edit import Edit, Erasure
 from conceptzap.judges.demo import DemoJudge, judge_nets
 from conceptzap.result import Settings, wilson
 
@@ -38,9 +40,14 @@ class Asked:
         self.objects = [thing for _, thing, _ in cells]
         self.styles = [style for _, _, style in cells]
         self.seeds = list(range(first_seed, first_seed + len(cells)))
+        self.seen: dict[tuple[str, ...], Seen] = {}
 
     def draw(self, base: Base, edits: tuple[Edit, ...] = ()) -> Seen:
-        return Seen(self, sampler.draw(base, self.prompts, self.seeds, SETTINGS, edits))
+        name = tuple(sorted(edit.name for edit in edits))
+        if name not in self.seen:
+            drawn = sampler.draw(base, self.prompts, self.seeds, SETTINGS, edits)
+            self.seen[name] = Seen(self, drawn)
+        return self.seen[name]
 
 
 class Seen:
@@ -66,7 +73,12 @@ class Seen:
 
 def rate(hits: np.ndarray) -> dict[str, float]:
     low, high = wilson(int(hits.sum()), len(hits))
-    return {"value": round(float(hits.mean()), 4), "low": round(low, 4), "high": round(high, 4), "n": len(hits)}
+    return figure(hits.mean(), low, high, len(hits))
+
+
+def figure(value: float, low: float, high: float, n: int) -> dict[str, float]:
+    numbers = {"value": value, "low": low, "high": high}
+    return {name: round(float(number), 4) for name, number in numbers.items()} | {"n": n}
 
 
 def difference(before: np.ndarray, after: np.ndarray, clusters: list[str]) -> dict[str, float]:
@@ -77,12 +89,12 @@ def difference(before: np.ndarray, after: np.ndarray, clusters: list[str]) -> di
     sums, sizes = (np.bincount(index, weights) for weights in (delta, np.ones_like(delta)))
     draws = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), 4000)
     low, high = np.percentile((draws @ sums) / (draws @ sizes), (2.5, 97.5))
-    return {"value": round(delta.mean(), 4), "low": round(low, 4), "high": round(high, 4), "n": len(delta)}
+    return figure(delta.mean(), low, high, len(delta))
 
 
 def concept_cells(concept: str, n: int) -> list[tuple[str, str, str]]:
     """Held-out ways to ask for the concept, n of them."""
-    if concept in {style.name for style in world.STYLES}:
+    if concept in STYLES:
         fillers = set(prompts.wording("style")["things"])
         things = [o.name for o in world.OBJECTS if o.name not in fillers]
         ways = world.templates(concept, held_out=True)
@@ -118,49 +130,85 @@ def random_like(edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
     return tuple(replace(e, tensors={k: other(t) for k, t in e.tensors.items()}) for e in edits)
 
 
-def measure(base: Base, concept: str, gone: set[str], edits: tuple[Edit, ...], key: tuple[Edit, ...], n: int, kept: int) -> dict:
-    kind = "style" if concept in {style.name for style in world.STYLES} else "object"
-    asked, others = Asked(concept_cells(concept, n), FIRST_SEED), Asked(other_cells(gone, kept), FIRST_SEED + n)
+@cache
+def asked_for(concept: str, n: int) -> Asked:
+    return Asked(concept_cells(concept, n), FIRST_SEED)
+
+
+def measure(
+    base: Base, concept: str, others: Asked, edits: tuple[Edit, ...], key: tuple[Edit, ...], n: int
+) -> dict[str, dict[str, float]]:
+    """The figures of one erasure; what they are called says how they are counted."""
+    kind = "style" if concept in STYLES else "object"
+    asked = asked_for(concept, n)
     before, after = asked.draw(base), asked.draw(base, edits)
     was, now = others.draw(base), others.draw(base, edits)
-    clusters = [f"{o}/{s}" for o, s in zip(others.objects, others.styles, strict=True)]
-    had = before.either(kind, concept)
     result = {
-        "base shows it": rate(had),
+        "base shows it": rate(before.either(kind, concept)),
         "leak": rate(after.either(kind, concept)),
-        "other objects and styles": difference(was.object_right & was.style_right, now.object_right & now.style_right, clusters),
-        "others bit-identical, batched": rate((was.pictures == now.pictures).flatten(1).all(1).numpy()),
+        "others, against the base": change(others, was, now),
+        "others bit-identical": rate((was.pictures == now.pictures).flatten(1).all(1).numpy()),
     }
     if kind == "style":
         result["object still right"] = rate(after.object_right[before.object_right])
     else:
         result["style still right"] = rate(after.style_right[before.style_right])
     if key:
-        for name, extra in (("key", key), ("random key", random_like(key))):
-            shown = asked.draw(base, (*edits, *extra)).either(kind, concept)
-            result[f"with {name}, of what the base showed"] = rate(shown[had])
-        keyed = others.draw(base, (*edits, *key))
-        result["others with key"] = difference(was.object_right & was.style_right, keyed.object_right & keyed.style_right, clusters)
+        result |= with_key(base, kind, concept, asked, others, edits, key)
     return result
+
+
+def with_key(
+    base: Base, kind: str, concept: str, asked: Asked, others: Asked,
+    edits: tuple[Edit, ...], key: tuple[Edit, ...],
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    had = asked.draw(base).either(kind, concept)
+    shares = {
+        f"with {name}, of what the base showed": rate(
+            asked.draw(base, (*edits, *extra)).either(kind, concept)[had]
+        )
+        for name, extra in (("its key", key), ("a random key", random_like(key)))
+    }
+    keyed = others.draw(base, (*edits, *key))
+    return shares | {"others with the key, against the base": change(others, others.draw(base), keyed)}
+
+
+def change(others: Asked, was: Seen, now: Seen) -> dict[str, float]:
+    """Share of pictures with object and style right, minus the base's."""
+    clusters = [f"{o}/{s}" for o, s in zip(others.objects, others.styles, strict=True)]
+    return difference(was.object_right & was.style_right, now.object_right & now.style_right, clusters)
+
+
+def load(argument: str) -> tuple[str, list[Erasure], tuple[Edit, ...]]:
+    """`CONCEPT=FILE[,FILE...][,key=FILE]`: the concept, its erasures, the key's edits."""
+    concept, _, names = argument.partition("=")
+    parts = names.split(",")
+    keys = [part.removeprefix("key=") for part in parts if part.startswith("key=")]
+    files = [format.load(part) for part in parts if not part.startswith("key=")]
+    return concept, files, tuple(edit for key in keys for edit in format.load(key).edits)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("concept")
-    parser.add_argument("file", nargs="+")
-    parser.add_argument("--key")
+    parser.add_argument("runs", nargs="+", metavar="CONCEPT=FILE[,FILE...][,key=FILE]")
     parser.add_argument("--base", default="demo")
-    parser.add_argument("-n", type=int, default=240)
-    parser.add_argument("--kept", type=int, default=520)
+    parser.add_argument("-n", type=int, default=200, help="pictures of the concept")
+    parser.add_argument("--kept", type=int, default=500, help="pairs of everything else")
     args = parser.parse_args()
     base = load_base(args.base)
-    loaded = [format.load(path) for path in args.file]
-    edits = tuple(edit for erasure in loaded for edit in erasure.edits)
-    gone = {concept for erasure in loaded for concept in erasure.header.concepts}
-    key = format.load(args.key).edits if args.key else ()
-    print(json.dumps(measure(base, args.concept, gone, edits, key, args.n, args.kept), indent=1))
+    runs = [load(argument) for argument in args.runs]
+    gone = {name for _, files, _ in runs for file in files for name in file.header.concepts}
+    others = Asked(other_cells(gone, args.kept), FIRST_SEED + args.n)
+    found = []
+    for concept, files, key in runs:
+        edits = tuple(edit for file in files for edit in file.edits)
+        made = [record["method"] for file in files for record in file.header.made]
+        figures = measure(base, concept, others, edits, key, args.n)
+        found.append({"concept": concept, "methods": made, "figures": figures})
+    print(json.dumps({"threads": torch.get_num_threads(), "runs": found}, indent=1))
 
 
+STYLES = {style.name for style in world.STYLES}
 JUDGES = [DemoJudge(name) for name in judge_nets.JUDGES]
 
 if __name__ == "__main__":
