@@ -32,13 +32,15 @@ def erasure_path(concepts: Sequence[str], output: Path | str | None = None) -> P
     """Where an erasure goes: `output` with the suffix, or `<slug>.lprompt.safetensors` here.
 
     An `output` that is a folder, or ends in a slash, gets the default name inside. Raises
-    `UsageError` for an empty name.
+    `UsageError` for an empty name, and for a folder where no concept gives one.
     """
     name = "-".join(slug(concept) for concept in concepts)[:LONGEST].strip("-") + SUFFIX
     if output is None:
         return Path(name)
     path = Path(output)
     if path.is_dir() or str(output).endswith("/"):
+        if not concepts:
+            raise UsageError(f"--output {str(path)!r} is a folder", f"for example: -o both{SUFFIX}")
         return path / name
     return path.with_name(_stem(path) + SUFFIX)
 

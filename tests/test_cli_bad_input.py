@@ -109,7 +109,7 @@ ERASE = [
     (2, "--seed", "cat", "--seed", "1.5"),
     (2, "--seed", "cat", "--seed", "true"),
     (2, "cannot read nowhere.toml", "cat", "--config", "nowhere.toml"),
-    (2, "is no sound TOML", "cat", "--config", "tagged.yaml"),
+    (2, "tagged.yaml", "cat", "--config", "tagged.yaml"),
     (2, "exists", "there"),
     (2, "exists", "cat", "-o", "there"),
     (2, "no folder", "cat", "-o", "nowhere/cat"),

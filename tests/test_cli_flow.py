@@ -10,7 +10,7 @@ import pytest
 from command import Answer, conceptzap, contents
 from PIL import Image
 
-from conceptzap import format
+from conceptzap import family, format
 from conceptzap.pictures import read_text
 from conceptzap.testing import save_tiny
 
@@ -92,6 +92,23 @@ def test_the_same_seed_gives_the_same_bytes(here: Path) -> None:
     assert (here / "one.png").read_bytes() == (here / "two.png").read_bytes()
 
 
+@pytest.mark.parametrize("name", family.members("methods"))
+def test_every_method_gives_the_same_bytes_again(here: Path, name: str) -> None:
+    fields = family.load("methods", name).Config.__dataclass_fields__
+    few = {"steps": 2, "trajectories": 2, "batch": 1}
+    words = [w for key, n in few.items() if key in fields for w in ("--set", f"{key}={n}")]
+    made = []
+    for run in ("first", "second"):
+        folder = here / f"{name}-{run}"
+        folder.mkdir()
+        answer = conceptzap(
+            "erase", "tree", "--base", "base", "--method", name, *words, "-o", folder / "tree"
+        )
+        assert answer.code == 0, answer
+        made.append({path.name: path.read_bytes() for path in sorted(folder.iterdir())})
+    assert made[0] == made[1] and {f"tree{SUFFIX}", "tree.png"} <= set(made[0])
+
+
 def test_a_dry_run_does_nothing(here: Path) -> None:
     before = contents(here)
     answer = conceptzap("erase", "dog", "--base", "base", "--seed", "3", "--dry-run", "--json")
@@ -113,6 +130,11 @@ def test_a_trained_method_leaves_its_key_beside(here: Path) -> None:
     assert answer.json["key"] == str(here / f"castle.key{SUFFIX}")
     assert format.read_header(Path(answer.json["key"])).header.title == "castle (key)"
     assert re.search(r"2/2", answer.err), "the training shows its steps"
+    assert conceptzap("stack", f"castle{SUFFIX}", f"castle.key{SUFFIX}", "-o", "pair").code == 0
+    for name in ("castle", "castle.key", "pair"):
+        info = format.read_header(here / f"{name}{SUFFIX}")
+        tested = {edit for test in info.header.canary.values() for edit in test["edits"]}
+        assert tested == {edit["name"] for edit in info.edits}, f"{name} has edits without a self-test"
     alone = conceptzap("stack", f"castle.key{SUFFIX}", "-o", "keys")
     assert alone.code == 0 and "warning: this stack holds keys only" in alone.err
 
@@ -159,6 +181,24 @@ def test_a_picture_depends_on_nothing_but_its_own_seed(here: Path) -> None:
     alone = conceptzap("generate", "a cat", *DRAW, "--seed", "1", "-o", "alone", "--json")
     paths = [answer.json["images"][-1]["path"] for answer in (many, alone)]
     assert Path(paths[0]).read_bytes() == Path(paths[1]).read_bytes()
+
+
+def test_pictures_of_one_call_are_equal_within_rounding(here: Path) -> None:
+    words = ("generate", "a cat", "a dog", "--with", f"cat{SUFFIX}", *DRAW, "--count", "2", "--json")
+    one, many = (
+        conceptzap(*words, "--batch", size, "-o", f"batch-{size}").json["images"] for size in (1, 3)
+    )
+    for alone, together in zip(one, many, strict=True):
+        assert (alone["prompt"], alone["seed"]) == (together["prompt"], together["seed"])
+        pair = zip(pixels(alone["path"]), pixels(together["path"]), strict=True)
+        assert max(abs(a - b) for a, b in pair) <= 2
+
+
+def test_the_order_of_erasures_makes_no_difference(here: Path) -> None:
+    one, two = (("--with", f"{name}{SUFFIX}") for name in ("cat", "other"))
+    conceptzap("generate", "a cat", *DRAW, *one, *two, "-o", "one-two.png")
+    conceptzap("generate", "a cat", *DRAW, *two, *one, "-o", "two-one.png")
+    assert pixels("one-two.png") == pixels("two-one.png")
 
 
 def test_compare_draws_the_base_beside(here: Path) -> None:

@@ -16,6 +16,7 @@ from conceptzap import cache, cells, config, evaluation, observing, probes, suit
 from conceptzap.base import Base
 from conceptzap.cells import Painter
 from conceptzap.errors import ThresholdError, UsageError
+from conceptzap.page.folder import _inert
 from conceptzap.page.results import read
 from conceptzap.result import Probe, Result, Score, Settings
 from conceptzap.testing import save_tiny
@@ -220,6 +221,12 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     assert contents(tmp_path / "again").keys() == contents(tmp_path / "whole").keys()
     for name in ("result.json", "report.html", "cells.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
+def test_no_cell_is_a_formula_for_a_spreadsheet(text: str) -> None:
+    assert _inert(text) == f"'{text}"
+    assert _inert("a = b") == "a = b" and _inert(-1) == -1
 
 
 def test_nothing_is_overwritten_without_force(file: Path, folder: Path, tmp_path: Path) -> None:

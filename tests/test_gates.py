@@ -15,7 +15,7 @@ from conceptzap.attach import attached
 from conceptzap.base import CROSS_KV, Base
 from conceptzap.edit import Edit, Gate
 from conceptzap.errors import MismatchError
-from conceptzap.gates import Signal, factor, scores
+from conceptzap.gates import Signal, check, factor, scores
 
 QUERY = {"query": torch.eye(3), "mean": torch.zeros(3)}
 
@@ -116,3 +116,40 @@ def test_a_token_gate_belongs_on_keys_and_values(sd1: Base, pattern: str) -> Non
     for wrong in (edit, some.tokens(sd1, gates=[gate])):
         with pytest.raises(MismatchError, match="'token' gate cannot stand"):
             some.eps(sd1, ["a cat"], [wrong])
+
+
+def test_gates_of_the_right_shape_pass() -> None:
+    check(Gate("match", {"threshold": 0.5}, QUERY), 3)
+    check(some.window(0, 9), 3)
+    times = {"times": torch.tensor([0.0, 1.0]), "values": torch.tensor([1.0, 0.0])}
+    check(Gate("curve", {}, times), 3)
+
+
+@pytest.mark.parametrize("kind", ["match", "token"])
+@pytest.mark.parametrize(
+    ("query", "mean"), [((2, 4), (4,)), ((2, 3), (4,)), ((2, 4), (3,)), ((3,), (3,)), ((2, 3), (1, 3))]
+)
+def test_a_query_of_another_width_is_refused(kind: str, query: tuple, mean: tuple) -> None:
+    gate = Gate(kind, {"threshold": 0.5}, {"query": torch.ones(query), "mean": torch.ones(mean)})
+    with pytest.raises(MismatchError, match="wide"):
+        check(gate, 3)
+
+
+@pytest.mark.parametrize(
+    ("times", "values"),
+    [([0.0], [1.0]), ([0.0, 1.0], [1.0]), ([1.0, 1.0], [0.0, 1.0]), ([2.0, 1.0], [0.0, 1.0])]
+    + [([[0.0, 1.0]], [[0.0, 1.0]]), (0.0, 1.0)],
+)
+def test_a_curve_without_rising_times_is_refused(times: object, values: object) -> None:
+    gate = Gate("curve", {}, {"times": torch.tensor(times), "values": torch.tensor(values)})
+    with pytest.raises(MismatchError, match="rising times"):
+        check(gate, 3)
+
+
+def test_gates_are_checked_before_anything_is_attached(sd1: Base, sd2: Base) -> None:
+    before = some.hooks(sd1)
+    with pytest.raises(MismatchError, match="wide"), attached(
+        sd1.unet, [some.tokens(sd1), some.shared(sd1, gates=[some.gate(sd2)])]
+    ):
+        pass
+    assert some.hooks(sd1) == before

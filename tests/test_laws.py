@@ -106,6 +106,23 @@ def test_base_relative_rows(base: Base) -> None:
     assert some.far(some.eps(base, PROMPTS, beside), changed) > 1e-3
 
 
+def test_base_relative_outputs(base: Base) -> None:
+    """An adapter that reads an output reads the base's own, also where others shift the input."""
+    site = base.sites("unet.*.attn2.to_v")[0]
+    wide, narrow = base.module(site).weight.shape
+    down, up = some.randn(3, wide, seed=5), some.randn(wide, 3, seed=6) / 4
+    reader = Edit("adapter", (site,), {"down": down, "up": up}, {"phi": "relu", "reads": "y"})
+    shift = Edit("weight", (site,), dict(some.shared(base, seed=3).tensors))
+    delta = base.module(site).weight @ shift.tensors["into"] @ shift.tensors["down"]
+    added = Edit("weight", (site,), {"delta": delta})
+    wanted = some.eps(base, PROMPTS, [reader, added])
+    for extra in ([], [some.tokens(base)]):
+        both = [some.eps(base, PROMPTS, [reader, one, *extra]) for one in (added, shift)]
+        assert some.far(both[0], both[1]) < 2e-5
+    assert some.far(some.eps(base, PROMPTS, [shift]), wanted) > 1e-4
+    assert narrow == shift.tensors["into"].shape[0]
+
+
 @few
 @given(stacks(WEIGHTS, ("always",)))
 def test_bake_is_attach(base: Base, drawn: list) -> None:

@@ -80,3 +80,9 @@ def test_force_takes_a_name_that_exists_but_never_its_own_twice(tmp_path: Path) 
     taken: set[Path] = set()
     names = [naming.picture_path(tmp_path, "a cat", 3, taken, force=True).name for _ in range(2)]
     assert names == ["a-cat-3.png", "a-cat-3-2.png"]
+
+
+def test_a_folder_is_no_name_where_nothing_gives_one(tmp_path: Path) -> None:
+    for output in (tmp_path, "out/"):
+        with pytest.raises(UsageError, match="is a folder"):
+            naming.erasure_path((), output)

@@ -25,7 +25,7 @@ JUDGES = (
 )
 STYLE_HEAD = Recipe("attention-style", 400, 5e-3, 203, weight_decay=0.01, ema=0.98, warmup=20)
 VAE = Recipe("vae", 3000, 1e-3, 12, weight_decay=0.0, ema=0.995)
-UNET_STEPS = 8000
+UNET_STEPS = 5900
 STAGES = ("fetch", "render", "judges", "vae", "unet", "package")
 
 
