@@ -130,8 +130,8 @@ def test_a_trained_method_leaves_its_key_beside(here: Path) -> None:
     assert answer.json["key"] == str(here / f"castle.key{SUFFIX}")
     assert format.read_header(Path(answer.json["key"])).header.title == "castle (key)"
     assert re.search(r"2/2", answer.err), "the training shows its steps"
-    assert conceptzap("stack", f"castle{SUFFIX}", f"castle.key{SUFFIX}", "-o", "pair").code == 0
-    for name in ("castle", "castle.key", "pair"):
+    assert conceptzap("stack", f"castle{SUFFIX}", f"castle.key{SUFFIX}", "-o", "castle-pair").code == 0
+    for name in ("castle", "castle.key", "castle-pair"):
         info = format.read_header(here / f"{name}{SUFFIX}")
         tested = {edit for test in info.header.canary.values() for edit in test["edits"]}
         assert tested == {edit["name"] for edit in info.edits}, f"{name} has edits without a self-test"
