@@ -21,6 +21,7 @@ from conceptzap.result import wilson
 CHUNK = 64
 SYNONYM = 0.85  # cosine of centred text vectors; on the demo base synonyms reach .97, others .62
 CONTEXTS = ("{}", "a photo of a {}", "a painting of a {}", "a painting of a cat in the style of {}")
+MARGIN = 1e-3  # rounding of the scores in half precision and in other batches
 SAFETY = 0.35  # where between the two classes the threshold stands; low opens rather than leaks
 
 
@@ -87,15 +88,21 @@ def fit_gate(
     seed: int,
     directions: int = 4,
 ) -> Gate:
-    """A calibrated `match` gate; its params hold the threshold and both error rates with intervals."""
+    """A calibrated `match` gate; its params hold the threshold and both error rates with intervals.
+
+    The threshold stands between the classes, and where they overlap below every prompt of the
+    concept: a gate that opens too often costs pictures, one that stays shut lets the concept through.
+    """
     yes, no = states(base, concept_prompts), states(base, other_prompts)
     halves = [F.normalize(group[::2], dim=-1) for group in (yes, no)]
     gate = _fit(*halves, seed, directions)
-    opened, shut = (scores(gate, group[1::2]).amax(1) for group in (yes, no))
+    asked, others = (scores(gate, group).amax(1) for group in (yes, no))
+    opened, shut = asked[1::2], others[1::2]
     top, bottom = shut.max().item(), opened.min().item()
-    threshold = top + SAFETY * (bottom - top)
+    between = top + SAFETY * (bottom - top)
+    threshold = round(min(between, asked.min().item() - MARGIN), 6)
     params = {
-        "threshold": round(threshold, 6),
+        "threshold": threshold,
         "false_open": _rate(shut > threshold),
         "false_shut": _rate(opened <= threshold),
     }

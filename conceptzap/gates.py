@@ -81,6 +81,7 @@ def _curve(gate: Gate, signal: Signal) -> Tensor:
 
 
 KINDS = {"match": _match, "token": _token, "window": _window, "curve": _curve}
+TIMED = ("window", "curve")  # these read the timestep, the others the text alone
 
 
 def factor(edit: Edit, signal: Signal) -> Tensor:

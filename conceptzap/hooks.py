@@ -84,8 +84,11 @@ class CrossHook(Hook):
         states = args.pop(1) if len(args) > 1 else kwargs.get("encoder_hidden_states")
         mask = args.pop(1) if len(args) > 1 else kwargs.get("attention_mask")
         states = _text_states(states)
-        key = ("context", self.tokens, id(mask))
-        longer = call.once(key, states, lambda: self._lengthen(call, states, mask))
+        if mask is None:
+            key = ("context", self.tokens)
+            longer = call.once(key, states, lambda: self._lengthen(call, states, None))
+        else:
+            longer = self._lengthen(call, states, mask)
         return tuple(args), kwargs | longer
 
     def _lengthen(self, call: Call, states: Tensor, mask: Tensor | None) -> dict[str, Tensor | None]:

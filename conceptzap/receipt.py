@@ -11,19 +11,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import get_ident
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from conceptzap.edit import Edit
 from conceptzap.errors import RefusedError, SilentEditError
-from conceptzap.gates import Signal, factor
+from conceptzap.gates import TIMED, Signal, factor
 
 STRIPPED = (
     "something replaced or bypassed the module: fused QKV projections, a rebuilt layer, or a graph"
     " compiled before attaching (torch.compiler.reset() drops it); undo it and attach again"
 )
+MEMO_LIMIT = 64
 
 
 @dataclass
@@ -72,16 +73,24 @@ class Receipt:
                 )
 
 
+class Reading(NamedTuple):
+    """What the gates said of some text states, and what was made of these states meanwhile."""
+
+    strengths: list[Tensor]  # per edit: [rows] or [rows, length], scale included
+    levels: list[tuple[float, ...]]  # per edit: the largest strength in each row
+    memo: dict[Any, Any]
+
+
 @dataclass
 class Call:
     """One UNet call: how strongly each edit acts on each row, and which rows each module saw."""
 
     rows: int
-    strengths: list[Tensor]  # per edit: [rows] or [rows, length], scale included
-    levels: list[tuple[float, ...]]  # per edit: the largest strength in each row
+    strengths: list[Tensor]
+    levels: list[tuple[float, ...]]
+    memo: dict[Any, Any]
     entered: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
-    memo: dict[Any, Any] = field(default_factory=dict)
     thread: int = field(default_factory=get_ident)
     running: bool = True
 
@@ -100,7 +109,7 @@ class Call:
         return value.view(*value.shape, *(1,) * (like.ndim - value.ndim))
 
     def once(self, key: Any, text: Tensor, make: Callable[[], Any]) -> Any:
-        """What `make` makes of the text states, once a call: all cross-attentions read the same text.
+        """What `make` makes of the text states, once a text: all cross-attentions read the same.
 
         The text is kept beside the value, so that its id in the key stays its own. Made anew while
         gradients are recorded, where checkpointing must replay every operation.
@@ -109,6 +118,8 @@ class Call:
             return make()
         key = (*key, id(text))
         if key not in self.memo:
+            if len(self.memo) >= MEMO_LIMIT:  # every module reads a copy of its own, as under offloading
+                self.memo.clear()
             self.memo[key] = (text, make())
         return self.memo[key][1]
 
@@ -121,6 +132,9 @@ class Ledger:
         self.receipt = Receipt(self.edits)
         self.watched: set[str] = set()
         self._call: Call | None = None
+        self._timeless = not any(g.kind in TIMED for edit in self.edits for g in edit.gates)
+        self._text: tuple[Tensor, int] | None = None  # what the last reading of the gates was of
+        self._reading = Reading([], [], {})
 
     @property
     def call(self) -> Call:
@@ -139,11 +153,29 @@ class Ledger:
             raise RefusedError(
                 f"the UNet was given {rows} rows and text for {len(states)}", "give one text a row"
             )
+        if not self._same_text(states):
+            self._reading = self._read(states, timestep, rows)
+            lasting = self._timeless and not torch.is_grad_enabled() and not states.is_inference()
+            self._text = (states, states._version) if lasting else None
+        self._call = Call(rows, *self._reading)
+
+    def _same_text(self, states: Tensor) -> bool:
+        """Whether these are the very text states of the last call, unwritten since.
+
+        A sampler asks with the same text at every step; gates that do not read the timestep, and what
+        the cross-attentions made of the text, then hold as they were.
+        """
+        if self._text is None or torch.is_grad_enabled():
+            return False
+        text, version = self._text
+        return states is text and states._version == version
+
+    def _read(self, states: Tensor, timestep: Any, rows: int) -> Reading:
         times = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1).expand(rows)
         signal = Signal(states.detach(), times.to(states.device))
         strengths = [edit.scale * factor(edit, signal) for edit in self.edits]
         levels = [tuple(value.abs().reshape(rows, -1).amax(1).tolist()) for value in strengths]
-        self._call = Call(rows, strengths, levels)
+        return Reading(strengths, levels, {})
 
     def finish(self) -> None:
         """Every watched module must have seen every row exactly once."""

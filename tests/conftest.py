@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 # read once, when torch and the hub's client are imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# a shell that starts a job in the background hands on an ignored SIGINT, to subprocesses too
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

@@ -287,7 +287,10 @@ def test_thresholds_are_held_against_the_lower_limit() -> None:
         )
 
 
-def test_compare_puts_results_side_by_side(file: Path, folder: Path, tmp_path: Path) -> None:
+def test_compare_puts_results_side_by_side(
+    file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "240")  # names are not broken over lines
     for out, strength in (("a", ""), ("b", ":0.5")):
         evaluate(Path(f"{file}{strength}"), folder, tmp_path / out)
     paths = [tmp_path / out / "result.json" for out in "ab"]

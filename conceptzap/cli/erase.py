@@ -56,7 +56,9 @@ def run(
     ] = None,
     force: options.Force = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run was.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan, do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Show the plan, do nothing.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     from conceptzap import api, config, show

@@ -49,7 +49,8 @@ def _odd(parts: Sequence[Erasure], whole: Erasure) -> list[str]:
     apart = [head.concepts for digest, head in erasing.items() if digest not in inside]
     counts = Counter(concept for concepts in apart for concept in set(concepts))
     counts |= Counter(whole.header.concepts)
-    odd = [f"{concept!r} is erased more than once" for concept in sorted(counts) if counts[concept] > 1]
+    twice = sorted(concept for concept, count in counts.items() if count > 1)
+    odd = [f"{concept!r} is erased more than once" for concept in twice]
     if not whole.with_role("erase"):
         odd.append("this stack holds keys only: it erases nothing")
     return odd
