@@ -19,7 +19,7 @@ from conceptzap.gates import scores
 from conceptzap.result import wilson
 
 CHUNK = 64
-SYNONYM = 0.85  # cosine of centred text vectors; on the demo base synonyms reach .97, others .62
+SYNONYM = 0.85  # cosine of centred text vectors; high, for a neighbour taken for a synonym is lost
 CONTEXTS = ("{}", "a photo of a {}", "a painting of a {}", "a painting of a cat in the style of {}")
 MARGIN = 1e-3  # rounding of the scores in half precision and in other batches
 SAFETY = 0.35  # where between the two classes the threshold stands; low opens rather than leaks
