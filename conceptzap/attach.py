@@ -92,23 +92,22 @@ class Attachment:
         if self.edits:
             self._hook(unet, UNetHook(self._ledger))
         for path, site in cross.items():
-            hook = CrossHook(self._ledger, site)
-            self._hook(find_module(unet, path), hook, path)
+            self._hook(find_module(unet, path), CrossHook(self._ledger, site), path)
             for letter in "kv":
                 inner = f"{path}.to_{letter}"
-                layer = LayerHook(self._ledger, plain.pop(inner, Site(inner)), hook, letter)
+                layer = LayerHook(self._ledger, plain.pop(inner, Site(inner)), site.edits, letter)
                 self._hook(find_module(unet, inner), layer, inner)
         for path, site in plain.items():
             self._hook(find_module(unet, path), LayerHook(self._ledger, site), path)
 
     def _hook(self, module: nn.Module, hook: Hook, path: str = "") -> None:
-        whole = not path  # the UNet's books must be closed when it fails, too
-        self._handles += [
-            module.register_forward_pre_hook(hook.before, with_kwargs=True),
-            module.register_forward_hook(hook.after, with_kwargs=True, always_call=whole),
-        ]
+        self._handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
+        if hook.writes:
+            whole = not path  # the UNet's books must be closed when it fails, too
+            self._handles.append(
+                module.register_forward_hook(hook.after, with_kwargs=True, always_call=whole))
         if path:
-            self._ledger.watched.add(path)
+            self._ledger.watch(path, hook.writes)
 
 
 def _is_compiled(unet: nn.Module) -> bool:

@@ -6,7 +6,7 @@ others, a hook on the module is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,10 @@ def owner(hook: Any) -> Any:
 
 
 class Hook:
+    """Seen going in by `before`; and going out by `after`, but only where it `writes` an output."""
+
+    writes = False
+
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         raise NotImplementedError
 
@@ -47,6 +51,8 @@ class Hook:
 
 class UNetHook(Hook):
     """Opens and closes the books of one UNet call."""
+
+    writes = True
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -72,81 +78,78 @@ class CrossHook(Hook):
 
     def __init__(self, ledger: Ledger, site: Site) -> None:
         self.ledger, self.site = ledger, site
-        self.tokens: tuple[int, ...] = ()  # edits whose rows stand behind the text just now
+        self.key = ("context", *site.edits)
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        call = self.ledger.call
-        call.entered[self.site.path] += len(args[0])
-        self.tokens = tuple(index for index in self.site.edits if call.acts(index))
-        if not self.tokens:
+        call = self.ledger.enter(self.site.path, len(args[0]))
+        if call.idle or not any(map(call.acts, self.site.edits)):
             return None
         args = list(args)
         states = args.pop(1) if len(args) > 1 else kwargs.get("encoder_hidden_states")
         mask = args.pop(1) if len(args) > 1 else kwargs.get("attention_mask")
-        states = _text_states(states)
         if mask is None:
-            key = ("context", self.tokens)
-            longer = call.once(key, states, lambda: self._lengthen(call, states, None))
+            longer = call.once(self.key, _text_states(states), self._lengthen)
         else:
-            longer = self._lengthen(call, states, mask)
+            longer = self._lengthen(call, _text_states(states), mask)
         return tuple(args), kwargs | longer
 
-    def _lengthen(self, call: Call, states: Tensor, mask: Tensor | None) -> dict[str, Tensor | None]:
-        counts = [ops.token_count(self.ledger.edits[index]) for index in self.tokens]
+    def _lengthen(
+        self, call: Call, states: Tensor, mask: Tensor | None = None
+    ) -> dict[str, Tensor | None]:
+        tokens = [index for index in self.site.edits if call.acts(index)]
+        counts = [ops.token_count(self.ledger.edits[index]) for index in tokens]
         pad = states.new_zeros(len(states), sum(counts), states.shape[2])
-        if mask is not None or any(set(call.levels[index]) != {1.0} for index in self.tokens):
-            logs = [call.strengths[index].log() for index in self.tokens]
+        if mask is not None or any(set(call.levels[index]) != {1.0} for index in tokens):
+            logs = [call.strengths[index].log() for index in tokens]
             bias = [log[:, None].expand(-1, n) for log, n in zip(logs, counts, strict=True)]
             mask = states.new_zeros(len(states), 1, states.shape[1]) if mask is None else mask
             mask = torch.cat([mask, torch.cat(bias, 1)[:, None].to(mask)], -1)
         return {"encoder_hidden_states": torch.cat([states, pad], 1), "attention_mask": mask}
 
-    def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-        self.ledger.call.leave(self.site.path, len(output))
-        self.tokens = ()
-
 
 class LayerHook(Hook):
-    """At a Linear or Conv2d: input shifts and learned rows before it, output changes after it."""
+    """At a Linear or Conv2d: input shifts and learned rows before it, output changes after it.
+
+    `beside` are the `tokens` edits of the cross-attention around it, as whose key or value layer
+    (`letter`) it works.
+    """
 
     def __init__(
-        self, ledger: Ledger, site: Site, cross: CrossHook | None = None, letter: str = ""
+        self, ledger: Ledger, site: Site, beside: Sequence[int] = (), letter: str = ""
     ) -> None:
-        self.ledger, self.site, self.cross, self.letter = ledger, site, cross, letter
+        self.ledger, self.site, self.beside, self.letter = ledger, site, beside, letter
         self.of_text = site.path.endswith((".attn2.to_k", ".attn2.to_v"))
         shifts = [ops.shifts_input(ledger.edits[index]) for index in site.edits]
         self.shifting = [index for index, moves in zip(site.edits, shifts, strict=True) if moves]
         self.changing = [index for index in site.edits if index not in self.shifting]
+        given = [f"tokens_{letter}" in ledger.edits[index].tensors for index in beside]
+        self.writes = bool(self.changing) or any(given)
+        self.key = (letter, *self.shifting, "beside", *beside)
         self.text: Tensor | None = None
 
-    def _learned(self) -> list[Edit]:
-        return [self.ledger.edits[index] for index in self.cross.tokens] if self.cross else []
+    def _learned(self, call: Call) -> list[Edit]:
+        return [self.ledger.edits[index] for index in self.beside if call.acts(index)]
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        call, x = self.ledger.call, args[0]
-        call.entered[self.site.path] += len(x)
-        learned = self._learned()
-        text = x[:, : x.shape[1] - sum(map(ops.token_count, learned))] if learned else x
-        self.text = text if self.changing else None
-        shifting = tuple(index for index in self.shifting if call.acts(index))
-        if not learned and not shifting:
+        x = args[0]
+        call = self.ledger.enter(self.site.path, len(x))
+        if call.idle:
             return None
-        if self.of_text:
-            tokens = self.cross.tokens if self.cross else ()
-            key = ("input", shifting, tokens, self.letter)
-            new = call.once(key, x, lambda: self._input(call, x, text, shifting, learned))
-        else:
-            new = self._input(call, x, text, shifting, learned)
-        return (new, *args[1:]), kwargs
+        new = call.once(self.key, x, self._input) if self.of_text else self._input(call, x)
+        self.text = self._text(call, x) if self.writes else None
+        return None if new is x else ((new, *args[1:]), kwargs)
 
-    def _input(
-        self, call: Call, x: Tensor, text: Tensor, shifting: tuple[int, ...], learned: list[Edit]
-    ) -> Tensor:
-        total = text
-        for index in shifting:
+    def _text(self, call: Call, x: Tensor) -> Tensor:
+        """x without the rows that stand in it for the learned ones."""
+        learned = self._learned(call)
+        return x[:, : x.shape[1] - sum(map(ops.token_count, learned))] if learned else x
+
+    def _input(self, call: Call, x: Tensor) -> Tensor:
+        total = text = self._text(call, x)
+        for index in filter(call.acts, self.shifting):
             moved = ops.shift(self.ledger.edits[index], text)
             total = total + call.strength(index, moved) * moved
-        rows = [self._prompt(edit, x) for edit in learned]
+        rows = [self._prompt(edit, x) for edit in self._learned(call)]
         return torch.cat([total, *rows], 1) if rows else total
 
     def _prompt(self, edit: Edit, x: Tensor) -> Tensor:
@@ -160,7 +163,7 @@ class LayerHook(Hook):
         call, text, self.text = self.ledger.call, self.text, None
         call.leave(self.site.path, len(output))
         acting = [index for index in self.changing if call.acts(index)]
-        learned = self._learned()
+        learned = self._learned(call)
         written = any(f"tokens_{self.letter}" in edit.tensors for edit in learned)
         if not acting and not written:
             return None

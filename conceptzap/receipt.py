@@ -1,12 +1,13 @@
 """The books of an attachment: what every edit did at every UNet call, and the proof that it ran.
 
-Every hooked module must see every row of a call come in and go out exactly once. So an edit that
-something stripped, doubled or went around is found at the end of the call it was missing in.
+Every hooked module must see every row of a call come in exactly once, and go out where an edit
+writes there. So an edit that something stripped, doubled or went around is found at the end of the
+call it was missing in.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -78,6 +79,8 @@ class Reading(NamedTuple):
 
     strengths: list[Tensor]  # per edit: [rows] or [rows, length], scale included
     levels: list[tuple[float, ...]]  # per edit: the largest strength in each row
+    acting: list[bool]  # per edit: whether it acts on any row
+    idle: bool  # whether none does
     memo: dict[Any, Any]
 
 
@@ -88,9 +91,11 @@ class Call:
     rows: int
     strengths: list[Tensor]
     levels: list[tuple[float, ...]]
+    acting: list[bool]
+    idle: bool
     memo: dict[Any, Any]
-    entered: Counter[str] = field(default_factory=Counter)
-    left: Counter[str] = field(default_factory=Counter)
+    entered: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    left: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     thread: int = field(default_factory=get_ident)
     running: bool = True
 
@@ -101,26 +106,26 @@ class Call:
             raise SilentEditError(f"{path} was left without being entered", STRIPPED)
 
     def acts(self, index: int) -> bool:
-        return any(self.levels[index])
+        return self.acting[index]
 
     def strength(self, index: int, like: Tensor) -> Tensor:
         """Strength of an edit, shaped to multiply `like` [rows, ...]."""
         value = self.strengths[index].to(like.dtype)
         return value.view(*value.shape, *(1,) * (like.ndim - value.ndim))
 
-    def once(self, key: Any, text: Tensor, make: Callable[[], Any]) -> Any:
+    def once(self, key: tuple, text: Tensor, make: Callable[[Call, Tensor], Any]) -> Any:
         """What `make` makes of the text states, once a text: all cross-attentions read the same.
 
         The text is kept beside the value, so that its id in the key stays its own. Made anew while
         gradients are recorded, where checkpointing must replay every operation.
         """
         if torch.is_grad_enabled():
-            return make()
+            return make(self, text)
         key = (*key, id(text))
         if key not in self.memo:
             if len(self.memo) >= MEMO_LIMIT:  # every module reads a copy of its own, as under offloading
                 self.memo.clear()
-            self.memo[key] = (text, make())
+            self.memo[key] = (text, make(self, text))
         return self.memo[key][1]
 
 
@@ -130,11 +135,18 @@ class Ledger:
     def __init__(self, edits: Iterable[Edit]) -> None:
         self.edits = tuple(edits)
         self.receipt = Receipt(self.edits)
-        self.watched: set[str] = set()
+        self._entries: list[str] = []
+        self._exits: list[str] = []
         self._call: Call | None = None
         self._timeless = not any(g.kind in TIMED for edit in self.edits for g in edit.gates)
         self._text: tuple[Tensor, int] | None = None  # what the last reading of the gates was of
-        self._reading = Reading([], [], {})
+        self._reading = Reading([], [], [], True, {})
+
+    def watch(self, path: str, exits: bool) -> None:
+        """Expect every row of every call at this module: going in and, if asked, going out."""
+        self._entries.append(path)
+        if exits:
+            self._exits.append(path)
 
     @property
     def call(self) -> Call:
@@ -159,6 +171,14 @@ class Ledger:
             self._text = (states, states._version) if lasting else None
         self._call = Call(rows, *self._reading)
 
+    def enter(self, path: str, rows: int) -> Call:
+        """The call in which these rows enter a module, with them counted."""
+        call = self.call
+        call.entered[path] += rows
+        if call.running and call.entered[path] > call.rows:
+            raise _missed(path, call.entered[path], call.rows)
+        return call
+
     def _same_text(self, states: Tensor) -> bool:
         """Whether these are the very text states of the last call, unwritten since.
 
@@ -175,18 +195,17 @@ class Ledger:
         signal = Signal(states.detach(), times.to(states.device))
         strengths = [edit.scale * factor(edit, signal) for edit in self.edits]
         levels = [tuple(value.abs().reshape(rows, -1).amax(1).tolist()) for value in strengths]
-        return Reading(strengths, levels, {})
+        acting = [any(level) for level in levels]
+        return Reading(strengths, levels, acting, not any(acting), {})
 
     def finish(self) -> None:
         """Every watched module must have seen every row exactly once."""
         call = self.call
         self.abandon()
-        for path in sorted(self.watched):
-            for seen in (call.entered[path], call.left[path]):
-                if seen != call.rows:
-                    raise SilentEditError(
-                        f"{path} saw {seen} of {call.rows} rows, so its edit did not run", STRIPPED
-                    )
+        for paths, seen in ((self._entries, call.entered), (self._exits, call.left)):
+            for path in paths:
+                if seen[path] != call.rows:
+                    raise _missed(path, seen[path], call.rows)
         self.receipt.calls += 1
         self.receipt.rows += call.rows
         for tally, levels in zip(self.receipt.tallies, call.levels, strict=True):
@@ -199,3 +218,7 @@ class Ledger:
         if self._call and self._call.thread == get_ident():
             self._call.running = False
             self._call = self._call if torch.is_grad_enabled() else None
+
+
+def _missed(path: str, seen: int, rows: int) -> SilentEditError:
+    return SilentEditError(f"{path} saw {seen} of {rows} rows, so its edit did not run", STRIPPED)
