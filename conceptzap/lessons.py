@@ -6,11 +6,12 @@ nothing that scores are computed on takes part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from conceptzap import detector, prompts
 from conceptzap.base import Base
+from conceptzap.edit import Gate
 from conceptzap.prompts import Pair
 from conceptzap.task import Task
 
@@ -47,6 +48,17 @@ def lessons(base: Base, task: Task) -> Iterator[Lesson]:
     """One lesson for each concept of the task; the other concepts are in nobody's keep set."""
     for concept, anchor in task.pairs:
         yield _lesson(base, task, concept, anchor)
+
+
+def gate(
+    base: Base, told: Sequence[Lesson], seed: int, keep_prompts: int = 400, directions: int = 4
+) -> Gate:
+    """Opens for the concepts of the lessons; shut for the empty prompt, the anchors, what must stay."""
+    asked = [prompt for lesson in told for prompt in lesson.asked]
+    instead = [prompt for lesson in told for prompt in lesson.instead]
+    kept = [prompt for lesson in told for prompt in lesson.kept(keep_prompts // len(told))]
+    shut = list(dict.fromkeys(["", *instead, *kept]))
+    return detector.fit_gate(base, asked, shut, seed, directions)
 
 
 def _lesson(base: Base, task: Task, concept: str, anchor: str) -> Lesson:

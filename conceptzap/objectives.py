@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,21 @@ def placed(base: Base, placement: str) -> tuple[str, ...]:
     if placement not in PLACEMENTS:
         raise UsageError(f"unknown placement {placement!r}", f"use {', '.join(PLACEMENTS)}")
     return tuple(s for pattern in PLACEMENTS[placement] for s in base.sites(f"{pattern}.attn2"))
+
+
+def prompt(
+    base: Base, text: str, size: int, placement: str, seed: int, **rest: Any
+) -> Edit:
+    """A trainable pair of K and V prompts in context space, begun as the states of a text.
+
+    `size` tokens [size, width] each, or as many as the states after the text's start token allow;
+    `rest` are the edit's gates and role.
+    """
+    start = base.encode([text]).states[0, 1 : 1 + size].float().cpu()
+    noise = torch.randn(2, *start.shape, generator=torch.Generator().manual_seed(seed))
+    rows = start + 0.02 * start.std() * noise
+    slots = {f"prompt_{letter}": parameter(rows[i], base) for i, letter in enumerate("kv")}
+    return Edit("tokens", placed(base, placement), slots, **rest)
 
 
 def low_rank(base: Base, pattern: str, rank: int, seed: int, role: str = "erase") -> list[Edit]:

@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from conceptzap import detector, objectives
+from conceptzap import objectives
 from conceptzap.attach import attached
 from conceptzap.base import Base
-from conceptzap.edit import Edit, Gate
+from conceptzap.edit import Edit
 from conceptzap.errors import UsageError
-from conceptzap.lessons import Lesson, lessons
+from conceptzap.lessons import Lesson, gate, lessons
 from conceptzap.objectives import Asked, Batch
 from conceptzap.report import Report
 from conceptzap.task import Task
@@ -71,23 +71,9 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
 
 
 def _key(base: Base, told: list[Lesson], cfg: Config, seed: int) -> Edit:
-    """K and V prompts that begin as states of the concept's own text."""
-    states = base.encode([", ".join(lesson.concept for lesson in told)]).states[0].float().cpu()
-    start = states[1 : 1 + cfg.size]
-    noise = torch.randn(2, *start.shape, generator=torch.Generator().manual_seed(seed))
-    rows = start + 0.02 * start.std() * noise
-    slots = {
-        f"prompt_{letter}": objectives.parameter(rows[i], base) for i, letter in enumerate("kv")
-    }
-    gates = (_gate(base, told, seed),) if cfg.gate else ()
-    return Edit("tokens", objectives.placed(base, cfg.placement), slots, gates=gates, role="key")
-
-
-def _gate(base: Base, told: list[Lesson], seed: int) -> Gate:
-    asked = [prompt for lesson in told for prompt in lesson.asked]
-    others = objectives.subset(seed, [prompt for lesson in told for prompt in lesson.keep], 400)
-    instead = [prompt for lesson in told for prompt in lesson.instead]
-    return detector.fit_gate(base, asked, list(dict.fromkeys(["", *instead, *others])), seed)
+    text = ", ".join(lesson.concept for lesson in told)
+    gates = (gate(base, told, seed),) if cfg.gate else ()
+    return objectives.prompt(base, text, cfg.size, cfg.placement, seed, gates=gates, role="key")
 
 
 class _Losses:

@@ -19,7 +19,7 @@ from conceptzap import closed_form, detector, objectives
 from conceptzap.attach import attached
 from conceptzap.base import CROSS_KV, Base
 from conceptzap.edit import Edit, Gate
-from conceptzap.lessons import Lesson, lessons
+from conceptzap.lessons import Lesson, gate, lessons
 from conceptzap.report import Report
 from conceptzap.task import Task
 from conceptzap.train import Group, train
@@ -45,16 +45,15 @@ class Config:
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
     for lesson in lessons(base, task):
-        gates = (_gate(base, lesson, cfg, report.seed),) if cfg.gate else ()
+        gates = ()
+        if cfg.gate:
+            gates = (gate(base, [lesson], report.seed, cfg.keep_prompts, cfg.directions),)
         fixed = [_closed_form(base, lesson, cfg, gates)] if cfg.rank else []
-        learned = _untrained(base, lesson, cfg, gates, report.seed)
+        learned = objectives.prompt(
+            base, lesson.anchor, cfg.tokens, cfg.placement, report.seed, gates=gates
+        )
         _distil(base, lesson, cfg, fixed, learned, report)
         yield from (*fixed, learned)
-
-
-def _gate(base: Base, lesson: Lesson, cfg: Config, seed: int) -> Gate:
-    shut = list(dict.fromkeys(["", *lesson.instead, *lesson.kept(cfg.keep_prompts)]))
-    return detector.fit_gate(base, lesson.asked, shut, seed, cfg.directions)
 
 
 def _closed_form(base: Base, lesson: Lesson, cfg: Config, gates: tuple[Gate, ...]) -> Edit:
@@ -67,17 +66,6 @@ def _closed_form(base: Base, lesson: Lesson, cfg: Config, gates: tuple[Gate, ...
         source, target, keep, rank=cfg.rank, ridge=cfg.ridge, keep_scale=cfg.keep_scale
     )
     return Edit("weight", base.sites(CROSS_KV), tensors, gates=gates)
-
-
-def _untrained(base: Base, lesson: Lesson, cfg: Config, gates: tuple[Gate, ...], seed: int) -> Edit:
-    """K and V prompts that begin as states of the anchor's own text."""
-    anchor = base.encode([lesson.anchor]).states[0, 1 : 1 + cfg.tokens].float().cpu()
-    noise = torch.randn(2, *anchor.shape, generator=torch.Generator().manual_seed(seed))
-    start = anchor + 0.02 * anchor.std() * noise
-    slots = {
-        f"prompt_{letter}": objectives.parameter(start[i], base) for i, letter in enumerate("kv")
-    }
-    return Edit("tokens", objectives.placed(base, cfg.placement), slots, gates=gates)
 
 
 def _distil(
