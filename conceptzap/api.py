@@ -1,4 +1,4 @@
-"""The verbs: erase, load, save, stack, generate, apply, inspect. No logic of their own."""
+"""The verbs: erase, load, save, stack, generate, apply, export, inspect. No logic of their own."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from conceptzap.applying import Handle
     from conceptzap.base import Base
     from conceptzap.erasing import ErasedFile
+    from conceptzap.exporting import Exported
 
 inspect = format.read_header
 load = format.load
@@ -108,7 +109,45 @@ def apply(
     A second call stacks; the handle's `remove()` takes its own off again. Raises `FormatError`,
     `MismatchError` for another architecture and `RefusedError` if an edit does not act on this
     pipeline; nothing is attached then. Another checkpoint is warned of, with `strict` refused.
+
+    It does not travel: `pipe.save_pretrained` writes the base, with nothing erased. Ship the file
+    beside it, or write the erasure into weights with `export`.
     """
     from conceptzap import applying
 
     return applying.apply(pipe, erasures, strength, strict)
+
+
+def export(
+    erasures: Source | Iterable[Asked],
+    to: str,
+    output: Path | str,
+    *,
+    base: str | Base = "demo",
+    prediction: str | None = None,
+    rank: int | None = None,
+    dtype: str = "auto",
+    force: bool = False,
+    report: Report | None = None,
+) -> Exported:
+    """Write erasures, stacked, in the format `to` of the folder `exports`: "lora" or "checkpoint".
+
+    Both hold changes of weights that stand behind no gate, whole or not at all: `RefusedError`
+    lists what does not fit, and is raised for keys. A LoRA holds dense changes by the `rank`
+    largest components, with a warning of the error. A checkpoint is read back and compared with
+    the attached edits before it gets its name. `dtype` auto is the narrowest that loses nothing.
+    Raises `UsageError` for an `output` that exists, unless `force`.
+    """
+    from conceptzap import exporting
+
+    return exporting.export(
+        erasures,
+        to,
+        output,
+        base=base,
+        prediction=prediction,
+        rank=rank,
+        dtype=dtype,
+        force=force,
+        report=report or Report(),
+    )

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class Handle:
     """Erasures attached to somebody's pipeline; `remove()` takes these off again, bit for bit.
 
-    They stay for every pipeline over the same UNet and end with it: `save_pretrained` writes the
-    plain base.
+    They stay for every pipeline over the same UNet and end with it. They do not travel: what
+    `save_pretrained` writes is the plain base, un-erased, without a word. Ship the erasure's file
+    with it, or write the erasure into weights with `conceptzap.export`.
     """
 
     def __init__(self, shared: _Applied, edits: Sequence[Edit]) -> None:

@@ -22,6 +22,7 @@ DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo" / "checkpoint"
 PREDICTIONS = ("epsilon", "v_prediction")
 SD2_WIDTH = 1024
+LARGEST = 256  # side of latents
 NAMED = 3  # how many of many keys a message shows
 
 
@@ -46,7 +47,7 @@ def read(name: str, dtype: torch.dtype, prediction: str | None = None) -> Parts:
         raise UsageError(f"no --prediction {prediction!r}", f"use {' or '.join(PREDICTIONS)}")
     place, identity, revision = _find(name)
     load = single_file.load if place.is_file() else _load_folder
-    with _quiet():
+    with quiet():
         found = load(place, dtype, prediction)
     _check(found, name)
     family = family_of(found["unet"].config, found["text_encoders"])
@@ -113,6 +114,7 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
 
     where = {"subfolder": part, "local_files_only": True}
     if part.startswith("tokenizer"):
+        layout.check_tokenizer(folder, part)
         with reading(str(folder / part)):
             return transformers.CLIPTokenizer.from_pretrained(str(folder), **where)
     variant = layout.check_component(folder, part)
@@ -148,8 +150,11 @@ def _check(found: dict[str, Any], name: str) -> None:
         raise MismatchError(
             f"{name} takes {unet.config.in_channels} channels: inpainting or upscaling", USABLE
         )
-    if not isinstance(unet.config.sample_size, int):
-        raise MismatchError(f"{name} does not draw square pictures", USABLE)
+    side = unet.config.sample_size
+    if type(side) is not int or not 1 <= side <= LARGEST:
+        raise MismatchError(
+            f"{name} does not draw square pictures of up to {8 * LARGEST} px: size {side!r}", USABLE
+        )
     if found["prediction"] not in PREDICTIONS:
         raise MismatchError(f"{name} predicts {found['prediction']!r}, not noise or v", USABLE)
     for encoder, tokenizer in zip(encoders, found["tokenizers"], strict=True):
@@ -195,7 +200,7 @@ def ddim(config: dict[str, Any], prediction: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the libraries' own bars and warnings: stderr is for ours."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

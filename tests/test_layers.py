@@ -16,12 +16,12 @@ from conceptzap import family
 ROOT = Path(conceptzap.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if "__pycache__" not in path.parts)
 FAMILIES = ("methods", "attacks", "metrics", "judges", "exports")
-VERBS = ("admission", "applying", "erasing", "generating", "planning", "preview")
+VERBS = ("admission", "applying", "erasing", "exporting", "generating", "planning", "preview")
 SURFACES = ("cli", "page", "show", "progress", "gallery", "environment")
 # no torch, numpy, PIL or diffusers when these are imported
 LIGHT = (
     "__init__", "__main__", "admission", "api", "cache", "catalog", "cli", "config", "container", "edit",
-    "environment", "errors", "family", "files", "format", "gallery", "generating", "guard", "naming",
+    "environment", "errors", "exporting", "family", "files", "format", "gallery", "generating", "guard", "naming",
     "planning", "policy", "probes",
     "progress", "prompts", "record", "report", "result", "schema", "show", "task",
 )  # fmt: skip

@@ -27,8 +27,8 @@ def test_every_public_name_is_documented(name: str) -> None:
 
 def test_the_promised_names() -> None:
     promised = {
-        "erase", "load", "save", "stack", "generate", "apply", "inspect", "Edit", "Gate", "Erasure",
-        "Header", "Task", "Settings", "ConceptZapError", "__version__",
+        "erase", "load", "save", "stack", "generate", "apply", "export", "inspect", "Edit", "Gate",
+        "Erasure", "Header", "Task", "Settings", "ConceptZapError", "__version__",
     }  # fmt: skip
     assert promised <= set(conceptzap.__all__)
 

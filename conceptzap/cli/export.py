@@ -1,0 +1,73 @@
+"""Write erasures as a LoRA or a checkpoint.
+
+    conceptzap export uce.lprompt.safetensors --to lora -o uce-lora
+    conceptzap export uce.lprompt.safetensors esd.lprompt.safetensors --to checkpoint -o erased
+
+Only changes of weights that hold for every prompt fit into either, whole or not at all: what stands
+behind a gate, as all that the default method makes, or adds tokens needs conceptzap. Dense changes
+fit into a LoRA by their --rank largest components. A checkpoint is a diffusers folder of the base
+with the change in its weights; it is read back and compared before it gets its name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from conceptzap import family
+from conceptzap.cli import _options as options
+
+FORMATS = list(family.members("exports"))
+
+
+def _formats(incomplete: str) -> list[str]:
+    return [name for name in FORMATS if name.startswith(incomplete)]
+
+
+def run(
+    erasures: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE[:STRENGTH]", help="Erasures, written as one.",
+                       show_default=False),
+    ],
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="FORMAT", autocompletion=_formats,
+                     help=f"{' or '.join(FORMATS)}."),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FILE|DIR", help="The LoRA file, or the folder."),
+    ],
+    base: options.Base = "demo",
+    prediction: options.Prediction = None,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", metavar="N", help="Components of a dense change that a LoRA keeps."),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option("--dtype", metavar="T",
+                     help="float32, float16, bfloat16; auto: as narrow as loses nothing."),
+    ] = "auto",
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    from conceptzap import api, show
+    from conceptzap.progress import Progress
+
+    files = [options.erasure(text) for text in erasures]
+    report = Progress()
+    report.phase(f"loading {base}")
+    made = api.export(
+        files, to, output, base=base, prediction=prediction, rank=rank, dtype=dtype, force=force,
+        report=report,
+    )  # fmt: skip
+    if as_json:
+        show.emit("export", {"path": show.full(made.path), **made.record()})
+    else:
+        what = f"{to} in {made.facts['dtype']}, {show.size(made.bytes)}"
+        show.note(f"{what}; with diffusers: {made.use}")
+        show.lines([show.full(made.path)])

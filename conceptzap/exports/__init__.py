@@ -1,0 +1,102 @@
+"""Exports: erasures -> somebody else's format. A member has `check`, `place`, `write` and `USE`.
+
+`check(order)` refuses what the format cannot hold: all of an erasure goes in, or none of it.
+`place(order, output)` is where it goes, unless nothing can go there. `write(base, order, target,
+report)` writes it and returns what is to be said of it. `USE` is how others read it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from conceptzap.edit import Edit, Header, Json
+from conceptzap.errors import RefusedError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from conceptzap.base import Base
+
+SHIP = "ship the .lprompt.safetensors file itself and load it with conceptzap"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to export and how: the edits of all erasures, at their strengths, under one header.
+
+    `sources`: title, digest and strength of each erasure. `dtype` is auto or a name of `devices`.
+    """
+
+    header: Header
+    edits: tuple[Edit, ...]
+    sources: tuple[Mapping[str, Json], ...]
+    rank: int | None = None
+    dtype: str = "auto"
+    force: bool = False
+
+
+def is_plain(edit: Edit) -> bool:
+    """Whether it is another weight and nothing else, for every prompt and timestep."""
+    return edit.op == "weight" and not edit.gates
+
+
+def refuse(to: str, order: Order, misfits: Sequence[Edit], hint: str = SHIP) -> None:
+    """Raise a `RefusedError` that lists the edits which the format cannot hold, if any."""
+    if misfits:
+        count = f"{len(misfits)} of {_many(len(order.edits), 'edit')}"
+        raise RefusedError(f"a {to} cannot hold {count}: {_listed(misfits)}", hint)
+
+
+def _listed(edits: Iterable[Edit]) -> str:
+    """For example `tokens at 7 modules behind 1 gate; weight (delta) at 2 modules`."""
+    counts: Counter[tuple[str, int]] = Counter()
+    for edit in edits:
+        slots = f" ({', '.join(sorted(edit.tensors))})" if edit.op == "weight" else ""
+        counts[edit.op + slots, len(edit.gates)] += len(edit.sites)
+    return "; ".join(
+        f"{what} at {_many(sites, 'module')}" + (f" behind {_many(gates, 'gate')}" if gates else "")
+        for (what, gates), sites in sorted(counts.items())
+    )
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def asked_dtype(order: Order, among: Sequence[torch.dtype]) -> torch.dtype | None:
+    """The dtype asked for, None for auto; `UsageError` for one that is not `among` the format's."""
+    from conceptzap.devices import DTYPES
+
+    if order.dtype == "auto":
+        return None
+    if DTYPES.get(order.dtype) not in among:
+        names = ", ".join(map(name_of, among))
+        raise UsageError(f"--dtype {order.dtype!r} is not for this format", f"use auto, {names}")
+    return DTYPES[order.dtype]
+
+
+def narrowest(tensors: Iterable[torch.Tensor], among: Sequence[torch.dtype]) -> torch.dtype:
+    """The first of `among` that holds all values as they are, else the last."""
+    held = list(tensors)
+    for dtype in among[:-1]:
+        if all(tensor.to(dtype).to(tensor.dtype).equal(tensor) for tensor in held):
+            return dtype
+    return among[-1]
+
+
+def origin(base: Base, order: Order) -> dict[str, Json]:
+    """Where an export came from: erasures by digest, and the base that they were put into."""
+    sites = [site for edit in order.edits for site in edit.sites]
+    return {
+        "anchors": list(order.header.anchors),
+        "base": base.reference(sites).record(),
+        "concepts": list(order.header.concepts),
+        "erasures": [dict(source) for source in order.sources],
+    }

@@ -1,0 +1,272 @@
+"""A diffusers folder of the whole base with the edits in its weights: weight edits without gates.
+
+It is made beside its target under a hidden name, read back, and renamed only when its UNet sees the
+noise that the attached edits see. `conceptzap.json` and the UNet's config say what went in.
+"""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from conceptzap import canary, checkpoints, exports, files, layout
+from conceptzap.attach import attached, bake
+from conceptzap.base import Base, load_base, parameters
+from conceptzap.edit import Json, canonical_json
+from conceptzap.errors import RefusedError, ResourceError, UsageError
+from conceptzap.exports import Order
+from conceptzap.files import escape
+from conceptzap.report import Report
+
+USE = "DiffusionPipeline.from_pretrained({path!r})"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+NOTE = "conceptzap.json"
+SCHEMA = "conceptzap.baked/1"
+
+
+def check(order: Order) -> None:
+    """Refuse what is no change of weights."""
+    misfits = [edit for edit in order.edits if not exports.is_plain(edit)]
+    exports.refuse("checkpoint", order, misfits)
+    if order.rank is not None:
+        raise UsageError("a checkpoint has no --rank: it holds every change whole", "leave it out")
+    exports.asked_dtype(order, DTYPES)
+
+
+def place(order: Order, output: Path) -> Path:
+    """`output` with links resolved; with `force` it may be a folder that an export wrote."""
+    target = Path(os.path.realpath(output))
+    if os.path.lexists(target):
+        _check_replaceable(target, order.force)
+    files.check_writable(target.with_name(f".{target.name}.probe"))
+    return target
+
+
+def _check_replaceable(target: Path, force: bool) -> None:
+    name = escape(target)
+    if not target.is_dir():
+        raise UsageError(f"{name} is not a folder", "name a new folder for the checkpoint")
+    if not force:
+        raise UsageError(f"{name} exists", "choose another name, or overwrite it with --force")
+    if not (target / NOTE).is_file():
+        raise UsageError(
+            f"{name} was not written by export, so it is not replaced",
+            "choose another name, or remove it yourself",
+        )
+
+
+def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, Json]:
+    """Write the folder, read it back, and give it its name only if it erases like the edits."""
+    asked = exports.asked_dtype(order, DTYPES)
+    made = _baked(base, order, asked)
+    _check_space(made, target)
+    with _hidden_beside(target) as folder:
+        with _disk(target), checkpoints.quiet():
+            made.pipeline().save_pretrained(str(folder), safe_serialization=True)
+            _make_alike(folder)
+            note = {"schema": SCHEMA, **exports.origin(base, order)}
+            (folder / NOTE).write_text(canonical_json(note) + "\n", encoding="utf-8")
+        error = _verified(base, order, folder, made.unet.dtype)
+        with _disk(target):
+            _finish(folder)
+            _put(folder, target, order.force)
+            _sync(target.parent)
+    return {"dtype": exports.name_of(made.unet.dtype), "relative_error": error}
+
+
+# -- the modules -------------------------------------------------------------------------------
+
+
+def _baked(base: Base, order: Order, asked: torch.dtype | None) -> Base:
+    """The base with the edits in its UNet, every part in the dtype asked for, or its own."""
+    mark = {"erasures": [source["digest"] for source in order.sources]}
+    unet, vae = base.unet, base.vae
+    return replace(
+        base,
+        unet=_twin(unet, asked, bake(unet, order.edits), _name_or_path=base.id, _conceptzap=mark),
+        text_encoders=tuple(_cast(part, asked) for part in base.text_encoders),
+        vae=_twin(vae, asked, {}, _name_or_path=base.id),
+    )
+
+
+def _twin(
+    module: Any, asked: torch.dtype | None, changed: Mapping[str, Tensor], **config: Json
+) -> Any:
+    """A diffusers module with some weights changed and these entries in its config.
+
+    Weights that stay as they are are shared, not copied. diffusers keeps entries that begin with
+    an underscore, and warns at every loading of others that it does not know.
+    """
+    dtype = asked or _own_dtype(module)
+    with init_empty_weights():
+        twin = type(module).from_config(module.config)
+    weights = dict(parameters(module)) | changed
+    twin.load_state_dict({name: value.to(dtype) for name, value in weights.items()}, assign=True)
+    twin.register_to_config(**config)
+    return twin.eval()
+
+
+def _own_dtype(module: nn.Module) -> torch.dtype:
+    """What the checkpoint was stored in: the narrowest dtype that changes none of its weights."""
+    return exports.narrowest(module.parameters(), DTYPES)
+
+
+def _cast(module: nn.Module, asked: torch.dtype | None) -> nn.Module:
+    dtype = asked or _own_dtype(module)
+    return module if module.dtype == dtype else copy.deepcopy(module).to(dtype)
+
+
+# -- the proof ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _verified(base: Base, order: Order, folder: Path, dtype: torch.dtype) -> float:
+    """How far the folder is from the attached edits, as a share of what those change.
+
+    Raises `RefusedError` when that is more than rounding.
+    """
+    written = load_base(str(folder), str(base.device), exports.name_of(base.dtype), base.prediction)
+    prompts = [*order.header.concepts, ""]
+    plain, found = _eps(base, prompts), _eps(written, prompts)
+    with attached(base.unet, order.edits):
+        wanted = _eps(base, prompts)
+    error = ((found - wanted).norm() / (wanted - plain).norm()).item()
+    if not error <= max(canary.TOLERANCE[dtype], canary.TOLERANCE[base.dtype]):
+        raise RefusedError(
+            f"as a checkpoint in {exports.name_of(dtype)} the erasure acts otherwise than attached:"
+            f" {error:.2g} of its change is off",
+            "use --dtype float32, or load the file with conceptzap",
+        )
+    return float(f"{error:.3g}")
+
+
+def _eps(base: Base, prompts: list[str]) -> Tensor:
+    latents = base.noise([canary.SEED] * len(prompts))
+    return base.eps(latents, canary.TIMESTEP, base.encode(prompts)).float()
+
+
+# -- the disk ----------------------------------------------------------------------------------
+
+
+def _check_space(made: Base, target: Path) -> None:
+    parts = (made.unet, *made.text_encoders, made.vae)
+    needed = sum(value.nbytes for part in parts for value in part.parameters())
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise ResourceError(
+            f"no space for {escape(target)}: {needed} bytes needed, {free} free",
+            "make room, or write to another disk",
+        )
+
+
+@contextmanager
+def _disk(target: Path) -> Iterator[None]:
+    """What a disk says no to, as the error a user can act on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = escape(getattr(error, "strerror", None) or error)
+        hint = "make room, or choose a folder that can be written to with --output"
+        raise ResourceError(f"cannot write {escape(target)}: {reason}", hint) from error
+
+
+@contextmanager
+def _hidden_beside(target: Path) -> Iterator[Path]:
+    """An empty hidden folder beside `target`, to be renamed in the block; gone where that fails.
+
+    Its name is always the same, so that the next export clears away what a killed one left. A lock
+    keeps two that write at the same time apart.
+    """
+    hidden = target.with_name(f".{target.name}.tmp")
+    with _disk(target):
+        hidden.mkdir(exist_ok=True)
+        handle = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _lock(handle, target)
+        with _disk(target):
+            _clear(hidden)
+        try:
+            yield hidden
+        except BaseException:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, target: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        hint = "wait for it, or choose another --output"
+        raise ResourceError(f"another export is writing {escape(target)}", hint) from error
+    except OSError:
+        pass  # a file system without locks: of two at once, one fails when it reads its folder back
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _make_alike(folder: Path) -> None:
+    """Text encoders load as fp32, like all else that diffusers loads when no dtype is asked for.
+
+    They would load as they are stored, and a pipeline of mixed parts cannot draw.
+    """
+    for path in folder.glob("text_encoder*/config.json"):
+        config = layout.read_json(path) | {"dtype": "float32"}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _finish(folder: Path) -> None:
+    """All on the disk, and readable for whom the umask says (weights are written for the owner)."""
+    mode = (folder / NOTE).stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some network disks cannot do this to a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def _put(folder: Path, target: Path, force: bool) -> None:
+    """Rename `folder` to `target`; what stood there goes after that, or comes back if it fails."""
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        _check_replaceable(target, force)
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,189 @@
+"""A LoRA file in kohya's names, as diffusers, webui and ComfyUI read it: weights without gates.
+
+`up, down` go in as they are, `into, down` as W into, down; the rest only by its largest components.
+All modules get one rank, filled up with zeros, and alpha = rank: readers disagree on ranks and
+alphas that differ from module to module.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conceptzap import container, exports, files, ops
+from conceptzap.attach import find_module
+from conceptzap.base import PREFIX, Base
+from conceptzap.edit import Edit, Json, canonical_json, raw
+from conceptzap.errors import RefusedError, UsageError
+from conceptzap.exports import Order
+from conceptzap.format import ARCHITECTURES
+from conceptzap.naming import SUFFIX
+from conceptzap.report import Report
+
+USE = "pipe.load_lora_weights({path!r})"
+DTYPES = (torch.float16, torch.float32)
+DENSE = frozenset({"delta", "keep"})
+# elsewhere in a UNet no two readers agree on the names
+NAMED = re.compile(r"unet\.((down|up)_blocks\.\d+|mid_block)\.(attentions|resnets)\.\d+\.[\w.]+")
+EXACT = 0.01  # largest relative error at one module of what is meant to be exact
+
+
+class Factors(NamedTuple):
+    """A change up down of one weight: up [out, r], down [r, in times kernel], on the CPU."""
+
+    up: Tensor
+    down: Tensor
+
+
+def check(order: Order) -> None:
+    """Refuse all but changes of weights, dense ones without a rank, and modules without a name."""
+    exports.refuse("lora", order, [edit for edit in order.edits if not exports.is_plain(edit)])
+    if order.rank is not None and order.rank < 1:
+        raise UsageError(f"--rank {order.rank} is out of range", "use 1 or more")
+    if order.rank is None:
+        whole = "--rank N keeps their N largest components; --to checkpoint keeps them whole"
+        exports.refuse("lora", order, [edit for edit in order.edits if _is_dense(edit)], whole)
+    nameless = [edit for edit in order.edits if not all(map(NAMED.fullmatch, edit.sites))]
+    differ = "programs name those modules differently; use --to checkpoint"
+    exports.refuse("lora", order, nameless, differ)
+    exports.asked_dtype(order, DTYPES)
+
+
+def place(order: Order, output: Path) -> Path:
+    """`output` with the suffix .safetensors, but never the name of an erasure."""
+    if output.is_dir() or not output.name:
+        raise UsageError(f"--output {str(output)!r} is a folder", "name a file in it")
+    if output.name.endswith(SUFFIX):
+        raise UsageError(f"{output.name!r} is what an erasure is called", "leave .lprompt out")
+    named = output.suffix == ".safetensors"
+    target = output if named else output.with_name(f"{output.name}.safetensors")
+    files.check_writable(target, order.force)
+    return target
+
+
+@torch.no_grad()
+def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, Json]:
+    """Write the file once it is known that its factors give the change back."""
+    edits = _by_site(order.edits)
+    modules = {site: find_module(base.unet, site) for site in edits}
+    layers = {site: _factors(edits[site], modules[site], order.rank) for site in edits}
+    parts = [part for layer in layers.values() for part in layer]
+    dtype = exports.asked_dtype(order, DTYPES) or exports.narrowest(parts, DTYPES)
+    rank = max(len(layer.down) for layer in layers.values())
+    layers = {site: _padded(layer, rank, dtype) for site, layer in layers.items()}
+    error = _error(edits, modules, layers, report)
+    tensors = _tensors(modules, layers)
+    entries, buffer = container.lay_out({name: raw(tensor) for name, tensor in tensors.items()})
+    data = container.pack(_labels(base, order, rank), entries, buffer)
+    files.write_atomic(target, data, order.force)
+    return {"dtype": exports.name_of(dtype), "rank": rank, "relative_error": error}
+
+
+def _is_dense(edit: Edit) -> bool:
+    return bool(DENSE & edit.tensors.keys())
+
+
+def _by_site(edits: Sequence[Edit]) -> dict[str, list[Edit]]:
+    found: defaultdict[str, list[Edit]] = defaultdict(list)
+    for edit in edits:
+        for site in edit.sites:
+            found[site].append(edit)
+    return dict(sorted(found.items()))
+
+
+def _factors(edits: Sequence[Edit], module: nn.Module, rank: int | None) -> Factors:
+    """The change that all `edits` make at one module; ranks of exact ones add up."""
+    parts = [_exact(edit, module) for edit in edits if not _is_dense(edit)]
+    if dense := [edit for edit in edits if _is_dense(edit)]:
+        parts.append(_largest(_change(dense, module), rank))
+    ups, downs = zip(*parts, strict=True)
+    return Factors(torch.cat(ups, 1).cpu(), torch.cat(downs).cpu())
+
+
+def _exact(edit: Edit, module: nn.Module) -> Factors:
+    weight = module.weight.detach().float()
+    t = {slot: tensor.detach().to(weight) for slot, tensor in edit.tensors.items()}
+    up = weight @ t["into"] if "into" in t else t["up"].flatten(1)
+    return Factors(edit.scale * up, t["down"].flatten(1))
+
+
+def _largest(change: Tensor, rank: int | None) -> Factors:
+    """The `rank` largest components of a change, their sizes shared between both factors."""
+    u, sizes, v = torch.linalg.svd(change, full_matrices=False)
+    root = sizes[:rank].sqrt()
+    return Factors(u[:, :rank] * root, root[:, None] * v[:rank])
+
+
+def _change(edits: Sequence[Edit], module: nn.Module) -> Tensor:
+    """What `edits` add to the weight, [out, in times kernel]."""
+    return torch.stack([ops.weight_delta(edit, module).flatten(1) for edit in edits]).sum(0)
+
+
+def _padded(layer: Factors, rank: int, dtype: torch.dtype) -> Factors:
+    missing = rank - len(layer.down)
+    up, down = F.pad(layer.up, (0, missing)), F.pad(layer.down, (0, 0, 0, missing))
+    return Factors(up.to(dtype), down.to(dtype))
+
+
+def _error(
+    edits: Mapping[str, Sequence[Edit]],
+    modules: Mapping[str, nn.Module],
+    layers: Mapping[str, Factors],
+    report: Report,
+) -> float:
+    """Relative error of all changes as written, by Frobenius norm; where it is meant, a warning.
+
+    Raises `RefusedError` for a module at which the change would be lost.
+    """
+    gaps, sizes, lossy = [], [], False
+    for site, (up, down) in layers.items():
+        wanted = _change(edits[site], modules[site]).cpu()
+        gap, size = (up.float() @ down.float() - wanted).norm().item(), wanted.norm().item()
+        dense = any(map(_is_dense, edits[site]))
+        if not gap <= (size if dense else EXACT * size):
+            name = exports.name_of(up.dtype)
+            raise RefusedError(f"the change at {site} is lost in {name}", "use --dtype float32")
+        gaps, sizes, lossy = [*gaps, gap], [*sizes, size], lossy or dense
+    error = float(f"{math.hypot(*gaps) / math.hypot(*sizes):.3g}")
+    if lossy:
+        report.warn(f"the rank leaves a relative error of {error} of the change: it erases less")
+    return error
+
+
+def _tensors(modules: Mapping[str, nn.Module], layers: Mapping[str, Factors]) -> dict[str, Tensor]:
+    """The file's tensors: a convolution's `down` has its kernel, its `up` one of 1 x 1."""
+    tensors: dict[str, Tensor] = {}
+    for site, (up, down) in layers.items():
+        name = "lora_unet_" + site.removeprefix(PREFIX).replace(".", "_")
+        _, *shape = modules[site].weight.shape
+        tensors[f"{name}.lora_up.weight"] = up.view(*up.shape, *(1 for _ in shape[1:]))
+        tensors[f"{name}.lora_down.weight"] = down.view(len(down), *shape)
+        tensors[f"{name}.alpha"] = torch.tensor(len(down), dtype=down.dtype)
+    return tensors
+
+
+def _labels(base: Base, order: Order, rank: int) -> dict[str, str]:
+    """What programs show of the file and tell its kind by, and where it came from."""
+    architecture, version, v2 = ARCHITECTURES[base.family]
+    return {
+        "conceptzap": canonical_json(exports.origin(base, order)),
+        "format": "pt",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": "conceptzap",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.title": order.header.title,
+        "ss_base_model_version": version,
+        "ss_network_alpha": str(rank),
+        "ss_network_dim": str(rank),
+        "ss_network_module": "networks.lora",
+        "ss_output_name": order.header.title,
+        "ss_v2": v2,
+    }
