@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import io
 import tokenize
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from conceptzap import config, family
 
 METHODS = "methods"
+KINDS = {kind.__name__: kind for kind in (bool, int, float, str)}
 
 
 def methods() -> list[dict[str, Any]]:
@@ -24,6 +26,15 @@ def method(name: str) -> dict[str, Any]:
     """
     source = family.require(METHODS, name).read_text(encoding="utf-8")
     return {**_head(name), "settings": _settings(source)}
+
+
+def settings(name: str) -> type:
+    """The method's `Config`, frozen, made from its source: nothing of the method is imported."""
+    fields = [
+        (one["name"], KINDS[one["type"]], ast.literal_eval(one["default"]))
+        for one in method(name)["settings"]
+    ]
+    return dataclasses.make_dataclass("Config", fields, frozen=True)
 
 
 def _head(name: str) -> dict[str, Any]:

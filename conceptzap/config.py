@@ -1,9 +1,11 @@
-"""A method's settings: its frozen dataclass, overlaid by preset, config file and `--set key=value`."""
+"""A method's settings: its frozen dataclass, overlaid by preset, config file and `--set`."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -75,6 +77,31 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read {path}: {error}", "name a readable TOML file") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not TOML: {error}", "mend that line") from error
+
+
+def place(path: Path, key: str) -> str:
+    """`c.toml:3`: the line of a TOML file that sets a key."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if re.match(rf"[\s\[\"']*{re.escape(key)}[\"'\s=.\]]", line):
+            return f"{path}:{number}"
+    return str(path)
+
+
+def to_toml(table: Mapping[str, Any]) -> bytes:
+    """A table of texts, numbers, lists of texts, and tables of these as a TOML file."""
+    inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    rows = [f"{key} = {_toml(value)}" for key, value in table.items() if key not in inner]
+    for key, values in inner.items():
+        rows += ["", f"[{key}]", *(f"{name} = {_toml(value)}" for name, value in values.items())]
+    try:
+        return "\n".join([*rows, ""]).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError("a name that is not UTF-8 cannot be saved as TOML", "rename it") from error
+
+
+def _toml(value: Any) -> str:
+    """JSON's texts, numbers and lists are TOML's, but for the one control character it leaves."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def preset_names(folder: str = "") -> list[str]:

@@ -9,8 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from conceptzap import cache
+from conceptzap import cache, show
 
+LEAST_FREE = 10**9  # bytes
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "typer", "rich")
 # UNet weights: the one file without which the built-in checkpoint is none
 DEMO = Path(__file__).parent / "demo" / "checkpoint"
@@ -35,18 +36,52 @@ def version_line() -> str:
 
 def report() -> dict[str, Any]:
     """What to paste under a question. Imports torch."""
+    from huggingface_hub import constants
+
     from conceptzap import __version__, devices
 
+    found = devices.available()
     return {
         "conceptzap": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in PACKAGES},
-        "devices": devices.available(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "devices": found,
+        "gpus": {name: _gpu(name) for name in found if name.startswith("cuda")},
+        "cores": _cores(),
         "demo": {"path": str(DEMO), "present": DEMO_UNET.is_file(), "bytes": cache.size(DEMO)},
         "cache": {"path": str(cache.root()), "bytes": cache.sizes()},
         "disk_free": shutil.disk_usage(_existing(cache.root())).free,
+        "offline": constants.HF_HUB_OFFLINE,
+        "downloaded": _downloaded(),
+    }
+
+
+def _cores() -> int | None:
+    """Those this process may use, where the system says so."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count()
+
+
+def _gpu(name: str) -> dict[str, Any]:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(name)
+    return {"name": torch.cuda.get_device_name(name), "bytes": total, "free": free}
+
+
+def _downloaded() -> dict[str, int]:
+    """Checkpoints in the hub's cache, which need no network any more, with their bytes."""
+    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
+
+    try:
+        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
+    except CacheNotFound:
+        return {}
+    return {
+        repo.repo_id: repo.size_on_disk
+        for repo in sorted(repos, key=lambda repo: repo.repo_id)
+        if any(f.file_name == "model_index.json" for one in repo.revisions for f in one.files)
     }
 
 
@@ -56,6 +91,8 @@ def problems(found: dict[str, Any]) -> list[str]:
     result = [f"{name} is missing; run `pip install {name}`" for name in missing]
     if not found["demo"]["present"]:
         result.append("the built-in checkpoint is missing; reinstall conceptzap")
+    if found["disk_free"] < LEAST_FREE:
+        result.append(f"only {show.size(found['disk_free'])} of disk are free; make room")
     return result
 
 

@@ -19,7 +19,7 @@ from conceptzap.base import Base, load_base
 from conceptzap.edit import Edit, Erasure, Header, Json, sort_edits
 from conceptzap.errors import ConceptZapError, Interrupted, ThresholdError, UsageError
 from conceptzap.gates import Signal, factor
-from conceptzap.generating import usual
+from conceptzap.generating import described, usual
 from conceptzap.planning import Plan
 from conceptzap.preview import before_and_after
 from conceptzap.report import Report
@@ -52,13 +52,14 @@ def erase(plan: Plan, report: Report, resume: bool) -> ErasedFile:
     """Carry a plan out; see `api.erase`. Nothing is written before all of it is made."""
     began = time.monotonic()
     base = load_base(plan.base, plan.device, plan.dtype, plan.prediction)
+    report.phase(described(base))
     task = fitting_task(base, plan, report)
     work = Work(plan, report, resume)
     with work.resumable():
         edits = _edits(plan, base, task, work)
         report.note("measuring what is erased and what is kept")
         settings = replace(usual(base), batch=CLOSING_BATCH)
-        scores = evaluation.closing(base, _of(edits, "erase"), task, settings, plan.seed)
+        scores = evaluation.closing(base, _of(edits, "erase"), task, settings, plan.seed, report)
         erasure, key = (
             _assemble(base, plan, task, edits, role, scores) for role in ("erase", "key")
         )
@@ -140,7 +141,8 @@ class Work(Report):
     def __init__(self, plan: Plan, report: Report, resume: bool) -> None:
         super().__init__(plan.seed)
         self.plan, self.resume = plan, resume
-        self.note, self.warn, self.progress = report.note, report.warn, report.progress
+        self.note, self.warn, self.phase = report.note, report.warn, report.phase
+        self.progress = report.progress
         stem = plan.output.name.removesuffix(naming.SUFFIX)
         self.folder = plan.output.with_name(f".{stem}.training")
         self.command = plan.resume_command()
@@ -201,7 +203,8 @@ class Work(Report):
 def _edits(plan: Plan, base: Base, task: Task, work: Work) -> list[Edit]:
     """The method's edits as a file gives them back: fp16 tensors, fp32 gates, all on the CPU."""
     member = family.load("methods", plan.method)
-    return [_plain(edit) for edit in member.erase(base, task, plan.settings, work)]
+    settings = member.Config(**dataclasses.asdict(plan.settings))
+    return [_plain(edit) for edit in member.erase(base, task, settings, work)]
 
 
 def _plain(edit: Edit) -> Edit:

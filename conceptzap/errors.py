@@ -15,6 +15,11 @@ Anything else that escapes is a bug and shows as one.
 
 from __future__ import annotations
 
+import re
+
+# the CPU's allocator raises a plain RuntimeError that only says it
+NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory", re.IGNORECASE)
+
 
 class ConceptZapError(Exception):
     """Base of the tree. `exit_code` is the process's, `hint` the mend, `kind` a word for machines."""
@@ -67,3 +72,9 @@ class Interrupted(ConceptZapError):
     def __init__(self, message: str, hint: str = "", signum: int = 2) -> None:
         super().__init__(message, hint)
         self.exit_code = 128 + signum
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in the words of Python, of CUDA or of the CPU's allocator."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))

@@ -1,4 +1,4 @@
-"""Pictures under erasures: what is asked for is checked at once, the base when the first is drawn."""
+"""Pictures under erasures: requests are checked at once, the base when the first is drawn."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Request:
-    """Pictures that were asked for: `pairs` of prompt and seed, `look` the settings that were given."""
+    """Pictures that were asked for: `pairs` of prompt and seed, `look` the settings given."""
 
     pairs: tuple[tuple[str, int], ...]
     look: Mapping[str, Any]
@@ -56,6 +56,12 @@ class Request:
 def usual(base: Base) -> Settings:
     """The settings a base is drawn with when nobody says: the demo's own, or Stable Diffusion's."""
     return Settings() if base.id == "demo" else Settings(steps=30, guidance=7.5)
+
+
+def described(base: Base) -> str:
+    """What was found: `demo: sd1, epsilon, cpu float32`."""
+    dtype = str(base.dtype).removeprefix("torch.")
+    return f"{base.id}: {base.family}, {base.prediction}, {base.device} {dtype}"
 
 
 def request(
@@ -106,6 +112,7 @@ def pictures(
     from conceptzap.base import load_base
 
     here = load_base(base, device, dtype, prediction) if isinstance(base, str) else base
+    report.phase(described(here))
     active = _under_policy(asked.policy, here, asked.erasures) if asked.policy else asked.erasures
     strict = asked.strict or asked.policy is not None
     _note_prompts(here, asked, report)

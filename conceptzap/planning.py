@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conceptzap import config, family, files, methods, naming
+from conceptzap import catalog, config, family, files, methods, naming
 from conceptzap.edit import Json
 from conceptzap.errors import UsageError
 from conceptzap.result import check_seed
@@ -28,8 +28,8 @@ OPTIONS = {"anchors": "anchor", "overrides": "set"}
 class Plan:
     """What `erase` was asked for, with nothing left to default but what depends on the base.
 
-    `settings` is the method's Config. `fill_keep`: no keep set was given, so that the kind's word
-    list stands in. `request`: the arguments that were given.
+    `settings` has the fields of the method's Config. `fill_keep`: no keep set was given, so that
+    the kind's word list stands in. `request`: the arguments that were given.
     """
 
     task: Task
@@ -118,42 +118,43 @@ def resolve(
     usual = resolve.__kwdefaults__
     request = {name: value for name, value in locals().items() if value != usual.get(name, value)}
     check_seed(seed)
-    if steps is not None:
-        _check_count("steps", steps)
     method = method or methods.DEFAULT
     family.require("methods", method)
     chosen = config.preset(preset) if preset else {}
-    task = Task(
-        _listed(concepts),
-        _listed(anchors) or _listed(chosen.get("anchor")),
-        _listed(keep) or _listed(chosen.get("keep")),
-        chosen.get("kind", ""),
-    )
+    task = _task(concepts, anchors, keep, chosen)
     plan = Plan(
-        task=task,
-        fill_keep=not keep and not preset,
-        method=method,
-        settings=_settings(method, chosen, overrides or {}, steps),
-        base=base,
-        prediction=prediction,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        output=naming.erasure_path(task.concepts, output),
-        force=force,
-        request=request,
-    )
+        task=task, fill_keep=not keep and not preset, method=method,
+        settings=_settings(method, chosen, overrides or {}, steps), base=base,
+        prediction=prediction, seed=seed, device=device, dtype=dtype,
+        output=naming.erasure_path(task.concepts, output), force=force, request=request,
+    )  # fmt: skip
     for path in plan.targets:
         files.check_writable(path, force)
     return plan
 
 
+def _task(
+    concepts: Sequence[str] | str,
+    anchors: Sequence[str] | str,
+    keep: Sequence[str] | str,
+    preset: Mapping[str, Any],
+) -> Task:
+    """The task as given, what was left out from the preset."""
+    return Task(
+        _listed(concepts),
+        _listed(anchors) or _listed(preset.get("anchor")),
+        _listed(keep) or _listed(preset.get("keep")),
+        preset.get("kind", ""),
+    )
+
+
 def _settings(
     method: str, preset: Mapping[str, Any], overrides: Mapping[str, Any], steps: int | None
 ) -> Any:
-    cls = family.load("methods", method).Config
+    cls = catalog.settings(method)
     layers = [preset.get("methods", {}).get(method, {}), overrides]
     if steps is not None:
+        _check_count("steps", steps)
         if "steps" not in {field.name for field in dataclasses.fields(cls)}:
             raise UsageError(f"{method} has no optimisation steps", "leave --steps out")
         layers.append({"steps": steps})

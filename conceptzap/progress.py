@@ -1,4 +1,4 @@
-"""A bar with the loss terms on a terminal, a plain line every few seconds in a log. All to stderr."""
+"""A bar with the loss terms on a terminal, a plain line now and then in a log. All to stderr."""
 
 from __future__ import annotations
 
@@ -17,28 +17,41 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LINE_EVERY = 10.0
 SMOOTHING = 0.9
+EVERY_STEP = 2  # the level of detail that leaves no step out
 
 
 class Progress(Report):
-    """What a verb reports to while it works; quiet when the user asked for it."""
+    """What a verb reports to while it works; each line begins with the seconds since the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began = time.monotonic()
 
     def note(self, text: str) -> None:
-        show.note(text)
+        show.note(f"[{time.monotonic() - self.began:.0f} s] {text}")
+
+    def warn(self, text: str) -> None:
+        show.warn(text)
+
+    def phase(self, text: str) -> None:
+        """A slow thing begins: for whoever watches a terminal, or asked for details."""
+        if sys.stderr.isatty() or show.wants_detail():
+            self.note(text)
 
     def progress(self, events: Iterable[Event], label: str = "") -> Iterator[Event]:
         """Pass training events through, drawing steps, smoothed loss terms, speed and time left."""
         smooth: dict[str, float] = {}
-        with _Meter(label or "training") as meter:
+        with _Meter(self, label or "training") as meter:
             for event in events:
                 for name, value in event.terms.items():
                     smooth[name] = SMOOTHING * smooth.get(name, value) + (1 - SMOOTHING) * value
-                terms = "  ".join(f"{name} {value:.3g}" for name, value in smooth.items())
+                terms = ", ".join(f"{name} {value:.3g}" for name, value in smooth.items())
                 meter.at(event.step, event.total, terms)
                 yield event
 
     def count(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
         """Pass items through, counting them."""
-        with _Meter(label) as meter:
+        with _Meter(self, label) as meter:
             for done, item in enumerate(items, 1):
                 meter.at(done, total, "")
                 yield item
@@ -50,17 +63,21 @@ def animated() -> bool:
         sys.stderr.isatty()
         and os.environ.get("TERM") != "dumb"
         and not os.environ.get("CI")
-        and not show.is_quiet()
+        and show.wants_progress()
+        and not show.wants_detail(EVERY_STEP)
     )
 
 
 class _Meter:
-    """One line of progress, drawn or logged."""
+    """One line of progress, drawn or logged; the last one stays."""
 
-    def __init__(self, label: str) -> None:
-        self.label = label
+    def __init__(self, report: Report, label: str) -> None:
+        self.report, self.label = report, label
         self.bar = self.task = None
+        self.line = self.written = ""
         self.logged = time.monotonic()
+        self.every = 0.0 if show.wants_detail(EVERY_STEP) else LINE_EVERY
+        self.pace = _Pace()
 
     def __enter__(self) -> _Meter:
         if animated():
@@ -74,7 +91,6 @@ class _Meter:
             progress.TextColumn("{task.description}"),
             progress.BarColumn(bar_width=24),
             progress.MofNCompleteColumn(),
-            progress.TimeRemainingColumn(),
             progress.TextColumn("{task.fields[terms]}"),
             console=show.console(sys.stderr),
             transient=True,
@@ -83,12 +99,37 @@ class _Meter:
         self.bar.start()
 
     def at(self, done: int, total: int, terms: str) -> None:
+        terms = ", ".join(filter(None, (self.pace.at(done, total), terms)))
+        self.line = f"{self.label} {done}/{total} {terms}".rstrip()
         if self.bar is not None:
             self.bar.update(self.task, completed=done, total=total, terms=terms)
-        elif done == total or time.monotonic() - self.logged >= LINE_EVERY:
+        elif time.monotonic() - self.logged >= self.every:
             self.logged = time.monotonic()
-            show.note(f"{self.label} {done}/{total}  {terms}".rstrip())
+            self._write()
 
-    def __exit__(self, *_: object) -> None:
+    def _write(self) -> None:
+        if show.wants_progress() and self.line != self.written:
+            self.written = self.line
+            self.report.note(self.line)
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+        if error is None:
+            self._write()
+
+
+class _Pace:
+    """How fast it goes since it was first looked at, and how long it will take yet."""
+
+    def __init__(self) -> None:
+        self.first: tuple[int, float] | None = None
+
+    def at(self, done: int, total: int) -> str:
+        now = time.monotonic()
+        begun, since = self.first = self.first or (done, now)
+        if done == begun or now == since:
+            return ""
+        speed = (done - begun) / (now - since)
+        left = f", {(total - done) / speed:.0f} s left" if done < total else ""
+        return f"{speed:.2f}/s{left}"

@@ -24,6 +24,9 @@ class Report:
         """One line about what may not be meant."""
         self.note(f"warning: {text}")
 
+    def phase(self, text: str) -> None:
+        """One line about what begins and may take long."""
+
     def progress(self, events: Iterable[T]) -> Iterator[T]:
         """Pass training events through, showing them on the way."""
         yield from events

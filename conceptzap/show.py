@@ -22,16 +22,31 @@ if TYPE_CHECKING:
 UNITS = ("bytes", "kB", "MB", "GB")
 PIPE_WIDTH = 160
 DEFAULT_BASE = "demo"
-_settings = {"quiet": False}
+WISHES = {"quiet": False, "detail": 0, "progress": True, "colour": True}
+_wishes = dict(WISHES)
 
 
-def be_quiet(quiet: bool) -> None:
-    """Whether stderr gets nothing but errors."""
-    _settings["quiet"] = quiet
+def begin() -> None:
+    """Forget what an earlier command of this process was asked for."""
+    _wishes.update(WISHES)
+
+
+def ask(**wishes: int) -> None:
+    """How the user wants it: `quiet`, `detail` (0 to 2), `progress`, `colour`."""
+    _wishes.update(wishes)
 
 
 def is_quiet() -> bool:
-    return _settings["quiet"]
+    """Whether stderr gets nothing but errors, and stdout nothing but names."""
+    return bool(_wishes["quiet"])
+
+
+def wants_progress() -> bool:
+    return bool(_wishes["progress"]) and not is_quiet()
+
+
+def wants_detail(level: int = 1) -> bool:
+    return _wishes["detail"] >= level
 
 
 def one_line(text: str) -> str:
@@ -48,6 +63,12 @@ def note(text: str) -> None:
 
 def warn(text: str) -> None:
     note(f"warning: {text}")
+
+
+def detail(text: str) -> None:
+    """One line for whoever asked for more."""
+    if wants_detail():
+        note(text)
 
 
 def lines(texts: Iterable[object]) -> None:
@@ -67,7 +88,9 @@ def console(stream: Any = None) -> Console:
 
     stream = stream or sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, emoji=False)
+    plain = os.environ.get("NO_COLOR") or not _wishes["colour"]
+    colours = None if plain else "auto"
+    return Console(file=stream, width=width, highlight=False, emoji=False, color_system=colours)
 
 
 def table(*heads: str, rows: Iterable[Sequence[object]], title: str = "") -> Table:
@@ -151,12 +174,15 @@ def erased_record(made: Any) -> dict[str, Any]:
     }
 
 
-def erased(record: Mapping[str, Any], concept: str, base: str) -> None:
+def erased(made: Any, concept: str, base: str) -> None:
     """How an erasure ends: scores, size, picture and the next command; the path on stdout."""
+    record = erased_record(made)
     if record["scores"] and not is_quiet():
         console(sys.stderr).print(score_table(record["scores"]))
+    sites = {site for edit in made.erasure.edits for site in edit.sites}
     note(
-        f"{record['method']}: {size(record['bytes'])} in {record['seconds']:.0f} s,"
+        f"{record['method']}: {size(record['bytes'])} for {len(sites)} sites"
+        f" in {record['seconds']:.0f} s, seed {made.erasure.header.made[0]['seed']},"
         f" digest {record['digest'][:12]}"
     )
     if record["preview"]:
@@ -171,8 +197,17 @@ def erased(record: Mapping[str, Any], concept: str, base: str) -> None:
 
 def plan(record: Mapping[str, Any]) -> None:
     """What `--dry-run` found out."""
+    if is_quiet():
+        lines([record["output"]])
+        return
     rows = [(key, flat(value)) for key, value in record.items()]
     console().print(table("", "", rows=rows, title="plan"))
+
+
+def settled(record: Mapping[str, Any]) -> None:
+    """The plan again, as details of a run."""
+    for key, value in record.items():
+        detail(f"{key}: {flat(value)}")
 
 
 # generate, stack, inspect
@@ -191,6 +226,10 @@ def image_record(path: Path, picture: Any) -> dict[str, Any]:
 def drawn(images: Sequence[Mapping[str, Any]], sheet: Path | None) -> None:
     """Paths of pictures as results; which erasures fired as notes."""
     lines([image["path"] for image in images] + ([full(sheet)] if sheet else []))
+    for image in images:
+        acted = [shown(one["path"]) for one in image["erasures"] if one["fired"]]
+        by = f"changed by {', '.join(acted)}" if acted else "as the base draws it"
+        detail(f"{shown(image['path'])}: seed {image['seed']}, {by}")
     silent = sum(not any(e["fired"] for e in image["erasures"]) for image in images)
     if silent and images[0]["erasures"]:
         note(f"{silent} of {len(images)} pictures: no erasure had anything to do")
@@ -209,7 +248,8 @@ def stack_record(path: Path, digest: str, header: Any) -> dict[str, Any]:
 
 def stacked(record: Mapping[str, Any]) -> None:
     """The stack's path; what is in it as a note."""
-    note(f"{', '.join(record['concepts'])}: {size(record['bytes'])}, digest {record['digest'][:12]}")
+    concepts = ", ".join(record["concepts"])
+    note(f"{concepts}: {size(record['bytes'])}, digest {record['digest'][:12]}")
     lines([record["path"]])
 
 
@@ -237,6 +277,9 @@ def info_record(info: Any) -> dict[str, Any]:
 
 def info(record: Mapping[str, Any]) -> None:
     """One file for people: concepts, base, method, edits, scores."""
+    if is_quiet():
+        lines([record["digest"]])
+        return
     out = console()
     out.print(table("", "", rows=_facts(record), title=record["title"]))
     rows = [_edit_row(edit) for edit in record["edits"]]
@@ -292,18 +335,27 @@ def site_list(names: Sequence[str]) -> str:
 
 
 def methods(found: Sequence[Mapping[str, Any]]) -> None:
+    if is_quiet():
+        lines(one["name"] for one in found)
+        return
     rows = [(m["name"], m["paper"], m["summary"]) for m in found]
     console().print(table("method", "paper", "what it does", rows=rows))
     note("settings of one: conceptzap methods NAME")
 
 
 def method(found: Mapping[str, Any]) -> None:
+    if is_quiet():
+        lines(one["name"] for one in found["settings"])
+        return
     title = f"{found['name']}: {found['summary']} ({found['paper'] or 'no paper'})"
     rows = [(s["name"], s["type"], s["default"], s["note"]) for s in found["settings"]]
     console().print(table("--set", "type", "default", "", rows=rows, title=title))
 
 
 def presets(found: Sequence[Mapping[str, Any]]) -> None:
+    if is_quiet():
+        lines(one["name"] for one in found)
+        return
     rows = [(p["name"], p["summary"], p["anchor"], p["keep"]) for p in found]
     console().print(table("preset", "for", "anchor", ">keep words", rows=rows))
     note("all of one: conceptzap presets NAME")
@@ -323,13 +375,20 @@ def doctor(found: Mapping[str, Any], problems: Sequence[str], freed: int | None)
         ("python", f"{found['python']} on {found['platform']}"),
         *found["packages"].items(),
         ("devices", f"{', '.join(found['devices'])}; {found['cores']} cores"),
+        *((name, _gpu(about)) for name, about in found["gpus"].items()),
         ("demo", f"{size(demo['bytes'])} in {demo['path']}" if demo["present"] else "missing"),
         ("cache", f"{size(sum(cache['bytes'].values()))} in {cache['path']}"),
         *((f"  {kind}", size(count)) for kind, count in cache["bytes"].items()),
         ("disk free", size(found["disk_free"])),
+        ("offline", "yes" if found["offline"] else "no"),
+        *((f"  {name}", size(count)) for name, count in found["downloaded"].items()),
     ]
     console().print(table("", "", rows=rows, title="doctor"))
     if freed is not None:
         note(f"cleared: {size(freed)}")
     for problem in problems:
         warn(problem)
+
+
+def _gpu(about: Mapping[str, Any]) -> str:
+    return f"{about['name']}, {size(about['free'])} of {size(about['bytes'])} free"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from conceptzap.errors import MismatchError, ResourceError, UsageError
+from conceptzap.errors import MismatchError, ResourceError, UsageError, ran_out_of_memory
 from conceptzap.session import Session, State, Unkept
 
 Losses = Callable[[int, int, int], Generator[tuple[str, Tensor, str], None, None]]
@@ -235,11 +235,9 @@ def _diverged(what: str, step: int) -> ResourceError:
 
 def _shortage(error: BaseException) -> str:
     """What was asked for and what is free, if the error is one of memory, else ""."""
-    text = str(error)
-    told = re.search(r"not enough memory|can't allocate memory|out of memory", text, re.IGNORECASE)
-    if not (told or isinstance(error, (torch.OutOfMemoryError, MemoryError))):
+    if not ran_out_of_memory(error):
         return ""
-    asked = re.search(r"allocate ([\d.]+) ?(bytes|[KMG]iB)", text)
+    asked = re.search(r"allocate ([\d.]+) ?(bytes|[KMG]iB)", str(error))
     wanted = f"{asked[1]} {asked[2]}" if asked else "an unknown size"
     return f"{wanted} asked for, {_free_bytes() / 2**30:.1f} GiB free"
 

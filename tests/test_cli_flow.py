@@ -10,11 +10,13 @@ import pytest
 from command import Answer, conceptzap, contents
 from PIL import Image
 
-from conceptzap import format
+from conceptzap import api, config, family, format
+from conceptzap.cli.erase import _settled as settled
 from conceptzap.pictures import read_text
 from conceptzap.testing import save_tiny
 
 SUFFIX = ".lprompt.safetensors"
+REQUESTED = ("anchors", "keep", "preset", "base", "prediction", "seed", "device", "dtype")
 DRAW = ("--base", "base", "--steps", "2", "--guidance", "2")
 
 
@@ -97,8 +99,32 @@ def test_a_dry_run_does_nothing(here: Path) -> None:
     answer = conceptzap("erase", "dog", "--base", "base", "--seed", "3", "--dry-run", "--json")
     assert answer.code == 0 and answer.json["schema"] == "conceptzap.plan/1"
     assert answer.json["seed"] == 3 and answer.json["concepts"] == ["dog"]
-    assert conceptzap("erase", "dog", "--base", "base", "-n").code == 0
+    assert conceptzap("erase", "dog", "--base", "base", "-n", "--save-config", "c.toml").code == 0
     assert contents(here) == before
+
+
+def test_saved_settings_make_the_same_file_again(here: Path) -> None:
+    words = ("erase", "horse", "--base", "base", "--method", closed_form(), "--anchor", "dog")
+    more = ("--keep", "church", "--keep", "a \"tree\"", "--set", "rank=3", "--seed", "5")
+    first = conceptzap(*words, *more, "-o", "saving", "--save-config", "saved.toml", "--json")
+    again = conceptzap("erase", "horse", "--config", "saved.toml", "-o", "saved", "--json")
+    assert first.code == again.code == 0 and again.json["digest"] == first.json["digest"]
+    assert (here / f"saving{SUFFIX}").read_bytes() == (here / f"saved{SUFFIX}").read_bytes()
+    plan = conceptzap("erase", "dog", "--config", "saved.toml", "--anchor", "cat", "-n", "--json").json
+    assert plan["seed"] == 5 and plan["config"]["rank"] == 3 and plan["anchors"] == ["cat"]
+    before = contents(here)
+    answer = conceptzap(*words, "-o", "third", "--save-config", "saved.toml")
+    assert answer.code == 2 and "saved.toml exists" in answer.error and contents(here) == before
+
+
+@pytest.mark.parametrize("name", family.members("methods"))
+def test_every_method_s_settings_can_be_saved(name: str, tmp_path: Path) -> None:
+    plan = api.plan("cat", method=name, preset="paper", overrides={"rank": "3"})
+    request = {"method": name, "preset": "paper", "seed": 0, "base": "demo"}
+    saved = tmp_path / "c.toml"
+    saved.write_bytes(config.to_toml(settled({**dict.fromkeys(REQUESTED), **request}, plan)))
+    words = ("erase", "cat", "--config", saved, "-o", plan["output"], "--dry-run", "--json")
+    assert conceptzap(*words).json == {"schema": "conceptzap.plan/1", **plan}
 
 
 def test_a_method_without_steps_refuses_them(here: Path) -> None:
@@ -267,7 +293,8 @@ def test_not_erased_is_exit_7_and_keeps_the_file(here: Path, monkeypatch: pytest
     leaking = {"leak": Score("leak", 0.9, 0.8, 1.0, 20, "lower")}
     monkeypatch.setattr("conceptzap.evaluation.closing", lambda *_, **__: leaking)
     words = ("erase", "car", "--base", "base", "--method", closed_form())
-    answer = conceptzap(*words, "-o", "leaky")
+    answer = conceptzap(*words, "-o", "leaky", "--save-config", "leaky.toml")
+    assert (here / "leaky.toml").is_file()
     assert answer.code == 7 and answer.out == f"{here / f'leaky{SUFFIX}'}\n"
     assert "error: not erased" in answer.err.splitlines()[-1]
     spoken = conceptzap(*words, "-o", "leaky", "--force", "--json")

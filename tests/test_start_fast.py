@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
 import sys
@@ -33,9 +32,8 @@ def spent() -> float:
 def run(words: list[str], folder: Path) -> tuple[float, subprocess.CompletedProcess[str]]:
     """Processor seconds of one start of the program: on an idle machine they are the time it takes."""
     command = [sys.executable, "-c", REPORT, *words]
-    env = {**os.environ, "PYTHONPATH": os.getcwd()}
     begun = spent()
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     return spent() - begun, done
 
 
@@ -72,9 +70,46 @@ def test_it_starts_fast_without_torch(words: list[str], folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["erase", ""], ["generate"], ["stack", "nowhere", "-o", "x"], ["nothing"]], ids=" ".join
+    "words",
+    [
+        ["erase", ""],
+        ["erase", "cat", "--set", "stepz=1"],
+        ["erase", "cat", "--steps", "0"],
+        ["generate"],
+        ["generate", "a cat", "-o", "a.jpg"],
+        ["stack", "nowhere", "-o", "x"],
+        ["nothing"],
+    ],
+    ids=" ".join,
 )
 def test_bad_input_is_answered_without_torch(words: list[str], folder: Path) -> None:
     _, done = run(words, folder)
     assert done.returncode in (2, 3), done.stderr
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_a_plan_needs_no_torch(folder: Path) -> None:
+    _, done = run(["erase", "cat", "--preset", "style", "--steps", "7", "--dry-run"], folder)
+    assert done.returncode == 0 and done.stderr.splitlines() == ["[]"]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("erase cat --method ", sorted(family.members("methods"))),
+        ("erase cat --preset sty", ["style"]),
+        ("inspect ", ["a.lprompt.safetensors"]),
+        ("generate cat --with a.", ["a.lprompt.safetensors"]),
+        ("gene", ["generate"]),
+    ],
+)
+def test_completion_needs_no_torch(
+    line: str, found: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = f"conceptzap {line}"
+    monkeypatch.setenv("_CONCEPTZAP_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    _, done = run([], folder)
+    assert done.returncode == 0 and done.stdout.split() == found
+    assert done.stderr.splitlines() == ["[]"]

@@ -13,12 +13,12 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from conceptzap import family, show
-from conceptzap.cli import _errors
+from conceptzap.cli import _errors, _everywhere
 
 PROGRAM = "conceptzap"
 ORDER = ("erase", "generate", "stack", "inspect", "evaluate", "compare", "attack", "export")
@@ -31,6 +31,8 @@ Examples:
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 bad
 erasure file, 4 made for another base, 5 memory, disk or device, 6 refused, 7 not good enough.
+
+The options -q to --debug may also follow the command.
 """
 
 
@@ -47,6 +49,11 @@ def build() -> typer.Typer:
         module = importlib.import_module(f"{__name__}.{name}")
         app.command(name, help=_with_examples(module.__doc__ or ""))(module.run)
     return app
+
+
+def program() -> Any:
+    """The application as the command that runs."""
+    return _everywhere.share(typer.main.get_command(build()))
 
 
 def _position(name: str) -> tuple[int, str]:
@@ -74,28 +81,27 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print versions.")
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")
-    ] = False,
-    no_color: Annotated[bool, typer.Option("--no-color", help="Plain text.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error.")
-    ] = False,
+    quiet: _everywhere.Quiet = False,
+    verbose: _everywhere.Verbose = 0,
+    no_progress: _everywhere.NoProgress = False,
+    no_color: _everywhere.NoColour = False,
+    offline: _everywhere.Offline = False,
+    debug: _everywhere.Debug = False,
 ) -> None:
-    if no_color:
-        os.environ["NO_COLOR"] = "1"
-    show.be_quiet(quiet)
+    """What these ask for is done as they are read."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; whatever goes wrong is answered in one line."""
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _mend_streams()
-    reply = _errors.Reply(as_json="--json" in _options_of(words), debug="--debug" in words)
+    show.begin()
+    given = _options_of(words)
+    debug = "--debug" in given or os.environ.get("CONCEPTZAP_DEBUG", "0") not in ("", "0")
+    reply = _errors.Reply(as_json="--json" in given, debug=debug)
     with _sigterm_unwinds():
         try:
-            command = typer.main.get_command(build())
-            code = command.main(words, prog_name=PROGRAM, standalone_mode=False)
+            code = program().main(words, prog_name=PROGRAM, standalone_mode=False)
             sys.stdout.flush()
         except BaseException as error:  # the one place that turns an error into an answer
             return reply.to(error)

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 
 from typer import Abort, Exit, TyperException
 
-from conceptzap.errors import ConceptZapError, Interrupted, ResourceError, UsageError
+from conceptzap.errors import (
+    ConceptZapError,
+    Interrupted,
+    ResourceError,
+    UsageError,
+    ran_out_of_memory,
+)
 from conceptzap.show import one_line
 
 SIGINT_CODE, SIGTERM_CODE, SIGPIPE_CODE = 130, 143, 141
@@ -31,6 +37,8 @@ class Reply:
             # nobody reads any more; keep the interpreter's last flush from saying so
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return SIGPIPE_CODE
+        if isinstance(error, SystemExit) and not error.code:  # how completion ends
+            return 0
         answer = known(error)
         if self.debug:
             traceback.print_exception(error)
@@ -59,7 +67,7 @@ def known(error: BaseException) -> ConceptZapError:
         return Interrupted("interrupted", "nothing was left half-written")
     if isinstance(error, SystemExit) and error.code == SIGTERM_CODE:
         return Interrupted("terminated", "nothing was left half-written", signum=15)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if ran_out_of_memory(error):
         return ResourceError("out of memory", "use --batch 1 or a smaller checkpoint")
     if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
         where = f": {error.filename}" if error.filename else ""

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from conceptzap import config, family
+from conceptzap import config, family, naming
 from conceptzap.errors import UsageError
 
 MAX_STRENGTH = 2.0
+STDIN = "-"
+OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
+
+
+# completion: without torch, without reading any file
 
 
 def _starting(names: Sequence[str], typed: str) -> list[str]:
@@ -28,7 +36,29 @@ def _presets(incomplete: str) -> list[str]:
 
 
 def _erasures(incomplete: str) -> list[str]:
-    return [str(path) for path in Path().glob(f"{incomplete}*.lprompt.safetensors")]
+    folder, slash, start = incomplete.rpartition("/")
+    names: list[str] = []
+    with suppress(OSError):
+        names = _starting(sorted(os.listdir(folder + slash or ".")), start)
+    return [folder + slash + name for name in names if name.endswith(naming.SUFFIX)]
+
+
+# options of several commands
+
+
+def usually(option: Any, default: object) -> Any:
+    """The option, its help saying the default that applies when neither it nor a file says one."""
+    shown = copy.copy(option)
+    shown.help = f"{option.help}  [default: {default}]"
+    return shown
+
+
+def png(path: Path | None) -> Path | None:
+    """An `--output` of pictures; `UsageError` for a file of another kind."""
+    if path and Path(path).suffix.lower() in OTHER_PICTURES and not Path(path).is_dir():
+        hint = f"for example: -o {Path(path).with_suffix('.png')}"
+        raise UsageError(f"--output {str(path)!r}: pictures are written as PNG", hint)
+    return path
 
 
 BASE = typer.Option(
@@ -53,12 +83,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse an erasure made on another checkpoint.")
 ]
-Method = Annotated[
-    str | None,
-    typer.Option(
-        "--method", metavar="M", autocompletion=_methods, help="See `conceptzap methods`."
-    ),
-]
+METHOD = typer.Option(
+    "--method", metavar="M", autocompletion=_methods, help="See `conceptzap methods`."
+)
 Preset = Annotated[
     str | None,
     typer.Option(
@@ -95,9 +122,14 @@ def words(items: Sequence[str] | None) -> list[str]:
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file without blank ones; a `UsageError` if it cannot be read."""
+    """The lines of a UTF-8 text file, `-` for stdin, without blank ones.
+
+    Raises `UsageError` where it cannot be read.
+    """
+    piped = str(path) == STDIN
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open(0 if piped else path, encoding="utf-8-sig", closefd=not piped) as stream:
+            text = stream.read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UsageError(f"cannot read {path}: {reason}", "name a text file, one a line") from error
@@ -123,13 +155,15 @@ def erasure(text: str) -> tuple[Path, float]:
 def layered(path: Path | None, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """What was given, over what a `--config` file says, over the defaults.
 
-    The file's keys are those of `given`, where None or an empty list is "not given"; its table `set`
-    holds settings of the method. Raises `UsageError` for an unknown key or a value of another type.
+    The file's keys are those of `given`, where None or an empty list is "not given"; its table
+    `set` holds settings of the method. Raises `UsageError` for an unknown key or a value of
+    another type.
     """
     table = config.read_toml(path) if path else {}
     for key, value in table.items():
         if key not in given:
-            raise UsageError(f"{path}: unknown key {key!r}", family.suggest(key, given))
+            place = config.place(path, key)
+            raise UsageError(f"{place}: unknown key {key!r}", family.suggest(key, given))
         _check_kind(path, key, value)
     merged = {key: value for key, value in given.items() if value is not None and value != []}
     if "set" in merged:
@@ -142,4 +176,5 @@ def _check_kind(path: Path | None, key: str, value: Any) -> None:
     items = value if isinstance(value, list) else []
     if type(value) is not wanted or not all(isinstance(item, str) for item in items):
         kind = {list: "list of texts", dict: "table", int: "whole number", str: "text"}[wanted]
-        raise UsageError(f"{path}: {key} = {value!r} is not a {kind}", f"mend {key} in that file")
+        place = config.place(path, key)
+        raise UsageError(f"{place}: {key} = {value!r} is not a {kind}", f"mend {key} in that file")

@@ -9,7 +9,7 @@ Objects by styles. With --words, list every word it knows a picture for instead.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,24 +26,39 @@ def run(
     ] = None,
     device: options.Device = "auto",
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE.png", help="The sheet to write.")
+        Path,
+        typer.Option("--output", "-o", metavar="FILE.png", callback=options.png,
+                     help="The sheet to write."),
     ] = Path("demo.png"),
     words: Annotated[bool, typer.Option("--words", help="Only list what it knows.")] = False,
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import api, files, gallery, show
+    from conceptzap import files, show
     from conceptzap.demo import world
-    from conceptzap.progress import Progress
 
-    known = {"objects": [one.name for one in world.OBJECTS], "styles": [s.name for s in world.STYLES]}
+    known = {
+        "objects": [one.name for one in world.OBJECTS],
+        "styles": [one.name for one in world.STYLES],
+    }
     if not words:
         files.check_writable(output, force)
-        rows = [(s, [world.caption(o, s, 0) for o in known["objects"][::EVERY]]) for s in known["styles"]]
-        prompts = [prompt for _, row in rows for prompt in row]
-        pictures = api.generate(prompts, seed=seed, steps=steps, device=device, batch=len(rows[0][1]))
-        gallery.sheet(rows, Progress().count(pictures, len(prompts), "drawing"), output, force)
+        _draw(known, output, force, seed=seed, steps=steps, device=device)
     if as_json:
         show.emit("demo", {"path": None if words else show.full(output), **known})
     else:
         show.lines([*known["objects"], *known["styles"]] if words else [show.full(output)])
+
+
+def _draw(known: dict[str, list[str]], output: Path, force: bool, **request: Any) -> None:
+    """One sheet: a row a style, a column an object."""
+    from conceptzap import api, gallery
+    from conceptzap.demo import world
+    from conceptzap.progress import Progress
+
+    objects, report = known["objects"][::EVERY], Progress()
+    rows = [(style, [world.caption(one, style, 0) for one in objects]) for style in known["styles"]]
+    prompts = [prompt for _, row in rows for prompt in row]
+    report.phase("loading demo")
+    pictures = api.generate(prompts, batch=len(objects), report=report, **request)
+    gallery.sheet(rows, report.count(pictures, len(prompts), "drawing"), output, force)

@@ -3,21 +3,25 @@
     conceptzap erase "Van Gogh" --anchor painting
     conceptzap erase church --anchor house --keep castle --seed 1 -o church
 
-The checkpoint stays as it is. At the end: the scores, a before/after picture beside the file, and the
-command that draws with it.
+The checkpoint stays as it is. At the end: the scores, a before/after picture beside the file, and
+the command that draws with it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from conceptzap import methods
 from conceptzap.cli import _options as options
 
 DEFAULTS = {"base": "demo", "seed": 0, "device": "auto", "dtype": "auto"}
 NAMES = {"anchor": "anchors", "set": "overrides"}
+# what `--save-config` takes from the request as it stands; the rest is in the plan
+SAVED = ("anchor", "keep", "preset", "base", "prediction", "seed", "device", "dtype")
 
 
 def run(
@@ -32,7 +36,7 @@ def run(
         list[str] | None,
         typer.Option("--keep", metavar="K", help="What must stay. Repeatable, or @file."),
     ] = None,
-    method: options.Method = None,
+    method: Annotated[str | None, options.usually(options.METHOD, methods.DEFAULT)] = None,
     preset: options.Preset = None,
     set_: Annotated[
         list[str] | None,
@@ -42,26 +46,33 @@ def run(
         Path | None,
         typer.Option("--config", metavar="TOML", help="These options from a file; [set] as table."),
     ] = None,
-    base: Annotated[str | None, options.BASE] = None,
-    prediction: options.Prediction = None,
-    seed: Annotated[int | None, options.SEED] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="Optimisation steps.")
+    save_config: Annotated[
+        Path | None,
+        typer.Option("--save-config", metavar="TOML", help="Write what --config takes again."),
     ] = None,
-    device: Annotated[str | None, options.DEVICE] = None,
-    dtype: Annotated[str | None, options.DTYPE] = None,
+    base: Annotated[str | None, options.usually(options.BASE, DEFAULTS["base"])] = None,
+    prediction: options.Prediction = None,
+    seed: Annotated[int | None, options.usually(options.SEED, DEFAULTS["seed"])] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", metavar="N", help="Optimisation steps.  [the method's]"),
+    ] = None,
+    device: Annotated[str | None, options.usually(options.DEVICE, DEFAULTS["device"])] = None,
+    dtype: Annotated[str | None, options.usually(options.DTYPE, DEFAULTS["dtype"])] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="[<concept>.lprompt.safetensors]"),
     ] = None,
     force: options.Force = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run was.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a stopped run was.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Show the plan, do nothing.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import api, config, show
+    from conceptzap import api, config, files, show
     from conceptzap.errors import ThresholdError
     from conceptzap.progress import Progress
 
@@ -74,18 +85,34 @@ def run(
     request = {NAMES.get(key, key): value for key, value in request.items()}
     request |= {"output": output, "force": force, "resume": resume}
     words = options.words(concepts)
+    plan = api.plan(words, **request)
     if dry_run:
-        planned = api.plan(words, **request)
-        show.emit("plan", planned) if as_json else show.plan(planned)
+        show.emit("plan", plan) if as_json else show.plan(plan)
         return
+    saved = b""
+    if save_config:
+        files.check_writable(save_config, force)
+        saved = config.to_toml(_settled(request, plan))
+    show.settled(plan)
+    report = Progress()
+    report.phase(f"loading {request['base']}")
+    failed = None
     try:
-        made = api.erase(words, **request, report=Progress())
+        made = api.erase(words, **request, report=report)
     except ThresholdError as error:
-        if not as_json:
-            show.erased(show.erased_record(error.made), words[0], request["base"])
-        raise
-    record = show.erased_record(made)
-    if as_json:
-        show.emit("erase", record)
-    else:
-        show.erased(record, words[0], request["base"])
+        made, failed = error.made, error
+    if save_config:
+        files.write_atomic(save_config, saved, force)
+    if not as_json:
+        show.erased(made, words[0], request["base"])
+    elif not failed:
+        show.emit("erase", show.erased_record(made))
+    if failed:
+        raise failed
+
+
+def _settled(request: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan as a `--config` file: with it, the same concepts give the same bytes."""
+    given = {key: request[NAMES.get(key, key)] for key in SAVED}
+    table = {"method": plan["method"], **given, "set": plan["config"]}
+    return {key: value for key, value in table.items() if value is not None and value != []}

@@ -4,6 +4,7 @@
     conceptzap generate "a church" --with church.lprompt.safetensors:0.5 --count 4 --compare
 
 Picture k of a prompt has seed N + k. Every PNG carries its prompt, seed, settings and erasures.
+Unless told, 20 steps and guidance 4 on the demo, 30 steps and 7.5 on any other base.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def run(
     ] = None,
     prompt_file: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="FILE", help="More prompts, one a line."),
+        typer.Option("--prompts", metavar="FILE", help="More prompts, one a line; - is stdin."),
     ] = None,
     erasures: options.With = None,
     policy: Annotated[
@@ -44,7 +45,7 @@ def run(
     ] = "",
     batch: Annotated[
         int,
-        typer.Option("--batch", metavar="N", help="Pictures a call: faster, equal but for rounding."),
+        typer.Option("--batch", metavar="N", help="Pictures a call: faster, equal to rounding."),
     ] = 1,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -53,7 +54,8 @@ def run(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE.png|DIR", help="Where to.  [images/]"),
+        typer.Option("--output", "-o", metavar="FILE.png|DIR", callback=options.png,
+                     help="Where to.  [images/]"),
     ] = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
@@ -73,6 +75,7 @@ def run(
         negative=negative, batch=batch, device=device, dtype=dtype,
     )  # fmt: skip
     report = Progress()
+    report.phase(f"loading {base}")
     pictures = api.generate(
         texts, erasures=pairs, policy=policy, strict=strict, report=report, **request
     )

@@ -1,0 +1,73 @@
+"""Options of the program itself, heard before a command's name and after it."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from conceptzap import show
+
+
+def _asking(variable: str = "", **wishes: int) -> Callable[[bool], None]:
+    """A flag that passes wishes on, and sets what the hub's client reads when it is imported."""
+
+    def heard(wanted: bool) -> None:
+        if wanted:
+            show.ask(**wishes)
+        if wanted and variable:
+            os.environ[variable] = "1"
+
+    return heard
+
+
+def _detail(level: int) -> None:
+    if level:
+        show.ask(detail=level)
+
+
+NO_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", expose_value=False, callback=_asking(NO_BARS, quiet=True),
+                 help="Nothing on stderr but errors, on stdout but paths and names."),
+]
+Verbose = Annotated[
+    int,
+    typer.Option("--verbose", "-v", count=True, expose_value=False, callback=_detail,
+                 show_default=False, help="More on stderr: what was decided; -vv: every step."),
+]
+NoProgress = Annotated[
+    bool,
+    typer.Option("--no-progress", expose_value=False, callback=_asking(NO_BARS, progress=False),
+                 help="No bars and no counting."),
+]
+NoColour = Annotated[
+    bool,
+    typer.Option("--no-color", expose_value=False, callback=_asking(colour=False),
+                 help="Plain text."),
+]
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", expose_value=False, callback=_asking("HF_HUB_OFFLINE"),
+                 help="Nothing from the network, like HF_HUB_OFFLINE=1."),
+]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", expose_value=False,
+                 help="Show the traceback of an error, like CONCEPTZAP_DEBUG=1."),
+]
+EVERYWHERE = ("quiet", "verbose", "no_progress", "no_color", "offline", "debug")
+
+
+def share(program: Any) -> Any:
+    """The program, its own options heard after every command too, whose help leaves them out."""
+    own = [copy.copy(param) for param in program.params if param.name in EVERYWHERE]
+    for param in own:
+        param.hidden = True
+    for command in program.commands.values():
+        command.params.extend(own)
+    return program
