@@ -6,8 +6,9 @@
 
 Base and erased pictures share prompt and seed. A concept leaks when either judge sees it; a picture
 is right when both judges name its object and style. Prompts are the held-out wordings; objects that
-erasing used as fillers are left out of a style's prompts. A key is put on as it is and as random
-tensors of equal norm. Prints one JSON object, a record for each argument.
+erasing used as fillers are left out of a style's prompts, and what else a stack takes out of all.
+A key is put on as it is and as random tensors of equal norm. Prints one JSON object, a record for
+each argument.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ def difference(before: np.ndarray, after: np.ndarray, clusters: list[str]) -> di
     return figure(delta.mean(), low, high, len(delta))
 
 
-def concept_cells(concept: str, n: int) -> list[tuple[str, str, str]]:
-    """Held-out ways to ask for the concept, n of them."""
+def concept_cells(concept: str, gone: frozenset[str], n: int) -> list[tuple[str, str, str]]:
+    """Held-out ways to ask for the concept and for nothing else that is `gone`, n of them."""
     if concept in STYLES:
         fillers = set(prompts.wording("style")["things"])
         things = [o.name for o in world.OBJECTS if o.name not in fillers]
@@ -105,6 +106,7 @@ def concept_cells(concept: str, n: int) -> list[tuple[str, str, str]]:
             for style in world.STYLES
             for way in world.templates(style, held_out=True)
         ]
+    grid = [cell for cell in grid if not {*cell[1:]} & gone - {concept}]
     return [grid[i % len(grid)] for i in range(n)]
 
 
@@ -131,16 +133,16 @@ def random_like(edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
 
 
 @cache
-def asked_for(concept: str, n: int) -> Asked:
-    return Asked(concept_cells(concept, n), FIRST_SEED)
+def asked_for(concept: str, gone: frozenset[str], n: int) -> Asked:
+    return Asked(concept_cells(concept, gone, n), FIRST_SEED)
 
 
 def measure(
-    base: Base, concept: str, others: Asked, edits: tuple[Edit, ...], key: tuple[Edit, ...], n: int
-) -> dict[str, dict[str, float]]:
+    base: Base, concept: str, asked: Asked, others: Asked, edits: tuple[Edit, ...],
+    key: tuple[Edit, ...],
+) -> dict[str, dict[str, float]]:  # fmt: skip
     """The figures of one erasure; what they are called says how they are counted."""
     kind = "style" if concept in STYLES else "object"
-    asked = asked_for(concept, n)
     before, after = asked.draw(base), asked.draw(base, edits)
     was, now = others.draw(base), others.draw(base, edits)
     result = {
@@ -203,7 +205,9 @@ def main() -> None:
     for concept, files, key in runs:
         edits = tuple(edit for file in files for edit in file.edits)
         made = [record["method"] for file in files for record in file.header.made]
-        figures = measure(base, concept, others, edits, key, args.n)
+        together = frozenset(name for file in files for name in file.header.concepts)
+        asked = asked_for(concept, together, args.n)
+        figures = measure(base, concept, asked, others, edits, key)
         found.append({"concept": concept, "methods": made, "figures": figures})
     print(json.dumps({"threads": torch.get_num_threads(), "runs": found}, indent=1))
 
