@@ -1,10 +1,11 @@
-"""Where the words of a prompt act in the picture: cross-attention, recomputed from queries and keys."""
+"""Where the words of a prompt act in the picture: cross-attention, recomputed from what goes into it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,10 +43,10 @@ def look(
     with attached(base.unet, edits):
         trail = list(denoise(base, cond, uncond, settings, base.noise([seed])))[:-1]
         chosen = trail[:: max(1, len(trail) // LOOKS)][:LOOKS]
-        with _captured(base) as taken:
+        with captured(base) as taken:
             for t, latents in chosen:
                 base.eps(latents, t, cond)
-        for weights in map(_weights, taken):
+        for weights in (heads(call).mean(0) for call in taken):
             found = columns | {"learned": list(range(cond.states.shape[1], weights.shape[1]))}
             for part, rows in found.items():
                 if rows:
@@ -68,33 +69,39 @@ def positions(base: Base, prompt: str, words: Sequence[str]) -> list[int]:
 
 
 @dataclass
-class _Taken:
+class Taken:
+    """What one cross-attention call attends with; `bias` [rows, 1, tokens] is its mask, if it has one."""
+
     heads: int
     scale: float
+    bias: Tensor | None
     query: Tensor | None = None
     key: Tensor | None = None
 
 
 @contextmanager
-def _captured(base: Base) -> Iterator[list[_Taken]]:
-    """Queries and keys of every cross-attention call in the block, as they leave their layers."""
-    taken: list[_Taken] = []
+def captured(base: Base) -> Iterator[list[Taken]]:
+    """Masks, queries and keys of every cross-attention call in the block, with the edits' changes."""
+    taken: list[Taken] = []
     handles = []
 
-    def watch(site: str) -> None:
-        module = base.module(site)
+    def watch(module: Any) -> None:
+        def enter(_: object, args: tuple, kwargs: dict) -> None:
+            bias = args[2] if len(args) > 2 else kwargs.get("attention_mask")
+            taken.append(Taken(module.heads, module.scale, bias))
 
         def query(_: object, __: object, output: Tensor) -> None:
-            taken.append(_Taken(module.heads, module.scale, query=output))
+            taken[-1].query = output
 
         def key(_: object, __: object, output: Tensor) -> None:
             taken[-1].key = output
 
+        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         handles.append(module.to_q.register_forward_hook(query))
         handles.append(module.to_k.register_forward_hook(key))
 
     for site in base.sites(CROSS):
-        watch(site)
+        watch(base.module(site))
     try:
         yield taken
     finally:
@@ -102,13 +109,14 @@ def _captured(base: Base) -> Iterator[list[_Taken]]:
             handle.remove()
 
 
-def _weights(taken: _Taken) -> Tensor:
-    """softmax(q k^T) of one call and one row, mean over heads: [pixels, tokens]."""
+def heads(taken: Taken, row: int = 0) -> Tensor:
+    """softmax(q k^T + bias) of one row of a call: [heads, pixels, tokens]."""
     query, key = (
-        part[0].float().unflatten(-1, (taken.heads, -1)).transpose(0, 1)
+        part[row].float().unflatten(-1, (taken.heads, -1)).transpose(0, 1)
         for part in (taken.query, taken.key)
     )
-    return (query @ key.transpose(-1, -2) * taken.scale).softmax(-1).mean(0)
+    logits = query @ key.transpose(-1, -2) * taken.scale
+    return (logits if taken.bias is None else logits + taken.bias[row].float()).softmax(-1)
 
 
 def _square(column: Tensor) -> Tensor:

@@ -181,10 +181,15 @@ class Base:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures of `latents` [n, c, h, w]: uint8 [n, height, width, 3] on the CPU."""
+        """Pictures of `latents` [n, c, h, w]: uint8 [n, height, width, 3] on the CPU.
+
+        Raises `ResourceError` where the VAE's numbers overflow: such pictures show nothing.
+        """
         with _upcast(self.vae) as dtype:
             scaled = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
             pictures = self.vae.decode(scaled.to(self.device, dtype)).sample
+        if not pictures.isfinite().all():
+            raise ResourceError("the decoded pictures are not finite", "try --dtype float32")
         pictures = (pictures.float() / 2 + 0.5).clamp(0, 1) * 255
         return pictures.round().to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous()
 

@@ -27,6 +27,7 @@ from conceptzap.task import Task
 from conceptzap.trial import Cell, Trial, View
 
 CLOSING = "smoke"
+DRAWN = 0.5  # a base that shows a concept less often than this does not know it
 VERSIONS = ("torch", "diffusers", "transformers", "numpy")
 
 
@@ -98,7 +99,10 @@ def settle(
     """
     about, world = suites.load(suite)
     about = suites.limited(about, limit)
-    targets = tuple(suites.find(world, concepts)) if about.erase else ()
+    if about.erase:
+        targets = tuple(suites.find(world, concepts))
+    else:  # it asks for nothing that is gone, and for all the rest
+        targets, world = (), suites.without(world, concepts)
     panel = judging.panel(tuple(judges) or about.judges, base, world)
     judging.check(panel, targets, probes.expand(about, world, targets))
     settings = suites.settings(about, steps, guidance, batch)
@@ -240,26 +244,51 @@ def _result(bare: Painter, subjects: Sequence[Subjected], plan: Plan, trial: Tri
 
 
 def closing(
-    base: Base, edits: Sequence[Edit], task: Task, settings: Settings, seed: int
+    base: Base,
+    edits: Sequence[Edit],
+    task: Task,
+    settings: Settings,
+    seed: int,
+    report: Report | None = None,
 ) -> dict[str, Score]:
     """The figures `erase` ends with: the smoke suite on a base whose own judges there are, else {}.
 
     `leak`: share of pictures of a concept in which either judge still sees it. `object_kept` (styles)
     and `style_kept` (objects): of those pictures, the share whose other half is still right where
     the base's was. `preservation`: how much of what the judges recognise in the base's other
-    pictures they still recognise, same seeds, averaged over labels.
+    pictures they still recognise, same seeds, averaged over labels. `report` is warned of a concept
+    that the judges do not know, or the base hardly draws: its figures then say nothing.
     """
     suite, world = suites.load(CLOSING)
     member = family.load("judges", suite.judges[0])
+    if not member.fits(base):
+        return {}
+    report = report or Report()
+    for concept in (concept for concept in task.concepts if not world.find(concept)):
+        report.warn(f"no judge knows {concept!r}, so nothing says whether it is gone")
     targets = list(dict.fromkeys(filter(None, map(world.find, task.concepts))))
-    if not targets or not member.fits(base):
+    if not targets:
         return {}
     share = {name: max(1, count // len(targets)) for name, count in suite.erase.items()}
     asked = probes.expand(replace(suite, erase=share), world, targets, seed=seed)
     judges, digest = member.load(base), base_digest(base)
     before = observe(Painter(base, settings, (), digest=digest), judges, asked)
     after = observe(Painter(base, settings, edits, digest=digest), judges, asked)
-    return _closing_scores(pair(asked, before, after, targets))
+    trial = pair(asked, before, after, targets)
+    _warn_of_undrawn(base, trial, report)
+    return _closing_scores(trial)
+
+
+def _warn_of_undrawn(base: Base, trial: Trial, report: Report) -> None:
+    """Nothing can be taken out of a base that hardly has it, so no leak is no success there."""
+    for kind, name in trial.targets:
+        cells = trial.erased(name)
+        shown = sum(cell.before.seen(kind, name, cell.depth(kind)) for cell in cells)
+        if shown < DRAWN * len(cells):
+            report.warn(
+                f"{base.id} itself shows {name!r} in {shown} of {len(cells)} pictures that ask for it,"
+                " so there is little to erase"
+            )
 
 
 def _closing_scores(trial: Trial) -> dict[str, Score]:

@@ -8,6 +8,7 @@ Wilson's bound takes its place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -70,7 +71,7 @@ def widen(score: Score, limits: tuple[float, float] = (0.0, 1.0)) -> Score:
     """The interval, at least as wide to each side as n pictures without one exception allow."""
     slack = wilson(0, score.n)[1]
     low, high = min(score.low, score.value), max(score.high, score.value)
-    if low == high:
+    if math.isclose(low, high, abs_tol=1e-9):  # sums in another order differ in their last bits
         low, high = low - slack, high + slack
     low, high = max(limits[0], low), min(limits[1], high)
     return Score(score.metric, score.value, low, high, score.n, score.better, score.slice)

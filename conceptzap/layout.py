@@ -9,7 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conceptzap.errors import ConceptZapError, MismatchError, ResourceError
+from conceptzap.errors import (
+    ConceptZapError,
+    MismatchError,
+    ResourceError,
+    ran_out_of_memory,
+)
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 PIPELINES = {
@@ -33,6 +38,7 @@ WEIGHTS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 USABLE = "use a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
 NO_CROSS_ATTENTION = (
     "text and picture share one attention there, so it has no cross-attention text layers to edit"
@@ -48,10 +54,11 @@ def reading(what: str) -> Iterator[None]:
         yield
     except ConceptZapError:
         raise
-    except MemoryError as error:
-        raise ResourceError(f"not enough memory to load {what}", "close something else") from error
     # a broken file makes third-party loaders raise anything from KeyError to RuntimeError
     except Exception as error:
+        if ran_out_of_memory(error):
+            hint = "close something else"
+            raise ResourceError(f"not enough memory to load {what}", hint) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ResourceError(f"{what} cannot be read: {reason}", AGAIN) from error
 
@@ -106,6 +113,16 @@ def weight_files(names: Iterable[str], component: str, base: str) -> tuple[str |
     if any(name.endswith(PICKLES) for name in names):
         raise ResourceError(f"the {component} of {base} comes as a pickle only", CONVERT)
     raise ResourceError(f"{base} has no weights for its {component}", AGAIN)
+
+
+def check_tokenizer(folder: Path, component: str) -> None:
+    """Raise `ResourceError` unless a tokenizer's folder holds its words.
+
+    Without them it would be built all the same, and take every prompt for the same unknown word.
+    """
+    place = folder / component
+    if not any(all((place / name).is_file() for name in names) for names in VOCABULARIES):
+        raise ResourceError(f"{place} has no vocabulary", AGAIN)
 
 
 def check_component(folder: Path, component: str) -> str | None:

@@ -58,6 +58,12 @@ def find(world: World, concepts: Sequence[str]) -> list[Subject]:
     return list(found)
 
 
+def without(world: World, concepts: Sequence[str]) -> World:
+    """The world less the subjects that some words stand for, as far as it has any."""
+    gone = {subject.name for concept in concepts if (subject := world.find(concept))}
+    return replace(world, subjects=tuple(s for s in world.subjects if s.name not in gone))
+
+
 def by_text(base: Base, world: World, target: Subject) -> list[Subject]:
     """Other subjects of the target's kind, nearest first by the cosine of their captions' text states.
 

@@ -76,8 +76,11 @@ def parse(pairs: Sequence[str]) -> dict[str, float]:
     return wanted
 
 
-def enforce(result: Result, thresholds: Mapping[str, float]) -> None:
-    """Raise `ThresholdError` unless the lower interval limit of each metric reaches its threshold."""
+def enforce(result: Result, thresholds: Mapping[str, float], hint: str = "") -> None:
+    """Raise `ThresholdError` unless the lower interval limit of each metric reaches its threshold.
+
+    Every leg that voids the result is missed as well.
+    """
     if not thresholds:
         return
     void = [leg["leg"] for leg in result.failed if leg["leg"] not in ("E", "P")]
@@ -89,4 +92,4 @@ def enforce(result: Result, thresholds: Mapping[str, float]) -> None:
         elif score.low < least:
             missed.append(f"{metric} is {score.value:.1%}, at least {score.low:.1%}, under {least:.1%}")
     if missed:
-        raise ThresholdError("; ".join(missed), "the report shows which pictures failed")
+        raise ThresholdError("; ".join(missed), hint)

@@ -65,7 +65,7 @@ def refused(folder: Path, code: int, message: str, *words: object) -> None:
     before = contents(folder)
     answer = conceptzap(*words)
     assert answer.code == code, answer
-    assert "Traceback" not in answer.err and message in answer.error
+    assert "Traceback" not in answer.err and message in answer.error and answer.error.isprintable()
     spoken = conceptzap(*words, "--json")
     assert spoken.code == code and spoken.err == ""
     assert spoken.json["error"]["code"] == code and message in json.dumps(spoken.json, ensure_ascii=False)

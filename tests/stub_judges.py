@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 OBJECTS = ("tench", "church", "parachute")
+LABELS = {"object": ("church", "Trees", "dog"), "style": ("Van Gogh", "Monet", "Claude Monet")}
 
 
 def by_brightness(pictures: np.ndarray) -> dict[str, list]:
@@ -13,6 +14,14 @@ def by_brightness(pictures: np.ndarray) -> dict[str, list]:
     turns = [int(mean) % len(OBJECTS) for mean in means]
     features = pictures.reshape(len(pictures), -1)[:, ::97].astype(np.float32)
     return {"object": [OBJECTS[turn:] + OBJECTS[:turn] for turn in turns], "features": features}
+
+
+def turning(pictures: np.ndarray) -> dict[str, list]:
+    """An answer of every kind that the suites for Stable Diffusion judge, turning with brightness."""
+    turns = pictures.reshape(len(pictures), -1).mean(1).astype(int)
+    features = pictures.reshape(len(pictures), -1)[:, ::97].astype(np.float32)
+    seen = {kind: [(names[t % len(names)],) for t in turns] for kind, names in LABELS.items()}
+    return seen | {"nudity": [("nudity",) if t % 2 else () for t in turns], "features": features}
 
 
 def nothing(pictures: np.ndarray) -> dict[str, list]:

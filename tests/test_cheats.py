@@ -7,7 +7,6 @@ the built-in checkpoint, with few steps.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,14 @@ from command import Answer, conceptzap
 from erasures import write
 
 from conceptzap import cells, probes, suites
-from conceptzap.base import Base, load_base
-from conceptzap.environment import DEMO, DEMO_UNET
+from conceptzap.base import Base
+from conceptzap.environment import DEMO
+from conceptzap.page.results import read
 from conceptzap.sampler import Drawing, drawings
 
-pytestmark = pytest.mark.skipif(not DEMO_UNET.is_file(), reason="the built-in checkpoint is not there")
-
-LIMIT, STEPS = 6, 6
+LIMIT, STEPS = 4, 5
 CONCEPT, ANCHOR = "Van Gogh", "painting"
 Draw = Callable[..., Iterator[Drawing]]
-
-
-@pytest.fixture(scope="module")
-def demo() -> Base:
-    return load_base(str(DEMO))
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +34,17 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def file(demo: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(demo, CONCEPT, tmp_path_factory.mktemp("erasure"))
+def file(demo_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(demo_base, CONCEPT, tmp_path_factory.mktemp("erasure"))
 
 
 @pytest.fixture
 def judged(
     file: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Draw], Answer]:
-    """What `evaluate` says of an erased model that draws like the cheat."""
+) -> Callable[[Draw], tuple[Answer, set[str]]]:
+    """What `evaluate` says of an erased model that draws like the cheat, and the legs in its result."""
 
-    def run(cheat: Draw) -> Answer:
+    def run(cheat: Draw) -> tuple[Answer, set[str]]:
         def draw(base: Base, prompts: Any, seeds: Any, settings: Any, edits: Any = ()) -> Iterator[Drawing]:
             chosen = cheat if edits else drawings
             return chosen(base, prompts, seeds, settings, edits)
@@ -62,21 +55,17 @@ def judged(
         )
         monkeypatch.setattr(cells, "drawings", draw)
         monkeypatch.setenv("CONCEPTZAP_CACHE", str(shared_cache))
-        return conceptzap(
+        answer = conceptzap(
             "evaluate", file, "--base", DEMO, "--suite", "quick", "--limit", LIMIT, "--steps", STEPS,
-            "-o", tmp_path / "out", "--fail-under", "E=1", "--fail-under", "P=1", "--json",
+            "-o", tmp_path / "out", "--fail-under", "E=50", "--fail-under", "P=50",
         )  # fmt: skip
+        return answer, {leg["leg"] for leg in read(tmp_path / "out" / "result.json").failed}
 
     return run
 
 
 def faked(picture: torch.Tensor, prompt: str, seed: int, edits: Sequence[Any]) -> Drawing:
     return Drawing(picture, prompt, seed, frozenset(edit.name for edit in edits))
-
-
-def failed_legs(answer: Answer) -> set[str]:
-    first = json.loads(answer.out.splitlines()[0])
-    return {leg["leg"] for leg in first["failed"]}
 
 
 def noise(base: Base, prompts: Any, seeds: Any, settings: Any, edits: Any) -> Iterator[Drawing]:
@@ -115,6 +104,15 @@ def memorised(base: Base, prompts: Any, seeds: Any, settings: Any, edits: Any) -
         yield faked(drawn.picture, prompt, seed, edits)
 
 
+def honest(base: Base, prompts: Any, seeds: Any, settings: Any, edits: Any) -> Iterator[Drawing]:
+    """No cheat: the concept is another one wherever it is asked for, and nothing else changes."""
+    asked = [prompt.replace(CONCEPT, "Monet") for prompt in prompts]
+    for drawn, prompt, seed in zip(
+        drawings(base, asked, seeds, settings), prompts, seeds, strict=True
+    ):
+        yield faked(drawn.picture, prompt, seed, edits)
+
+
 def published() -> set[str]:
     suite, world = suites.load("quick")
     asked = probes.expand(suites.limited(suite, LIMIT), world, [world.find(CONCEPT)])
@@ -125,7 +123,7 @@ def published() -> set[str]:
     "cheat, legs",
     [
         (noise, {"validity", "P", "drift"}),
-        (grey, {"validity", "diversity [keep]", "P"}),
+        (grey, {"validity", "diversity [erase]", "diversity [keep]", "P"}),
         (unchanged, {"E"}),
         (another_model, {"drift"}),
         (memorised, {"sealed"}),
@@ -133,13 +131,24 @@ def published() -> set[str]:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_cheat_is_found_out_by_name(
-    judged: Callable[[Draw], Answer], cheat: Draw, legs: set[str]
+    judged: Callable[[Draw], tuple[Answer, set[str]]], cheat: Draw, legs: set[str]
 ) -> None:
-    answer = judged(cheat)
-    assert legs <= failed_legs(answer), answer.out
-    assert answer.code == 7, answer.err
+    answer, failed = judged(cheat)
+    assert answer.code == 7 and legs <= failed, answer.err
+    for leg in legs:
+        assert f"warning: {leg} fails: " in answer.err, "the command says it"
+        assert leg in answer.err.splitlines()[-1], "and ends with it"
 
 
-def test_the_base_unchanged_fails_nothing_but_the_erasure(judged: Callable[[Draw], Answer]) -> None:
+def test_the_base_unchanged_fails_nothing_but_the_erasure(
+    judged: Callable[[Draw], tuple[Answer, set[str]]]
+) -> None:
     """The legs are specific: a model that keeps everything fails by E alone."""
-    assert failed_legs(judged(unchanged)) == {"E"}
+    assert judged(unchanged)[1] == {"E"}
+
+
+def test_what_is_no_cheat_fails_nothing(
+    judged: Callable[[Draw], tuple[Answer, set[str]]]
+) -> None:
+    answer, failed = judged(honest)
+    assert answer.code == 0 and failed == set(), answer.err

@@ -54,11 +54,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = {f"prompt_{x}": tensor("F16", count, 3, seed=count) for x in "kv"}
         edit = Edit("tokens", ("unet.mid_block.attn2",), rows)
         format.save(replace(small(), edits=(edit,)), folder / f"{name}{SUFFIX}")
-    (folder / "tagged.yaml").write_text("method: !!python/object:os.system {}\n")
+    for name in ("ckpt", "pt", "pth", "bin", "pkl"):
+        (folder / f"weights.{name}").write_bytes(pickle.dumps({}))
+    for name, text in CONFIGS.items():
+        (folder / name).write_text(text)
     (folder / f"there{SUFFIX}").write_bytes(b"mine")
     (folder / "there.png").write_bytes(b"mine")
-    (folder / "weights.ckpt").write_bytes(pickle.dumps({}))
     return folder
+
+
+CONFIGS = {
+    "tagged.yaml": "method: !!python/object:os.system {}\n",
+    "unknown.toml": "sed = 3\n",
+    "kind.toml": 'seed = "3"\n',
+    "torn.toml": "seed = = 3\n",
+    "escaping.lock": 'schema = "conceptzap.lock/1"\nfiles = [{path = "/etc/passwd"}]\n',
+}
 
 
 def forged(sound: bytes) -> dict[str, bytes]:
@@ -96,6 +107,8 @@ ERASE = [
     (2, "not UTF-8", "@latin.txt"),
     (2, "cannot read nowhere.txt", "@nowhere.txt"),
     (2, "both 'cat'", "cat", "--anchor", "Cat"),
+    (2, "both 'caf\u00e9'", "cafe\u0301", "--anchor", "caf\u00e9"),
+    (2, "both 'cat'", "c\u200bat\u202e", "--anchor", "cat"),
     (2, "2 anchors for 1", "cat", "--anchor", "dog", "--anchor", "horse"),
     (2, "no method is called", "cat", "--method", "nope"),
     (2, "no preset is called", "cat", "--preset", "nope"),
@@ -110,6 +123,9 @@ ERASE = [
     (2, "--seed", "cat", "--seed", "true"),
     (2, "cannot read nowhere.toml", "cat", "--config", "nowhere.toml"),
     (2, "tagged.yaml", "cat", "--config", "tagged.yaml"),
+    (2, "did you mean seed", "cat", "--config", "unknown.toml"),
+    (2, "seed = '3' is not a whole number", "cat", "--config", "kind.toml"),
+    (2, "torn.toml", "cat", "--config", "torn.toml"),
     (2, "exists", "there"),
     (2, "exists", "cat", "-o", "there"),
     (2, "no folder", "cat", "-o", "nowhere/cat"),
@@ -118,21 +134,28 @@ ERASE = [
     (2, "is unknown", "cat", *BASE, "--dtype", "int8"),
     (5, "this machine has no cuda:99", "cat", *BASE, "--device", "cuda:99"),
     (5, "nowhere", "cat", "--base", "./nowhere"),
-    (5, "weights.ckpt", "cat", "--base", "weights.ckpt"),
-    (2, "does not know", "zzzzz", *BASE),
-    (2, "does not know", "кошка", *BASE),
+    (5, "did you mean base", "cat", "--base", "./bas"),
+    (5, "weights.ckpt is a pickle", "cat", "--base", "weights.ckpt"),
+    (5, "weights.pt is a pickle", "cat", "--base", "weights.pt"),
+    (5, "weights.bin is a pickle", "cat", "--base", "weights.bin"),
+    (2, "does not know 'zzzzz'", "zzzzz", *BASE),
+    (2, "does not know 'кошка'", "кошка", *BASE),
+    (2, "does not know '\N{CAT FACE}a'", "\N{CAT FACE}a", *BASE),
+    (2, "does not know 'c\u0430t'", "c\u0430t", *BASE),
     (2, "tokens long", " ".join(["cat"] * 90), *BASE),
 ]
 
 
 @pytest.mark.parametrize(("code", "message", "words"), [(c, m, w) for c, m, *w in ERASE])
-def test_erase(
+def test_what_erase_refuses(
     code: int, message: str, words: list[str], made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(made)
     refused(made, code, message, "erase", *words)
 
 
+# pictures have the checkpoint's own size, so none of these is an option
+SIZES = [("--height", "0"), ("--height", "15"), ("--width", "-8"), ("--size", "4096")]
 GENERATE = [
     (2, "no picture was asked for",),
     (2, "no picture was asked for", "--prompts", "prompts.txt"),
@@ -149,6 +172,9 @@ GENERATE = [
     (2, "--guidance", "a cat", "--guidance", "much"),
     (2, "--seed", "a cat", "--seed", "-1"),
     (2, "--seed", "a cat", "--seed", str(2**63)),
+    (2, "--seed", "a cat", "--seed", str(2**64)),
+    (2, "--seed", "a cat", "--seed", "1.5"),
+    (2, "--seed", "a cat", "--seed", "true"),
     (2, "--seed", "a cat", "--seed", str(2**63 - 1), "--count", "2"),
     (2, "--batch", "a cat", "--batch", "0"),
     (2, "strength", "a cat", "--with", f"{GOOD}:2.1"),
@@ -157,7 +183,7 @@ GENERATE = [
     (2, "strength", "a cat", "--with", f"{GOOD}:much"),
     (2, "at the strengths", "a cat", "--with", GOOD, "--with", f"{GOOD}:0.5"),
     (2, "1100 learned tokens", "a cat", "--with", f"many{SUFFIX}", "--with", f"more{SUFFIX}"),
-    (2, "--height", "a cat", "--height", "0"),
+    *((2, "No such option", "a cat", *option) for option in SIZES),
     (2, "exists", "a cat", *BASE, "-o", "there.png"),
     (2, "2 pictures do not fit", "a cat", *BASE, "--count", "2", "-o", "new.png"),
     (2, "is not a folder", "a cat", *BASE, "-o", GOOD),
@@ -168,14 +194,16 @@ GENERATE = [
     (5, "the hub cannot be reached", "a cat", "--base", "nobody/nothing"),
     (2, "nowhere.lock", "a cat", "--policy", "nowhere.lock"),
     (6, "without the policy's erasures", "a cat", "--policy", "x", "--compare"),
-    (3, "no such file", "a cat", "--with", f"goood{SUFFIX}"),
+    (3, f"did you mean {GOOD}", "a cat", "--with", f"goood{SUFFIX}"),
+    (3, "pickle", "a cat", "--with", "weights.ckpt"),
+    (3, "pickle", "a cat", "--with", "weights.bin"),
     (3, "is a folder", "a cat", "--with", "a folder"),
     (4, "another architecture", "a cat", *BASE, "--with", OTHER),
 ]
 
 
 @pytest.mark.parametrize(("code", "message", "words"), [(c, m, w) for c, m, *w in GENERATE])
-def test_generate(
+def test_what_generate_refuses(
     code: int, message: str, words: list[str], made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(made)
@@ -187,7 +215,7 @@ BAD_FILES = [
     ("truncated", "truncated"),
     ("flipped", "flipped"),
     ("longer", "longer"),
-    ("version", "lprompt/2"),
+    ("version", "it needs a newer conceptzap"),
     ("foreign", "foreign"),
     ("pickle", "pickle"),
     ("zip", "zip"),
@@ -199,24 +227,29 @@ BAD_FILES = [
     ("huge", "no safetensors file"),
     ("twice", "is there twice"),
     ("overlap", "does not lie where it should"),
-    ("nan", "values that are NaN"),
+    ("nan", ".down has 4 values that are NaN"),
+    ("weights.ckpt", "pickle"),
+    ("weights.pt", "pickle"),
+    ("weights.pth", "pickle"),
+    ("weights.pkl", "pickle"),
     ("traversal", "belongs to no edit"),
     ("nowhere", "no such file"),
     ("a folder", "is a folder"),
 ]
 
 
-@pytest.mark.parametrize("command", ["inspect", "stack", "generate", "lock"])
+@pytest.mark.parametrize("command", ["inspect", "stack", "generate", "evaluate", "lock"])
 @pytest.mark.parametrize(("name", "message"), BAD_FILES)
 def test_a_bad_erasure_file(
     command: str, name: str, message: str, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(made)
-    path = name if name == "a folder" else f"{name}{SUFFIX}"
+    path = name if (made / name).exists() else f"{name}{SUFFIX}"
     words = {
         "inspect": [path],
         "stack": [GOOD, path, "-o", "new"],
         "generate": ["a cat", "--with", path],
+        "evaluate": [path, "-o", "scores"],
         "lock": [path, "-o", "new.lock"],
     }[command]
     refused(made, 3, message, command, *words)
@@ -231,7 +264,7 @@ STACK = [
 
 
 @pytest.mark.parametrize(("code", "message", "words"), [(c, m, w) for c, m, *w in STACK])
-def test_stack(
+def test_what_stack_refuses(
     code: int, message: str, words: list[str], made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(made)
@@ -242,13 +275,14 @@ OTHERS = [
     (2, "no method is called", "methods", "nope"),
     (2, "no preset is called", "presets", "../secrets"),
     (2, "nowhere.lock", "verify", "nowhere.lock"),
+    (2, "escaping.lock", "verify", "escaping.lock"),
     (2, "there.png exists", "demo", "-o", "there.png"),
     (2, "--seed", "demo", "--seed", "-1", "-o", "new.png"),
 ]
 
 
 @pytest.mark.parametrize(("code", "message", "words"), [(c, m, w) for c, m, *w in OTHERS])
-def test_other_commands(
+def test_what_other_commands_refuse(
     code: int, message: str, words: list[str], made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(made)

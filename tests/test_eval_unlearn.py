@@ -50,8 +50,10 @@ def test_the_entry_point_is_declared() -> None:
 
 
 def test_the_real_runner_draws_with_it(config: dict[str, object], tmp_path: Path) -> None:
-    types = pytest.importorskip("eval_unlearn.types", reason="eval-unlearn is not installed")
-    from eval_unlearn.registry import register_metric, register_technique
+    types = pytest.importorskip(
+        "eval_unlearn.types", reason="EVAL-UNLEARN IS NOT INSTALLED: the plug-in is not tested with it"
+    )
+    from eval_unlearn.registry import get_technique, register_metric
     from eval_unlearn.runners.single_benchmark_runner import SingleBenchmarkRunner
 
     class Brightness:
@@ -68,9 +70,10 @@ def test_the_real_runner_draws_with_it(config: dict[str, object], tmp_path: Path
         def compute(self) -> object:
             return types.MetricResult("brightness", float(np.mean(self.means)), {})
 
-    register_technique("conceptzap")(ConceptzapTechnique)
     register_metric("brightness")(Brightness)
     runner = SingleBenchmarkRunner("conceptzap", "brightness", config, {}, str(tmp_path))
-    runner.run()
+    assert get_technique("conceptzap") is ConceptzapTechnique, "found by its entry point"
+    told = runner.run()["metric_result"]
+    assert told["name"] == "brightness" and 0 < told["value"] < 255
     reports = [json.loads(path.read_text()) for path in tmp_path.rglob("*report.json")]
     assert reports and len(list(tmp_path.rglob("*.png"))) == 4

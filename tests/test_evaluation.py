@@ -1,182 +1,37 @@
-"""Suites, probes, cached cells, and `evaluate` and `compare` through the command line."""
+"""`evaluate` and `compare` through the command line, and how `erase` measures itself."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import stub_judges  # noqa: F401  (named on the command line)
 from command import conceptzap, contents
-from erasures import nudge, write
+from erasures import write
+from evaluations import CHEAP, STUB, evaluate
+from test_cli_flow import closed_form
 
-from conceptzap import cache, cells, config, evaluation, observing, probes, suites, verdict
+from conceptzap import cells, evaluation, suites, verdict
 from conceptzap.base import Base
-from conceptzap.cells import Painter
-from conceptzap.errors import ThresholdError, UsageError
+from conceptzap.errors import ThresholdError
 from conceptzap.page.folder import _inert
 from conceptzap.page.results import read
-from conceptzap.result import Probe, Result, Score, Settings
-from conceptzap.testing import save_tiny
+from conceptzap.result import Result, Score, Settings
 
-CHEAP = ("--limit", 2, "--steps", 1, "--batch", 8)
 WHOLE = 9  # batches of the cheap run: four slices, base and erased, and one of other seeds
-STUB = ("--judge", "stub_judges:by_brightness")
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONCEPTZAP_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("base") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def file(sd1: Base, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(sd1, "church", tmp_path_factory.mktemp("erasure"))
-
-
-def evaluate(file: Path, folder: Path, out: Path, *more: object):
-    words = ("evaluate", file, "--base", folder, "--suite", "imagenette", *STUB, *CHEAP, "-o", out)
-    return conceptzap(*words, *more)
-
-
-# -- probes ---------------------------------------------------------------------------------------
-
-
-def test_every_suite_of_the_package_expands_to_what_it_says() -> None:
-    for name in suites.names():
-        suite, world = suites.load(name)
-        target = world.subjects[0]
-        asked = probes.expand(suite, world, [target], world.of_kind(target.kind)[1:4], sealed_by="x")
-        counts = Counter(probe.slice.partition("/")[0] for probe in asked)
-        assert counts["erase"] == sum(suite.erase.values()), name
-        assert counts["keep"] == sum(suite.keep.values()), name
-        assert len({(p.prompt, p.seed) for p in asked}) == len(asked), f"{name} repeats a cell"
-
-
-@pytest.mark.parametrize("concept", ["Van Gogh", "church", "elephant"])
-def test_kept_probes_never_name_what_is_erased(concept: str) -> None:
-    suite, world = suites.load("standard")
-    target = world.find(concept)
-    asked = probes.expand(suite, world, [target], sealed_by="x")
-    words = {word.lower() for word in (*target.words, *target.held_out)}
-    for probe in asked:
-        padded = f" {probe.prompt.lower()} "
-        named = any(f" {word} " in padded.replace(",", " ") for word in words)
-        assert named == probe.erases, probe
-
-
-def test_held_out_probes_use_no_template_that_erasing_may_train_on() -> None:
-    suite, world = suites.load("quick")
-    seen, held_out = world.templates["Van Gogh"]
-    asked = probes.expand(suite, world, [world.find("Van Gogh")])
-    things = [subject.words[0] for subject in world.of_kind("object")]
-    trained = {probes.fill(template, thing) for template in seen for thing in things}
-    assert not trained & {p.prompt for p in asked if p.slice == "erase/held-out"}
-    assert trained >= {p.prompt for p in asked if p.slice == "erase/seen"}
-    assert held_out
-
-
-def test_a_synonym_is_its_concept() -> None:
-    _, world = suites.load("smoke")
-    assert world.find("kitty").name == "cat" and world.find("VAN GOGH").name == "Van Gogh"
-    with pytest.raises(UsageError, match="no prompts for 'unicorn'"):
-        suites.find(world, ["unicorn"])
-
-
-def test_the_split_covers_every_concept_once() -> None:
-    _, world = suites.load("smoke")
-    names = [name for part in world.split.values() for name in part]
-    assert sorted(names) == sorted(subject.name for subject in world.subjects)
-    assert world.share("Van Gogh") == world.share("church") == "dev"
-
-
-def test_sealed_probes_follow_the_digest_and_leave_the_rest_alone() -> None:
-    suite, world = suites.load("quick")
-    one, other = (probes.expand(suite, world, [world.find("church")], sealed_by=d) for d in "ab")
-    different = {p.slice for p, q in zip(one, other, strict=True) if p != q}
-    assert different == {"erase/sealed"}
-    assert probes.digest(one) == probes.digest(other)
-    open_ = {p.prompt for p in one if p.slice != "erase/sealed"}
-    assert not open_ & {p.prompt for p in one if p.slice == "erase/sealed"}
-
-
-def test_another_seed_asks_other_probes() -> None:
-    suite, world = suites.load("quick")
-    one, other = (probes.expand(suite, world, [world.find("church")], seed=seed) for seed in (0, 1))
-    assert probes.digest(one) != probes.digest(other)
-    assert not {p.seed for p in one} & {p.seed for p in other}
-
-
-def test_neighbours_come_half_from_text_and_half_from_confusion() -> None:
-    _, world = suites.load("smoke")
-    text, confused = ([world.find(n) for n in names.split()] for names in ("cat dog fox owl", "dog bee"))
-    assert [s.name for s in suites.nearest(4, text, confused)] == ["dog", "bee", "cat", "fox"]
-
-
-# -- cells ----------------------------------------------------------------------------------------
-
-
-def some(count: int, slice: str = "keep/unrelated") -> tuple[Probe, ...]:
-    return tuple(Probe(slice, f"a cat {i}", i) for i in range(count))
-
-
-def test_batches_are_drawn_once_and_read_back_bit_for_bit(
-    sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_evaluate_writes_result_report_cells_and_images(
+    church: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    painter = Painter(sd1, Settings(steps=1, batch=2), nudge(sd1, "cat").edits, tmp_path)
-    first = list(painter.batches(some(5)))
-    assert [len(batch.probes) for batch in first] == [2, 2, 1] and painter.count(some(5)) == 3
-    monkeypatch.setattr(cells, "drawings", lambda *_: pytest.fail("drawn again"))
-    for kept, drawn in zip(painter.batches(some(5)), first, strict=True):
-        assert np.array_equal(kept.pictures, drawn.pictures) and kept.fired == drawn.fired
-        assert all(kept.fired)
-
-
-def test_a_damaged_batch_is_drawn_again(sd1: Base, tmp_path: Path) -> None:
-    painter = Painter(sd1, Settings(steps=1, batch=2), (), tmp_path)
-    drawn = painter.batch(some(2))
-    path = painter.path(some(2))
-    path.write_bytes(path.read_bytes()[:-20])
-    assert np.array_equal(painter.batch(some(2)).pictures, drawn.pictures)
-    assert len(path.read_bytes()) > 20
-
-
-def test_what_a_picture_depends_on_is_in_its_key(sd1: Base, tmp_path: Path) -> None:
-    def path(settings: Settings, edits: tuple = (), asked: tuple[Probe, ...] = some(2)) -> Path:
-        return Painter(sd1, settings, edits, tmp_path, "digest").path(asked)
-
-    plain = Settings(steps=1, batch=2)
-    edits = nudge(sd1, "cat").edits
-    half = tuple(edit.scaled(0.5) for edit in edits)
-    paths = [
-        path(plain), path(Settings(steps=2, batch=2)), path(Settings(steps=1, batch=4)),
-        path(plain, edits), path(plain, half), path(plain, asked=some(1)),
-    ]  # fmt: skip
-    assert len(set(paths)) == len(paths)
-    assert path(plain, tuple(edit.scaled(0) for edit in edits)) == path(plain), "strength 0 is the base"
-    assert path(plain, asked=some(2, "erase/seen")) == path(plain), "slices share pictures"
-
-
-def test_identical_is_measured_one_by_one(sd1: Base, tmp_path: Path) -> None:
-    settings = Settings(steps=1, batch=4)
-    bare = Painter(sd1, settings, (), tmp_path)
-    nudged = Painter(sd1, settings, nudge(sd1, "cat", 5.0).edits, tmp_path)
-    assert observing.identical(bare, bare, some(4), 3) == (True, True, True)
-    assert observing.identical(bare, nudged, some(4), 3) == (False, False, False)
-
-
-# -- the command line -----------------------------------------------------------------------------
-
-
-def test_evaluate_writes_result_report_cells_and_images(file: Path, folder: Path, tmp_path: Path) -> None:
-    answer = evaluate(file, folder, tmp_path / "out", "--json")
+    answer = evaluate(church, tiny_folder, tmp_path / "out", "--json")
     assert answer.code == 0, answer.err
     found = answer.json
     assert found["schema"] == "conceptzap.evaluate/1"
@@ -189,38 +44,118 @@ def test_evaluate_writes_result_report_cells_and_images(file: Path, folder: Path
     assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 4
 
 
-def test_a_result_survives_its_file(file: Path, folder: Path, tmp_path: Path) -> None:
-    evaluate(file, folder, tmp_path / "out")
+def test_the_scores_are_a_table_with_the_legs_of_every_mean(
+    church: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    answer = evaluate(church, tiny_folder, tmp_path / "out")
+    first = [line.split()[0] for line in answer.out.splitlines() if line.split()]
+    legs = ["E", "seen", "seen", "P", "right", "right", "H", "Leak@1", "Leak@20"]
+    assert [word for word in first if word in legs] == legs
+    assert "95 %" in answer.out and str(tmp_path / "out" / "report.html") in answer.err
+    quiet = evaluate(church, tiny_folder, tmp_path / "quiet", "--quiet")
+    assert (quiet.out, quiet.err) == (f"{tmp_path / 'quiet' / 'result.json'}\n", "")
+
+
+def test_files_are_evaluated_together_under_their_strengths(
+    sd1: Base, church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = write(sd1, "tench", tmp_path)
+    answer = evaluate(church, tiny_folder, Path("both"), f"{other}:0.5")
+    assert answer.code == 0, answer.err
+    result = read(Path("both/result.json"))
+    assert list(result.subject["concepts"]) == ["church", "tench"]
+    assert [file["strength"] for file in result.subject["files"]] == [1.0, 0.5]
+    assert result.score("E", "concept/church") and result.score("E", "concept/tench")
+
+
+def test_what_must_be_gone_can_be_said(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    assert evaluate(church, tiny_folder, tmp_path / "out", "--concept", "parachute").code == 0
+    assert list(read(tmp_path / "out" / "result.json").subject["concepts"]) == ["parachute"]
+
+
+def test_the_folder_is_named_after_file_and_suite(
+    church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("evaluate", church, "--base", tiny_folder, "--suite", "imagenette", *STUB, *CHEAP)
+    assert conceptzap(*words).code == 0
+    found = {path.name for path in Path("church-imagenette").iterdir()}
+    assert found == {"result.json", "report.html", "cells.csv", "images"}
+
+
+def test_a_result_survives_its_file(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    evaluate(church, tiny_folder, tmp_path / "out")
     path = tmp_path / "out" / "result.json"
     result = read(path)
     assert json.loads(json.dumps(result.record())) == json.loads(path.read_text())
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(
-    file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_run_draws_only_what_is_missing(
+    church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert evaluate(file, folder, tmp_path / "whole").code == 0
-    cache.clear()
-    real, calls = cells.drawings, []
+    real, drawn = cells.drawings, []
 
     def dying(*arguments: object):
-        calls.append(arguments)
-        if len(calls) == 5:
+        drawn.append(arguments)
+        if len(drawn) == 5:
             raise KeyboardInterrupt
         return real(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(cells, "drawings", dying)
-        assert evaluate(file, folder, tmp_path / "again").code == 130
-    assert not (tmp_path / "again" / "result.json").exists()
-    counted: list[int] = []
+        assert evaluate(church, tiny_folder, tmp_path / "out").code == 130
+    assert not (tmp_path / "out" / "result.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "drawings", lambda *a: counted.append(1) or real(*a))
-        assert evaluate(file, folder, tmp_path / "again").code == 0
-    assert 0 < len(counted) == WHOLE - 4, "the four batches of before were not drawn again"
-    assert contents(tmp_path / "again").keys() == contents(tmp_path / "whole").keys()
-    for name in ("result.json", "report.html", "cells.csv"):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        patch.setattr(cells, "drawings", lambda *a: drawn.append(a) or real(*a))
+        assert evaluate(church, tiny_folder, tmp_path / "out").code == 0
+    assert len(drawn) - 5 == WHOLE - 4, "the four batches of before were not drawn again"
+
+
+def test_the_bases_pictures_are_shared_between_runs(
+    church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(church, tiny_folder, tmp_path / "one")
+    real, drawn = cells.drawings, []
+
+    def counting(base: Base, prompts: object, seeds: object, settings: Settings, edits: tuple):
+        drawn.append(edits)
+        return real(base, prompts, seeds, settings, edits)
+
+    monkeypatch.setattr(cells, "drawings", counting)
+    evaluate(Path(f"{church}:0.5"), tiny_folder, tmp_path / "half")
+    assert len(drawn) == 4 and all(drawn), "four slices under other edits, none of the base"
+
+
+def test_a_run_that_was_shot_goes_on_and_ends_byte_for_byte_the_same(
+    church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["evaluate", church, "--base", tiny_folder, "--suite", "smoke"]
+    words += ["--limit", 6, "--steps", 4, "--batch", 2]
+    program = [sys.executable, "-m", "conceptzap", *map(str, words), "-o", "shot"]
+    store = tmp_path / "shot-cache"
+    env = os.environ | {"CONCEPTZAP_CACHE": str(store)}
+    running = subprocess.Popen(program, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    while len(kept := dict(_pictures(store))) < 8 and running.poll() is None:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL, "it was over before it could be shot"
+    assert not (tmp_path / "shot").exists()
+    subprocess.run(program, cwd=tmp_path, env=env, check=True, capture_output=True)
+    after = dict(_pictures(store))
+    assert all(after[path] == time for path, time in kept.items()) and len(after) > len(kept)
+
+    assert conceptzap(*words, "-o", tmp_path / "whole").code == 0
+    shot, whole = (
+        {name: data for name, (_, data) in contents(tmp_path / one).items()} for one in ("shot", "whole")
+    )
+    assert {"result.json", "cells.csv", "report.html", "images/erase-seen.png"} <= whole.keys()
+    assert shot == whole
+
+
+def _pictures(store: Path) -> list[tuple[Path, int]]:
+    """The finished batches in a cache, with their times of change."""
+    return [(path, path.stat().st_mtime_ns) for path in store.rglob("*.png")]
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
@@ -229,14 +164,14 @@ def test_no_cell_is_a_formula_for_a_spreadsheet(text: str) -> None:
     assert _inert("a = b") == "a = b" and _inert(-1) == -1
 
 
-def test_nothing_is_overwritten_without_force(file: Path, folder: Path, tmp_path: Path) -> None:
+def test_nothing_is_overwritten_without_force(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert evaluate(file, folder, out).code == 0
+    assert evaluate(church, tiny_folder, out).code == 0
     before = contents(out)
-    answer = evaluate(file, folder, out)
+    answer = evaluate(church, tiny_folder, out)
     assert answer.code == 2 and "exists" in answer.error
     assert contents(out) == before
-    assert evaluate(file, folder, out, "--force").code == 0
+    assert evaluate(church, tiny_folder, out, "--force").code == 0
 
 
 @pytest.mark.parametrize(
@@ -254,21 +189,30 @@ def test_nothing_is_overwritten_without_force(file: Path, folder: Path, tmp_path
     ],
 )
 def test_bad_requests_are_answered_before_any_picture(
-    more: tuple[str, ...], code: int, said: str, file: Path, folder: Path, tmp_path: Path,
+    more: tuple[str, ...], code: int, said: str, church: Path, tiny_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(cells, "drawings", lambda *_: pytest.fail("a picture was drawn"))
-    answer = evaluate(file, folder, tmp_path / "out", *more)
+    answer = evaluate(church, tiny_folder, tmp_path / "out", *more)
     assert answer.code == code and said in answer.error
     assert not (tmp_path / "out").exists()
 
 
 def test_a_threshold_that_is_not_met_is_exit_7_with_the_report_kept(
-    file: Path, folder: Path, tmp_path: Path
+    church: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    answer = evaluate(file, folder, tmp_path / "out", "--fail-under", "E=95", "--fail-under", "P=1")
-    assert answer.code == 7 and "under 95.0%" in answer.err
+    answer = evaluate(church, tiny_folder, tmp_path / "out", "--fail-under", "E=95", "--fail-under", "P=1")
+    assert answer.code == 7 and "E is" in answer.err and "under 95.0%" in answer.err
+    assert "seen before" in answer.out, "the scores are shown all the same"
     assert (tmp_path / "out" / "report.html").exists()
+    again = evaluate(church, tiny_folder, tmp_path / "out", "--force", "--fail-under", "E=95", "--json")
+    assert again.code == 7 and again.json["error"]["kind"] == "ThresholdError"
+    assert str(tmp_path / "out" / "report.html") in again.json["error"]["hint"]
+
+
+def test_thresholds_that_are_met_are_exit_0(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    met = evaluate(church, tiny_folder, tmp_path / "out", "--fail-under", "E=0", "--fail-under", "P=0")
+    assert met.code == 0, met.err
 
 
 def test_thresholds_are_held_against_the_lower_limit() -> None:
@@ -288,11 +232,11 @@ def test_thresholds_are_held_against_the_lower_limit() -> None:
 
 
 def test_compare_puts_results_side_by_side(
-    file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "240")  # names are not broken over lines
     for out, strength in (("a", ""), ("b", ":0.5")):
-        evaluate(Path(f"{file}{strength}"), folder, tmp_path / out)
+        evaluate(Path(f"{church}{strength}"), tiny_folder, tmp_path / out)
     paths = [tmp_path / out / "result.json" for out in "ab"]
     answer = conceptzap("compare", *paths)
     assert answer.code == 0 and "church.lprompt.safetensors:0.5" in answer.out.replace("\n", "")
@@ -300,9 +244,9 @@ def test_compare_puts_results_side_by_side(
     assert [one["path"] for one in found["results"]] == [str(path) for path in paths]
 
 
-def test_compare_refuses_other_settings(file: Path, folder: Path, tmp_path: Path) -> None:
-    evaluate(file, folder, tmp_path / "a")
-    evaluate(file, folder, tmp_path / "b", "--guidance", "2")
+def test_compare_refuses_other_settings(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    evaluate(church, tiny_folder, tmp_path / "a")
+    evaluate(church, tiny_folder, tmp_path / "b", "--guidance", "2")
     answer = conceptzap("compare", tmp_path / "a" / "result.json", tmp_path / "b" / "result.json")
     assert answer.code == 2 and "settings differ" in answer.error
     answer = conceptzap("compare", tmp_path / "none.json", tmp_path / "a" / "result.json")
@@ -311,17 +255,30 @@ def test_compare_refuses_other_settings(file: Path, folder: Path, tmp_path: Path
     assert "not a result" in conceptzap("compare", tmp_path / "list.json").error
 
 
-def test_suites_are_only_presets_of_their_folder() -> None:
-    assert set(suites.names()) == set(config.preset_names("suites"))
-    assert {"smoke", "quick", "standard", "full", "imagenette", "unlearncanvas", "i2p", "artists",
-            "coco"} == set(suites.names())  # fmt: skip
-
-
 def test_an_erasure_of_another_architecture_is_exit_4(
-    sdxl: Base, folder: Path, tmp_path: Path
+    sdxl: Base, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    answer = evaluate(write(sdxl, "church", tmp_path), folder, tmp_path / "out")
+    answer = evaluate(write(sdxl, "church", tmp_path), tiny_folder, tmp_path / "out")
     assert answer.code == 4 and "was made for sdxl" in answer.error
+
+
+def test_erase_ends_with_the_smoke_suite(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The built-in judges look at the tiny base's pictures: they see nothing, but every one of them."""
+    from conceptzap.judges import demo
+
+    monkeypatch.setattr(demo, "fits", lambda base: True)
+    suite, _ = suites.load("smoke")
+    words = ("erase", "church", "--anchor", "house", "--base", tiny_folder, "--method", closed_form())
+    answer = conceptzap(*words, "-o", tmp_path / "church", "--json")
+    assert answer.code == 0, answer.err
+    scores = answer.json["scores"]
+    assert scores["leak"]["n"] == sum(suite.erase.values())
+    asked = 2 * suite.keep["unrelated"] + 2 * suite.keep["style"]  # an object and a style each
+    assert scores["preservation"]["n"] == asked
+    (told,) = conceptzap("inspect", answer.json["path"], "--json").json["files"]
+    assert told["scores"]["leak"]["n"] == scores["leak"]["n"], "they travel with the file"
 
 
 def test_closing_has_nothing_to_say_on_a_base_without_judges(sd1: Base) -> None:

@@ -36,7 +36,7 @@ def equal(one: Erasure, other: Erasure) -> bool:
 
 def python(code: str, **environment: str) -> str:
     """Standard output of a fresh interpreter."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    env = {**os.environ, **environment}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True, cwd=ROOT
     )

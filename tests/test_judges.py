@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,20 +17,8 @@ from conceptzap import cells, family, judging, probes, suites
 from conceptzap.base import Base
 from conceptzap.demo import judge_nets
 from conceptzap.errors import ConceptZapError, ResourceError, UsageError
-from conceptzap.testing import save_tiny
 
-SD_SUITES = {"imagenette": "church", "unlearncanvas": "Van Gogh", "i2p": "nudity", "artists": "Van Gogh",
-             "coco": "church"}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONCEPTZAP_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("base") / "tiny")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def pictures(count: int = 3) -> np.ndarray:
@@ -107,27 +97,42 @@ def test_a_judge_that_answers_too_few_times_is_an_error() -> None:
         judge.look(pictures())
 
 
-def test_a_concept_that_no_judge_can_see_is_an_error_before_any_picture(
-    sd1: Base, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain installation: neither torchvision nor NudeNet can be imported."""
+    for name in ("torchvision", "torchvision.models", "nudenet"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.usefixtures("no_extras")
+@pytest.mark.parametrize(
+    "suite, judge, code, wanted",
+    [
+        ("imagenette", (), 2, "--judge clip:MODEL"),
+        ("imagenette", ("clip",), 2, "--judge clip:openai/clip-vit-base-patch32"),
+        ("imagenette", ("clip:nowhere/clip",), 5, "name a folder with a CLIP, or a hub id"),
+        ("imagenette", ("imagenet",), 2, "a ResNet-50 as .safetensors"),
+        ("imagenette", ("imagenet:net.safetensors",), 5, 'pip install "conceptzap[imagenet]"'),
+        ("imagenette", ("nudenet",), 5, 'pip install "conceptzap[nudenet]"'),
+        ("i2p", (), 5, 'pip install "conceptzap[nudenet]"'),
+        ("imagenette", ("klip",), 2, "clip"),
+        ("imagenette", ("no_module:see",), 5, "with the module on PYTHONPATH"),
+        ("imagenette", ("stub_judges:blind",), 5, "no judge can see the object 'church'"),
+        ("imagenette", ("stub_judges:turning", "klip"), 2, "no judge is called 'klip'"),
+    ],
+)
+def test_a_missing_judge_is_an_error_before_any_picture(
+    suite: str, judge: tuple[str, ...], code: int, wanted: str, sd1: Base, tiny_folder: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setattr(cells, "drawings", lambda *_: pytest.fail("a picture was drawn"))
-    words = ("evaluate", write(sd1, "church", tmp_path), "--base", folder, "-o", tmp_path / "out")
-    blind = conceptzap(*words, "--suite", "imagenette", "--judge", "stub_judges:blind")
-    assert blind.code == 5 and "no judge can see the object 'church'" in blind.error
-    none = conceptzap(*words, "--suite", "imagenette")
-    assert none.code == 2 and "--judge" in none.error
-
-
-@pytest.mark.parametrize("suite", SD_SUITES)
-def test_every_sd_suite_runs_end_to_end(suite: str, sd1: Base, folder: Path, tmp_path: Path) -> None:
-    file = write(sd1, SD_SUITES[suite], tmp_path)
+    file = write(sd1, "nudity" if suite == "i2p" else "church", tmp_path)
+    named = [word for one in judge for word in ("--judge", one)]
     answer = conceptzap(
-        "evaluate", file, "--base", folder, "--suite", suite, "--judge", "stub_judges:nothing",
-        "--limit", 1, "--steps", 1, "--batch", 8, "-o", tmp_path / "out", "--json",
-    )  # fmt: skip
-    assert answer.code == 0, answer.err
-    # the stub sees nothing: whatever was asked for counts as absent, before and after
-    assert answer.json["scores"].get("E", {"value": 0})["value"] == 0
+        "evaluate", file, "--base", tiny_folder, "-o", tmp_path / "out", "--suite", suite, *named
+    )
+    assert answer.code == code and wanted in answer.error, answer.error
+    assert not (tmp_path / "out").exists()
 
 
 def test_clip_ranks_the_suites_labels(tmp_path: Path) -> None:
@@ -160,6 +165,41 @@ def save_clip(folder: Path) -> None:
 
 def test_every_judge_of_the_family_is_tried_above() -> None:
     assert set(family.members("judges")) == {"demo", "clip", "imagenet", "nudenet", "custom"}
+
+
+class Network(torch.nn.Module):
+    """A ResNet's end: whatever comes before it, `fc` turns features into classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 6, bias=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(images.float().mean((2, 3)))
+
+
+def test_imagenet_ranks_classes_and_reads_safetensors_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import save_file
+
+    from conceptzap.judges import imagenet
+
+    names = ("church", "tench", "dog", "cat", "fox", "owl")
+    about = SimpleNamespace(meta={"categories": names}, transforms=lambda: lambda images: images / 255)
+    monkeypatch.setattr(imagenet, "_torchvision", lambda: (Network(), about))
+    towards = torch.zeros(6, 3)
+    towards[1, 0] = towards[4, 2] = 9  # red is a tench, blue a fox
+    save_file({"fc.weight": towards}, tmp_path / "net.safetensors")
+    (judge,) = judging.panel([f"imagenet:{tmp_path / 'net.safetensors'}"], None, imagenette())
+    red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+    sight = judge.look(np.stack([red, blue]))
+    assert [ranked[0] for ranked in sight.labels["object"]] == ["tench", "fox"]
+    assert {len(ranked) for ranked in sight.labels["object"]} == {5}
+    assert sight.features.shape == (2, 3) and len(judge.digest) == 64
+    torch.save({"fc.weight": towards}, tmp_path / "net.pth")
+    with pytest.raises(ResourceError, match="not the network wanted"):
+        judging.panel([f"imagenet:{tmp_path / 'net.pth'}"], None, imagenette())
 
 
 class Detector:

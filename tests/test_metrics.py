@@ -100,6 +100,20 @@ def test_every_picture_is_in_every_denominator() -> None:
     assert scores(validity, one)["validity", ""].n == 12
 
 
+def test_a_picture_in_which_nothing_is_seen_counts_like_any_other() -> None:
+    """It is no leak, and what was to stay is gone from it: nothing drops out of a denominator."""
+    blank = View({"object": ((), ())}, {"object": ((), ())}, False)
+    gone = [cell("church", view("church", "church"), blank, i, f"c {i}", erases=True) for i in range(4)]
+    lost = [cell("cat", view("cat", "cat"), blank, i, f"cat {i}") for i in range(5)]
+    one = trial(gone + lost + cats(5, 5))
+    assert scores(erasure, one)["E", ""] == Score("E", 1.0, 1 - wilson(0, 4)[1], 1.0, 4)
+    found = scores(preservation, one)
+    assert found["P", ""].value == 0.5 and found["P", ""].n == 10
+    assert scores(esr_psr, one)["PSR-5", ""].value == 0.5 and scores(ua_ira_cra, one)["IRA", ""].n == 10
+    assert scores(leak, one)["Leak@20", ""].n == 4
+    assert scores(validity, one)["validity", ""].value == pytest.approx(5 / 14)
+
+
 def test_esr_and_psr_look_k_labels_deep() -> None:
     found = scores(esr_psr, trial(churches(2, 8) + cats(6, 8)))
     assert found["ESR-1", ""].value == pytest.approx(0.75)
@@ -107,6 +121,7 @@ def test_esr_and_psr_look_k_labels_deep() -> None:
     assert found["ESR-3", ""].value == 0
     assert found["PSR-1", ""].value == pytest.approx(0.75)
     assert found["PSR-3", ""].value == 1
+    assert found["ESR-5", ""].value == 0 and found["PSR-5", ""].value == 1
 
 
 def test_unlearncanvas_metrics_are_not_normalised() -> None:
@@ -114,6 +129,18 @@ def test_unlearncanvas_metrics_are_not_normalised() -> None:
     assert found["UA", ""].value == pytest.approx(0.75)
     assert found["IRA", ""].value == pytest.approx(0.75)
     assert ("CRA", "") not in found, "there is no other kind"
+
+
+def test_other_kinds_are_cross_domain() -> None:
+    def styled(style: str) -> View:
+        return View({"object": (("cat",),), "style": ((style,),)}, {}, True)
+
+    both = (("object", "cat"), ("style", "photo"))
+    probes = [Probe("keep/unrelated", f"cat {i}", i, both) for i in range(4)]
+    cells = [Cell(p, styled("photo"), styled("photo" if p.seed else "oil")) for p in probes]
+    found = scores(ua_ira_cra, trial(cells))
+    assert found["IRA", ""].value == 1, "the object, of the erased concept's kind"
+    assert found["CRA", ""].value == 0.75 and found["CRA", ""].n == 4, "the style"
 
 
 def test_twenty_tries_find_what_one_misses() -> None:
@@ -153,6 +180,18 @@ def test_kid_sees_another_distribution_and_none_where_there_is_none() -> None:
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(2, 300, 8))
     assert abs(kid.mmd(x, y)) < 0.5 < kid.mmd(x, y + 1)
+
+
+def test_kid_is_of_kept_pictures_and_of_enough_of_them() -> None:
+    cells, targets = tuple(cats(80, 80)), (("object", "church"),)
+    before = np.random.default_rng(3).normal(size=(80, 8)).astype(np.float32)
+    same, moved = (scores(kid, Trial(cells, targets, before, before + by)) for by in (0, 2))
+    assert same["KID", ""].low < 0 < same["KID", ""].high and same["KID", ""].n == 80
+    assert moved["KID", ""].low > 100
+    erased = np.concatenate([before, before + 9])  # what is erased may look like anything
+    whole = Trial((*cells, *churches(0, 80)), targets, np.concatenate([before, before]), erased)
+    assert scores(kid, whole)["KID", ""] == same["KID", ""]
+    assert not scores(kid, Trial(cells[:63], targets, before[:63], before[:63])), "too few for a number"
 
 
 def test_kid_equals_a_hand_computation() -> None:
@@ -210,6 +249,17 @@ def test_prompts_not_pictures_are_resampled() -> None:
     assert width(10) == pytest.approx(width(1), rel=0.1)
     plain = wilson(50, 100)
     assert width(10) > 2 * (plain[1] - plain[0])
+
+
+def test_where_nothing_varies_the_interval_is_what_so_many_pictures_allow() -> None:
+    """Also where sums in different orders differ in their last bits, as over many labels."""
+    labels = [[np.ones((1, 2))] * (1 + i % 3) for i in range(41)]
+    count = sum(len(prompts) for prompts in labels)
+    score = intervals.statistic("x", labels, lambda x: x[..., 1])
+    assert score.value == pytest.approx(1) and score.low == pytest.approx(1 - wilson(0, count)[1])
+    same = np.eye(20, dtype=np.float32)
+    found = scores(diversity, Trial(tuple(cats(20, 20)), (), same, same))["diversity", "keep"]
+    assert found.low < 0.9 < found.value
 
 
 def test_several_concepts_are_resampled_as_concepts() -> None:

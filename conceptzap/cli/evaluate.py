@@ -71,19 +71,25 @@ def run(
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import evaluation, verdict
+    from conceptzap import evaluation, files, verdict
+    from conceptzap.errors import ThresholdError
     from conceptzap.page import folder, results
     from conceptzap.progress import Progress
 
     thresholds = verdict.parse(fail_under or ())
-    files = [options.erasure(text) for text in erasures]
-    target = folder.prepare(output, [path for path, _ in files], suite, force)
+    stack = [options.erasure(text) for text in erasures]
+    target = folder.prepare(output, [path for path, _ in stack], suite, force)
     report = Progress()
     done = evaluation.evaluate_files(
-        files, base, suite=suite, concepts=options.words(concept), judges=judge or (), seed=seed,
+        stack, base, suite=suite, concepts=options.words(concept), judges=judge or (), seed=seed,
         steps=steps, guidance=guidance, batch=batch, limit=limit, device=device, dtype=dtype,
         prediction=prediction, report=report, count=report.count,
     )  # fmt: skip
     written = folder.write(done, target, force)
+    try:
+        verdict.enforce(done.result, thresholds, f"see {files.escape(written['report'])}")
+    except ThresholdError:
+        if not as_json:  # the error is then the one object on stdout
+            results.evaluated(done.result, written, as_json)
+        raise
     results.evaluated(done.result, written, as_json)
-    verdict.enforce(done.result, thresholds)

@@ -35,7 +35,8 @@ def _ratio(before: np.ndarray, after: np.ndarray, name: str) -> Score:
     ones = np.ones(count)
     value = _mean(apart[1], ones) / max(_mean(apart[0], ones), 1e-9)
     low, high = np.percentile([*values, value], intervals.LEVELS)
-    return Score("diversity", float(value), float(low), float(high), count, slice=name)
+    found = Score("diversity", float(value), float(low), float(high), count, slice=name)
+    return intervals.widen(found, (0.0, np.inf))
 
 
 def _distances(features: np.ndarray) -> np.ndarray:

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from conceptzap.page.results import figure, interval, name, oracle
-from conceptzap.page.samples import Strip
+from conceptzap.page.results import PLAIN, figure, interval, name, oracle
+from conceptzap.page.samples import SHOWN, Strip
+from conceptzap.page.style import PICTURE
 from conceptzap.result import Result, Score
 from conceptzap.trial import Cell, Trial
 
@@ -20,16 +21,39 @@ LARGEST = 192  # pixels a side of a picture in the page
 TITLES = {
     "erase/seen": "Erased: its name in known wordings",
     "erase/held-out": "Erased: its name in wordings that erasing never saw",
-    "erase/synonym": "Synonyms",
-    "erase/bare": "The style alone",
-    "erase/crossed": "Erased object in other styles",
-    "erase/composed": "Composed with something to keep",
-    "erase/sealed": "Sealed: prompts chosen by the file's digest",
-    "keep/neighbour": "Neighbours",
-    "keep/unrelated": "Unrelated",
-    "keep/style": "Other styles",
-    "keep/composed": "Two kept objects",
+    "erase/synonym": "Erased: synonyms",
+    "erase/bare": "Erased: the style alone",
+    "erase/crossed": "Erased: the object in other styles",
+    "erase/composed": "Erased: composed with something to keep",
+    "erase/sealed": "Erased: prompts chosen by the file's digest",
+    "keep/neighbour": "Kept: nearest neighbours",
+    "keep/unrelated": "Kept: unrelated",
+    "keep/style": "Kept: other styles",
+    "keep/composed": "Kept: two objects together",
 }
+ABOUT = {
+    "E": "concept gone",
+    "P": "rest still recognised",
+    "H": "both together",
+    "seen before": "the concept, in the base's pictures",
+    "seen after": "the concept, in the erased model's pictures",
+    "right before": "all judges see what was to stay, base",
+    "right after": "all judges see what was to stay, erased",
+    "Leak@1": "shows in one try",
+    "Leak@20": "shows in twenty tries",
+    "UA": "erased concepts not recognised",
+    "IRA": "others of their kind recognised",
+    "CRA": "other kinds recognised",
+    "validity": "are pictures at all",
+    "diversity": "how unlike each other, of the base's",
+    "drift": "0 = the base's pictures, 1 = other seeds'",
+    "KID": "distance of the rest from the base's, x 1000",
+    "identical": "of the rest, bit for bit the base's",
+    "gate_false_open": "acts where it should not",
+    "gate_false_shut": "sleeps where it should act",
+}
+RAMP = np.array([[18, 16, 54], [128, 38, 110], [240, 110, 80], [255, 232, 158]], float)
+VEIL = 0.62  # how much of an attention map covers its picture
 
 
 def text(value: object) -> str:
@@ -44,46 +68,94 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         "<tr>" + "".join(f"<td{k}>{cell}</td>" for k, cell in zip(kinds, row, strict=True)) + "</tr>"
         for row in rows
     )
-    return f"<table><tr>{top}</tr>{body}</table>"
+    return f"<table>{f'<tr>{top}</tr>' if any(heads) else ''}{body}</table>"
 
 
-def card(score: Score, about: str) -> str:
+def about(metric: str) -> str:
+    """A metric in a few words."""
+    family, _, number = metric.partition("-")
+    ranked = {
+        "ESR": f"concept not among a judge's first {number} labels",
+        "PSR": f"what was to stay among every judge's first {number}",
+        "NER": f"pictures with an exposed part above {number}",
+    }
+    return ABOUT.get(metric) or ranked.get(family, "")
+
+
+def card(score: Score, result: Result) -> str:
+    """A headline: what it is, its value, its interval on a scale, what a model without it scores."""
+    known = oracle(result, score)
+    never = f"<span>a model that never knew it: {known}</span>" if known != "-" else ""
     return (
-        f'<div class="card"><span>{text(name(score))} · {text(about)}</span><b>{figure(score)}</b>'
-        f"<span>{interval(score)} · n = {score.n}</span></div>"
+        f'<div class="card"><div>{text(name(score))} · {text(about(score.metric))}</div>'
+        f"<b>{figure(score)}</b>{'' if score.metric in PLAIN else _range(score)}"
+        f"<span>95 %: {interval(score)} · n = {score.n}</span>{never}</div>"
+    )
+
+
+def _range(score: Score) -> str:
+    """The interval on the whole scale, the value as a mark."""
+    return (
+        f'<div class="range"><i style="{_span(score)}"></i>'
+        f'<u style="left:{_percent(score.value)}"></u></div>'
+    )
+
+
+def bar(now: Score, before: Score | None = None) -> str:
+    """A share as a bar, its interval as a line in it, the base's share as a mark."""
+    was = f'<s style="left:{_percent(before.value)}"></s>' if before else ""
+    share = f'<i style="width:{_percent(now.value)}"></i>'
+    return f'<div class="bar">{share}<u style="{_span(now)}"></u>{was}</div>'
+
+
+def _span(score: Score) -> str:
+    return f"left:{_percent(score.low)};width:{_percent(score.high - score.low)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def row(label: str, now: Score, before: Score | None = None, whole: bool = False) -> str:
+    """A label, its bar, its figure; `whole`: with the interval in numbers."""
+    beside = f"{interval(now)} · {now.n}" if whole else str(now.n)
+    return (
+        f'<div class="row"><span>{text(label)}</span>{bar(now, before)}'
+        f'<span>{figure(now)} <span class="soft">{beside}</span></span></div>'
     )
 
 
 def scores(found: Sequence[Score], result: Result) -> str:
     """All of some scores; beside them those of a model that never knew the concept, if known."""
+    beside = [">never knew it"] if result.oracle else []
     rows = [
-        (text(name(s)), figure(s), interval(s), str(s.n), text(s.better), oracle(result, s))
+        (
+            text(name(s)), "↑" if s.better == "higher" else "↓", figure(s), interval(s), str(s.n),
+            *([oracle(result, s)] if beside else []),
+            f'<span class="soft">{text(about(s.metric))}</span>',
+        )
         for s in found
-    ]
-    return table(("score", ">value", ">95 % interval", ">n", "better", ">never knew it"), rows)
+    ]  # fmt: skip
+    return table(("score", "better", ">value", ">95 % interval", ">n", *beside, ""), rows)
 
 
-def bar(now: Score, before: Score | None = None) -> str:
-    """A share as a bar with its interval; the base's behind it."""
-    was = f'<i class="was" style="width:{100 * before.value:.1f}%"></i>' if before else ""
-    return (
-        f'<div class="bar">{was}<i style="width:{100 * now.value:.1f}%"></i>'
-        f'<u style="left:{100 * now.low:.1f}%;width:{100 * (now.high - now.low):.1f}%"></u></div>'
-    )
-
-
-def picture(array: np.ndarray, about: str = "") -> str:
-    """An inline PNG, at most 192 pixels a side."""
+def picture(array: np.ndarray, alt: str = "") -> str:
+    """An inline PNG, at most 192 pixels a side; small ones keep sharp pixels when enlarged."""
     image = Image.fromarray(array)
     image.thumbnail((LARGEST, LARGEST))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{text(about)}" src="data:image/png;base64,{data}">'
+    sharp = ' class="px"' if max(image.size) <= PICTURE else ""
+    return f'<img{sharp} alt="{text(alt)}" src="data:image/png;base64,{data}">'
 
 
-def grid(strip: Strip, kinds: dict[str, str]) -> str:
-    """Two rows of pictures: the base's and, same seeds, the erased model's; leaks are outlined."""
+def grid(strip: Strip, kinds: dict[str, str], score: Score | None) -> str:
+    """Two rows of pictures: the base's and, same seeds, the erased model's; leaks are outlined.
+
+    `score`: that of the slice, for the heading.
+    """
+    empty = "<td></td>" * (SHOWN - len(strip.cells))
     heads = "".join(f"<td>{text(cell.probe.prompt)}</td>" for cell in strip.cells)
     before = "".join(
         f"<td>{picture(one, cell.probe.prompt)}</td>"
@@ -93,11 +165,11 @@ def grid(strip: Strip, kinds: dict[str, str]) -> str:
         f'<td class="{_mark(cell, kinds)}">{picture(one, cell.probe.prompt)}{text(_seen(cell))}</td>'
         for one, cell in zip(strip.after, strip.cells, strict=True)
     )
-    title = TITLES.get(strip.slice, strip.slice)
+    found = f"{score.metric} {figure(score)} ({interval(score)}), n = {score.n}" if score else ""
     return (
-        f'<h3>{text(title)} <span class="soft">{text(strip.slice)}</span></h3><div class="grid">'
-        f"<table><tr><th></th>{heads}</tr><tr><th>base</th>{before}</tr>"
-        f"<tr><th>erased</th>{after}</tr></table></div>"
+        f'<h3>{text(TITLES.get(strip.slice, strip.slice))}<span class="soft">{text(found)}</span></h3>'
+        f'<div class="grid"><table><tr><th></th>{heads}{empty}</tr>'
+        f"<tr><th>base</th>{before}</tr><tr><th>erased</th>{after}</tr></table></div>"
     )
 
 
@@ -129,12 +201,16 @@ def confusion(trial: Trial) -> str:
         labels = sorted(before | after, key=lambda label: -(before[label] + after[label]))[:10]
         total = max(1, sum(before.values()))
         rows = [
-            (text(label), f"{before[label] / total:.0%}", f"{after[label] / total:.0%}")
+            (text(label), *_share(before[label] / total), *_share(after[label] / total))
             for label in labels
         ]
-        parts.append(f"<div><h3>{text(concept)} is seen as</h3>"
-                     f"{table((kind, '>base', '>erased'), rows)}</div>")
+        heads = (kind, "base's pictures", ">", "erased model's", ">")
+        parts.append(f"<div><h3>{text(concept)} is seen as</h3>{table(heads, rows)}</div>")
     return "".join(parts)
+
+
+def _share(value: float) -> tuple[str, str]:
+    return f'<div class="bar"><i style="width:{_percent(value)}"></i></div>', f"{100 * value:.0f} %"
 
 
 def _counts(cells: Iterable[Cell], when: str, kind: str) -> Counter[str]:
@@ -151,14 +227,17 @@ def mistakes(trial: Trial) -> str:
                 tops = (r[0] for r in cell.after.labels.get(kind, ()) if r and r[0] != label)
                 found.update((label, top) for top in set(tops))
     rows = [(text(asked), text(seen), str(n)) for (asked, seen), n in found.most_common(10)]
-    if not rows:
-        return "<div><h3>Kept, but now mistaken</h3><p>nothing</p></div>"
-    return f"<div><h3>Kept, but now mistaken</h3>{table(('asked', 'seen', '>pictures'), rows)}</div>"
+    shown = table(("asked", "now seen", ">pictures"), rows) if rows else "<p>Nothing.</p>"
+    return f"<div><h3>Kept, but now mistaken for something else</h3>{shown}</div>"
 
 
-def heat(weights: np.ndarray, about: str) -> str:
-    """A map [side, side] as a picture, scaled to its own largest value, dark to bright."""
-    level = np.clip(weights / max(float(weights.max()), 1e-9), 0, 1)[..., None]
-    dark, bright = np.array([24.0, 28, 44]), np.array([255.0, 214, 102])
-    pixels = (dark + level * (bright - dark)).astype(np.uint8)
-    return picture(pixels, about)
+def heat(weights: np.ndarray, under: np.ndarray, alt: str) -> str:
+    """A map [side, side], dark to bright over its own range, laid over a picture [h, w, 3] in grey."""
+    size = (PICTURE, PICTURE)
+    low, high = float(weights.min()), float(weights.max())
+    level = (weights - low) / max(high - low, 1e-9)
+    smooth = Image.fromarray((255 * level).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    stops = np.linspace(0, 255, len(RAMP))
+    colours = np.stack([np.interp(np.asarray(smooth), stops, channel) for channel in RAMP.T], -1)
+    grey = np.asarray(Image.fromarray(under).convert("L").resize(size), float)[..., None]
+    return picture((VEIL * colours + (1 - VEIL) * grey).astype(np.uint8), alt)

@@ -73,6 +73,9 @@ def evaluated(result: Result, written: Mapping[str, Path], as_json: bool) -> Non
         failed = [dict(leg) for leg in result.failed]
         show.emit("evaluate", {**paths, "scores": scores, "failed": failed})
         return
+    if show.is_quiet():
+        show.lines([paths["result"]])
+        return
     heads = ["score", ">value", ">95 %", ">n", *([">never knew it"] if result.oracle else [])]
     rows = [
         (name(s), figure(s), interval(s), s.n, *([oracle(result, s)] if result.oracle else []))
@@ -106,6 +109,9 @@ def compared(paths: Sequence[Path], results: Sequence[Result], as_json: bool) ->
             for path, result in zip(paths, results, strict=True)
         ]
         show.emit("compare", {"results": columns})
+        return
+    if show.is_quiet():
+        show.lines(map(show.full, paths))
         return
     keys = dict.fromkeys((s.metric, s.slice) for result in results for s in headlines(result))
     rows = [

@@ -1,0 +1,206 @@
+"""Other pipelines over an erased UNet, every way to hand a prompt in, and the handles themselves."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import edits as some
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoPipelineForImage2Image,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
+from scenes import CONCEPT, MIXED, NEUTRAL, Scene, applied
+
+import conceptzap
+from conceptzap.attach import attached
+from conceptzap.errors import RefusedError
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    """A fresh pipeline with the erasure applied, for a test to disturb."""
+    yield from applied()
+
+
+# other pipelines over the same modules
+
+
+def test_from_pipe(scene: Scene) -> None:
+    scene.check(StableDiffusionPipeline.from_pipe(scene.pipe))
+
+
+def test_rebuilt_from_components(scene: Scene) -> None:
+    pipe = StableDiffusionPipeline(**scene.pipe.components, requires_safety_checker=False)
+    scene.check(pipe)
+
+
+def test_deepcopy_of_the_unet(scene: Scene) -> None:
+    pipe = StableDiffusionPipeline(
+        **scene.pipe.components | {"unet": copy.deepcopy(scene.pipe.unet)}, requires_safety_checker=False
+    )
+    scene.check(pipe)
+    with pytest.raises(RefusedError, match="already"):
+        conceptzap.apply(pipe, scene.erasure)
+    scene.check(pipe)
+    scene.check()
+
+
+@pytest.mark.parametrize("kind", ["img2img", "auto", "inpainting"])
+def test_image_pipelines(kind: str) -> None:
+    scene = Scene("sd1")
+    make = {
+        "img2img": StableDiffusionImg2ImgPipeline.from_pipe,
+        "auto": AutoPipelineForImage2Image.from_pipe,
+        "inpainting": StableDiffusionInpaintPipeline.from_pipe,
+    }[kind]
+    side = scene.base.size
+    given: dict[str, Any] = {"image": torch.rand(1, 3, side, side), "strength": 1.0}
+    if kind == "inpainting":
+        given |= {"mask_image": torch.ones(1, 1, side, side), "height": side, "width": side}
+    pipe = make(scene.pipe)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw() -> torch.Tensor:
+        return scene.draw(pipe, generator=torch.Generator().manual_seed(0), **given)
+
+    plain = draw()
+    with attached(pipe.unet, scene.erasure.edits):
+        wanted = draw()
+    handle = conceptzap.apply(scene.pipe, scene.erasure)
+    assert draw().equal(wanted) and some.far(wanted, plain) > 0.01
+    handle.remove()
+    assert draw().equal(plain)
+
+
+def test_saving_writes_the_plain_base(scene: Scene, tmp_path: Any) -> None:
+    scene.pipe.save_pretrained(tmp_path)
+    back = StableDiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
+    back.set_progress_bar_config(disable=True)
+    assert scene.draw(back).equal(scene.plain)
+
+
+# what a prompt can be
+
+
+def test_prompt_embeds_handed_in(scene: Scene) -> None:
+    states = scene.base.encode([CONCEPT, ""]).states
+    embeds = {"prompt_embeds": states[:1], "negative_prompt_embeds": states[1:]}
+    assert some.far(scene.draw(prompt=None, **embeds)[:1], scene.erased) < 1e-5
+
+
+@pytest.mark.parametrize("place", ["first", "second"])
+def test_long_and_weighted_prompts(scene: Scene, place: str) -> None:
+    """Two contexts in a row, 154 tokens, with weights, as prompt tools hand them in."""
+    asked, other = (1.3 * scene.base.encode([prompt]).states for prompt in (CONCEPT, NEUTRAL))
+    order = [asked, other] if place == "first" else [other, asked]
+    embeds = torch.cat(order, 1)
+    empty = torch.cat([scene.base.encode([""]).states] * 2, 1)
+    assert embeds.shape[1] == 154
+    given = {"prompt": None, "prompt_embeds": embeds, "negative_prompt_embeds": empty}
+    drawn = scene.draw(**given)
+    other_base = Scene("sd1")
+    plain = other_base.draw(**given)
+    with attached(other_base.pipe.unet, scene.erasure.edits):
+        assert other_base.draw(**given).equal(drawn)
+    assert some.far(drawn, plain) > 0.01
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_a_mixed_batch_with_guidance(family: str) -> None:
+    """Every row equals its solo run; a batch that opens no gate keeps its bits."""
+    scene = Scene(family)
+    neutral = list(some.OTHER[1:])
+    untouched = scene.draw(prompt=neutral)
+    noise = scene.base.noise(range(4))
+    base_alone = [scene.draw(prompt=MIXED[i], latents=noise[[i]]) for i in range(4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        handle = conceptzap.apply(scene.pipe, scene.erasure)
+    together = scene.draw(prompt=MIXED)
+    for i, prompt in enumerate(MIXED):
+        alone = scene.draw(prompt=prompt, latents=noise[[i]])
+        assert some.far(together[[i]], alone) < 1e-4
+        assert alone.equal(base_alone[i]) == (prompt in some.OTHER)
+    assert scene.draw(prompt=neutral).equal(untouched)
+    handle.remove()
+    assert scene.draw().equal(scene.plain)
+
+
+def test_a_negative_prompt_that_names_the_concept() -> None:
+    """Its rows are erased too, so that steering away from the concept cannot reach it either."""
+    scene, given = Scene("sd1"), {"prompt": NEUTRAL, "negative_prompt": [CONCEPT]}
+    plain = scene.draw(**given)
+    with attached(scene.pipe.unet, scene.erasure.edits) as receipt:
+        wanted = scene.draw(**given)
+    assert all(sorted(tally.opened) == [0] for tally in receipt.tallies)
+    conceptzap.apply(scene.pipe, scene.erasure)
+    assert scene.draw(**given).equal(wanted) and some.far(wanted, plain) > 0.01
+
+
+def test_no_guidance(scene: Scene) -> None:
+    scene.draw(guidance_scale=1.0)
+    other = Scene("sd1")
+    with attached(other.pipe.unet, other.erasure.edits):
+        wanted = other.draw(guidance_scale=1.0)
+    assert scene.draw(guidance_scale=1.0).equal(wanted)
+
+
+# handles
+
+
+def test_handles_stack_and_leave_one_another() -> None:
+    scene = Scene("sd1")
+    second = some.erasure(scene.base, [some.adapter(scene.base)])
+    one = conceptzap.apply(scene.pipe, scene.erasure)
+    two = conceptzap.apply(scene.pipe, second)
+    both = scene.draw()
+    assert not both.equal(scene.erased)
+    one.remove()
+    only_second = scene.draw()
+    one_again = conceptzap.apply(scene.pipe, scene.erasure)
+    assert scene.draw().equal(both)
+    two.remove()
+    scene.check()
+    one_again.remove()
+    assert scene.draw().equal(scene.plain)
+    assert not only_second.equal(scene.plain) and not only_second.equal(both)
+    one.remove()
+    assert some.hooks(scene.base) == 0
+
+
+def test_attached_inside_an_applied_pipeline_is_refused(scene: Scene) -> None:
+    for unet in (scene.pipe.unet, torch.compile(scene.pipe.unet, backend="eager")):
+        with pytest.raises(RefusedError, match="already"), attached(unet, [some.adapter(scene.base)]):
+            pass
+    scene.check()
+
+
+def test_the_receipt_counts_what_the_pipeline_drew() -> None:
+    scene = Scene("sd1")
+    handle = conceptzap.apply(scene.pipe, scene.erasure)
+    scene.draw(prompt=MIXED)
+    receipt = handle.receipt
+    receipt.verify(2)
+    assert receipt.rows == 16 and all(sorted(t.opened) == [4, 6] for t in receipt.tallies)
+    handle.remove()
+    assert handle.receipt is None
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_removing_restores_every_bit(family: str) -> None:
+    scene = Scene(family)
+    weights = {name: value.clone() for name, value in scene.pipe.unet.state_dict().items()}
+    handle = conceptzap.apply(scene.pipe, scene.erasure)
+    assert scene.draw().equal(scene.erased)
+    handle.remove()
+    assert scene.draw().equal(scene.plain)
+    assert all(value.equal(weights[name]) for name, value in scene.pipe.unet.state_dict().items())
+    assert np.isfinite(scene.plain.numpy()).all() and some.hooks(scene.base) == 0

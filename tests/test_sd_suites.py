@@ -1,0 +1,66 @@
+"""The suites for Stable Diffusion as the papers run them, end to end: the built-in base, stub judges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command import conceptzap
+from erasures import write
+
+from conceptzap import suites
+from conceptzap.base import Base
+from conceptzap.environment import DEMO
+from conceptzap.page.results import read
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+# suite -> what is erased, what the papers print of it, the slices it asks in
+SUITES = {
+    "imagenette": ("church", {"ESR-1", "ESR-5", "PSR-1", "PSR-5", "E", "P", "H"},
+                   {"erase/seen", "erase/held-out", "erase/synonym", "keep/unrelated"}),
+    "unlearncanvas": ("Van Gogh", {"UA", "IRA", "CRA", "E", "P", "H"},
+                      {"erase/seen", "keep/style", "keep/unrelated"}),
+    "i2p": ("nudity", {"NER-0.3", "NER-0.5", "NER-0.6", "NER-0.7", "NER-0.8", "E"},
+            {"erase/seen", "erase/held-out", "erase/synonym", "keep/unrelated"}),
+    "artists": ("Van Gogh", {"ESR-1", "PSR-1", "UA", "IRA", "E", "P", "drift"},
+                {"erase/seen", "erase/held-out", "erase/bare", "keep/style"}),
+    "coco": ("Dog", {"drift", "CRA", "P", "validity"}, {"keep/unrelated", "keep/composed"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_it_runs_end_to_end(suite: str, demo_base: Base, tmp_path: Path) -> None:
+    concept, printed, slices = SUITES[suite]
+    answer = conceptzap(
+        "evaluate", write(demo_base, concept, tmp_path), "--base", DEMO, "--suite", suite, "--judge",
+        "stub_judges:turning", "--limit", 2, "--steps", 1, "-o", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    result = read(Path(answer.json["result"]))
+    assert printed <= {score.metric for score in result.scores}
+    found = {line.partition(",")[0] for line in Path(answer.json["cells"]).read_text().splitlines()}
+    assert found == slices | {"slice"}
+    about, _ = suites.load(suite)
+    assert result.settings["guidance"] == about.guidance and result.settings["batch"] == about.batch
+    if not about.erase:
+        assert not any(" dog" in line for line in Path(answer.json["cells"]).read_text().splitlines())
+    sheets = {path.stem.replace("-", "/", 1) for path in (tmp_path / "out" / "images").iterdir()}
+    assert sheets == slices
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_judge_that_sees_nothing_finds_nothing_erased(
+    suite: str, demo_base: Base, tmp_path: Path
+) -> None:
+    """Whatever was asked for counts as absent, before and after: no figure flatters."""
+    concept, _, slices = SUITES[suite]
+    answer = conceptzap(
+        "evaluate", write(demo_base, concept, tmp_path), "--base", DEMO, "--suite", suite, "--judge",
+        "stub_judges:nothing", "--limit", 1, "--steps", 1, "-o", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    scores = answer.json["scores"]
+    asks = any(name.startswith("erase/") for name in slices)
+    assert [score["value"] for name, score in scores.items() if name == "E"] == [0] * asks
+    assert scores.get("P", {"value": 0})["value"] == 0
