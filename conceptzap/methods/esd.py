@@ -29,11 +29,11 @@ PAPER = "2303.07345"
 class Config:
     sites: str = "unet.*.attn2.to_*"  # ESD-x; "unet.*" is ESD-all
     rank: int = 4
-    eta: float = 1.0  # negative guidance
+    eta: float = 0.5  # negative guidance; 1 in the paper
     steps: int = 100
     batch: int = 6
     lr: float = 0.002
-    retain: float = 1.0  # weight of the keep set; 0 is the paper
+    retain: float = 4.0  # weight of the keep set; 0 in the paper
     trajectories: int = 16
 
 

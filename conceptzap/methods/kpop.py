@@ -40,7 +40,7 @@ class Config:
     placement: str = "inmidout"  # mid, midout, inmidout
     sites: str = "unet.*.attn2.to_*"  # weights that forget
     rank: int = 4
-    steps: int = 120  # transfers and removals together
+    steps: int = 200  # transfers and removals together
     order: str = "alternate"  # or sequential: all removals first, the prompt fitted afterwards
     batch: int = 6
     lr: float = 0.002  # of the weights
