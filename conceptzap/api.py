@@ -6,19 +6,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conceptzap import admission, edit, format, generating, planning
-from conceptzap.admission import Asked, Source
+from conceptzap import edit, format
 from conceptzap.edit import Erasure, Json
-from conceptzap.generating import Picture
 from conceptzap.report import Report
+from conceptzap.trust import admission
+from conceptzap.trust.admission import Asked, Source
+from conceptzap.verbs import generating, planning
+from conceptzap.verbs.generating import Picture
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from conceptzap.applying import Handle
     from conceptzap.base import Base
-    from conceptzap.erasing import ErasedFile
-    from conceptzap.exporting import Exported
+    from conceptzap.verbs.applying import Handle
+    from conceptzap.verbs.erasing import ErasedFile
+    from conceptzap.verbs.exporting import Exported
 
 inspect = format.read_header
 load = format.load
@@ -59,7 +61,7 @@ def erase(
     concept: the file is kept, and what was made is the error's `made`.
     """
     planned = planning.resolve(concepts, **request)
-    from conceptzap import erasing
+    from conceptzap.verbs import erasing
 
     return erasing.erase(planned, report or Report(), resume)
 
@@ -113,7 +115,7 @@ def apply(
     It does not travel: `pipe.save_pretrained` writes the base, with nothing erased. Ship the file
     beside it, or write the erasure into weights with `export`.
     """
-    from conceptzap import applying
+    from conceptzap.verbs import applying
 
     return applying.apply(pipe, erasures, strength, strict)
 
@@ -138,7 +140,7 @@ def export(
     the attached edits before it gets its name. `dtype` auto is the narrowest that loses nothing.
     Raises `UsageError` for an `output` that exists, unless `force`.
     """
-    from conceptzap import exporting
+    from conceptzap.verbs import exporting
 
     return exporting.export(
         erasures,

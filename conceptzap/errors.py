@@ -16,7 +16,9 @@ Anything else that escapes is a bug and shows as one.
 from __future__ import annotations
 
 import re
+import unicodedata
 
+LONGEST_SHOWN = 200  # characters of somebody else's text in a message
 # the CPU's allocator raises a plain RuntimeError that only says it
 NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory", re.IGNORECASE)
 
@@ -78,3 +80,10 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, in the words of Python, of CUDA or of the CPU's allocator."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))
+
+
+def escape(text: object) -> str:
+    """One printable line of at most 200 characters, without control, format or bidi characters."""
+    spaced = " ".join(str(text).split())
+    kept = "".join(c for c in spaced if not unicodedata.category(c).startswith("C"))
+    return kept if len(kept) <= LONGEST_SHOWN else kept[: LONGEST_SHOWN - 1] + "…"

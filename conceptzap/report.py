@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from conceptzap.session import Session
+    from conceptzap.training.session import Session
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from conceptzap.base import Base
-from conceptzap.bpe import WORD_END, Pair, clip_tokenizer, tokenizer
-from conceptzap.single_file import PADS
+from conceptzap.base.bpe import WORD_END, Pair, clip_tokenizer, tokenizer
+from conceptzap.base.single_file import PADS
 
 WORDS = """
     a an the of in by with and style photo picture painting drawing sketch cat kitty dog horse

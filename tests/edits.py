@@ -8,10 +8,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from conceptzap import canary, detector
-from conceptzap.attach import attached
 from conceptzap.base import CROSS, CROSS_KV, Base
 from conceptzap.edit import Edit, Erasure, Gate, Header, sort_edits
+from conceptzap.runtime.attach import attached
+from conceptzap.training import detector
+from conceptzap.trust import canary
 
 ASKED = ("van gogh", "a painting of a cat in the style of van gogh", "a house by van gogh")
 OTHER = ("", "a photo of a cat", "a painting of a house", "a dog in the style of monet", "a red car")

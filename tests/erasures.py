@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from conceptzap import canary, format
+from conceptzap import format
 from conceptzap.base import CROSS_V, Base
 from conceptzap.edit import Edit, Erasure, Header
+from conceptzap.trust import canary
 
 
 def nudge(base: Base, concept: str, size: float = 0.02) -> Erasure:

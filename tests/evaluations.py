@@ -10,7 +10,7 @@ from command import Answer, conceptzap
 from erasures import write
 
 from conceptzap.base import Base, load_base
-from conceptzap.environment import DEMO, DEMO_UNET
+from conceptzap.terminal.environment import DEMO, DEMO_UNET
 from conceptzap.testing import save_tiny
 
 CHEAP = ("--limit", 2, "--steps", 1, "--batch", 8)

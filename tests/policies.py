@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from conceptzap import format, policy
+from conceptzap import format
 from conceptzap.edit import BaseRef, Edit, Erasure, Header
+from conceptzap.trust import policy
 
 HEX = "0123456789abcdef" * 4
 PRINTS = {"attn2": HEX, "text": HEX[::-1], "unet": "0" * 64}

@@ -12,9 +12,20 @@ from typing import Any
 
 import pytest
 
-from conceptzap import container, format, record
-from conceptzap.edit import BaseRef, Edit, Erasure, Gate, Header, Raw, canonical_json, raw
+from conceptzap import format
+from conceptzap.edit import (
+    BaseRef,
+    Edit,
+    Erasure,
+    Gate,
+    Header,
+    Raw,
+    canonical_json,
+    raw,
+)
 from conceptzap.errors import FormatError
+from conceptzap.format import container
+from conceptzap.format import tree as header_tree
 
 CROSS = "unet.mid_block.attentions.0.transformer_blocks.0.attn2"
 
@@ -112,7 +123,7 @@ def parts(erasure: Erasure) -> tuple[dict[str, Any], dict[str, Raw]]:
     gates = {gate.name: gate for edit in erasure.edits for gate in edit.gates}
     owners = (*edits.items(), *gates.items())
     tensors = {f"{n}.{slot}": raw(t) for n, owner in owners for slot, t in owner.tensors.items()}
-    return record.write(erasure.header, edits, gates), tensors
+    return header_tree.write(erasure.header, edits, gates), tensors
 
 
 def signed(metadata: dict[str, str], entries: dict[str, Any], buffer: bytes) -> bytes:

@@ -10,7 +10,7 @@ import edits as some
 import torch
 
 import conceptzap
-from conceptzap.attach import attached
+from conceptzap.runtime.attach import attached
 from conceptzap.testing import tiny
 
 CONCEPT, NEUTRAL = some.ASKED[1], some.OTHER[1]

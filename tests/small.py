@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from conceptzap import config, family, lessons
 from conceptzap.base import Base
 from conceptzap.edit import Edit
+from conceptzap.registry import config, family
 from conceptzap.report import Report
 from conceptzap.task import Task
+from conceptzap.training import lessons
 
 SMALL = {
     "steps": 3, "batch": 2, "trajectories": 2, "rank": 4, "tokens": 2, "size": 2,

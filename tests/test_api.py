@@ -12,7 +12,7 @@ from command import conceptzap as command
 from small import settings
 
 import conceptzap
-from conceptzap import admission, erasing, files, format, guard, planning, preview
+from conceptzap import format
 from conceptzap.base import Base, load_base
 from conceptzap.errors import (
     ConceptZapError,
@@ -23,9 +23,12 @@ from conceptzap.errors import (
     ThresholdError,
     UsageError,
 )
+from conceptzap.format import atomic
 from conceptzap.report import Report
 from conceptzap.result import Score, Settings
 from conceptzap.testing import save_tiny, tiny
+from conceptzap.trust import admission, guard
+from conceptzap.verbs import erasing, planning, preview
 
 LOOK = {"steps": 2, "guidance": 2.0}
 
@@ -46,7 +49,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     save_tiny(folder / "base")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("conceptzap.erasing.usual", lambda base: Settings(**LOOK))
+        patch.setattr("conceptzap.verbs.erasing.usual", lambda base: Settings(**LOOK))
         for word in ("cat", "house"):
             erase(folder, word, output=folder / word)
     return folder
@@ -54,7 +57,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conceptzap.erasing.usual", lambda base: Settings(**LOOK))
+    monkeypatch.setattr("conceptzap.verbs.erasing.usual", lambda base: Settings(**LOOK))
 
 
 @pytest.fixture(scope="module")
@@ -209,14 +212,14 @@ def test_nothing_is_written_when_anything_before_that_fails(
 def test_a_picture_that_cannot_be_written_says_what_is_there(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = files.write_atomic
+    write = atomic.write_atomic
 
     def full(path: Path, data: bytes, force: bool = False) -> None:
         if path.suffix == ".png":
             raise ResourceError("no space", "make room")
         write(path, data, force)
 
-    monkeypatch.setattr(files, "write_atomic", full)
+    monkeypatch.setattr(atomic, "write_atomic", full)
     with pytest.raises(ResourceError, match="written before that: .*x.lprompt") as error:
         erase(world, "cat", output=tmp_path / "x")
     assert error.value.hint == "make room"

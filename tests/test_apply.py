@@ -11,12 +11,13 @@ import torch
 from small import edits
 
 import conceptzap
-from conceptzap import canary, format
+from conceptzap import format
 from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure, Header
 from conceptzap.errors import FormatError, MismatchError, UsageError
-from conceptzap.gates import Signal, factor
+from conceptzap.runtime.gates import Signal, factor
 from conceptzap.testing import tiny
+from conceptzap.trust import canary
 
 PROMPTS = ["a cat", "a red car", "a photo of a cat", "a castle by monet"]
 

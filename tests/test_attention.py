@@ -8,11 +8,11 @@ import pytest
 import torch
 from erasures import nudge
 
-from conceptzap import attention
-from conceptzap.attach import attached
 from conceptzap.base import CROSS, Base
 from conceptzap.edit import Edit
 from conceptzap.result import Settings
+from conceptzap.runtime import attention
+from conceptzap.runtime.attach import attached
 
 PROMPT = "a photo of a cat"
 

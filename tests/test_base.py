@@ -7,9 +7,8 @@ import socket
 import pytest
 import torch
 
-from conceptzap import devices
-from conceptzap.base import CROSS, CROSS_KV, Base, Cond, from_pipeline
-from conceptzap.bpe import clip_tokenizer
+from conceptzap.base import CROSS, CROSS_KV, Base, Cond, devices, from_pipeline
+from conceptzap.base.bpe import clip_tokenizer
 from conceptzap.errors import MismatchError, ResourceError, UsageError
 from conceptzap.testing import WORDS, tiny
 

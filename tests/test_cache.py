@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conceptzap import cache
+from conceptzap.format import cache
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

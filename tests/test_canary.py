@@ -10,13 +10,15 @@ import edits as some
 import pytest
 import torch
 
-from conceptzap import canary, format, ops
-from conceptzap.attach import Attachment
+from conceptzap import format
 from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure, stack
 from conceptzap.errors import RefusedError
-from conceptzap.hooks import LayerHook
+from conceptzap.runtime import ops
+from conceptzap.runtime.attach import Attachment
+from conceptzap.runtime.hooks import LayerHook
 from conceptzap.testing import tiny
+from conceptzap.trust import canary
 
 
 def refused(base: Base, erasure: Erasure, **options: bool) -> str:

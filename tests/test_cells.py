@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from erasures import nudge
 
-from conceptzap import cells, observing
 from conceptzap.base import Base
-from conceptzap.cells import Painter
+from conceptzap.evaluation import cached, observing
+from conceptzap.evaluation.cached import Painter
 from conceptzap.result import Probe, Settings
 
 
@@ -24,7 +24,7 @@ def test_batches_are_drawn_once_and_read_back_bit_for_bit(
     painter = Painter(sd1, Settings(steps=1, batch=2), nudge(sd1, "cat").edits, tmp_path)
     first = list(painter.batches(some(5)))
     assert [len(batch.probes) for batch in first] == [2, 2, 1] and painter.count(some(5)) == 3
-    monkeypatch.setattr(cells, "drawings", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(cached, "drawings", lambda *_: pytest.fail("drawn again"))
     for kept, drawn in zip(painter.batches(some(5)), first, strict=True):
         assert np.array_equal(kept.pictures, drawn.pictures) and kept.fired == drawn.fired
         assert all(kept.fired)

@@ -16,11 +16,11 @@ import torch
 from command import Answer, conceptzap
 from erasures import write
 
-from conceptzap import cells, probes, suites
 from conceptzap.base import Base
-from conceptzap.environment import DEMO
+from conceptzap.evaluation import cached, probes, suites
 from conceptzap.page.results import read
-from conceptzap.sampler import Drawing, drawings
+from conceptzap.runtime.sampler import Drawing, drawings
+from conceptzap.terminal.environment import DEMO
 
 LIMIT, STEPS = 4, 5
 CONCEPT, ANCHOR = "Van Gogh", "painting"
@@ -51,9 +51,9 @@ def judged(
 
         # the same file stands for every cheat, so its pictures must not be shared between them
         monkeypatch.setattr(
-            cells, "edits_digest", lambda edits: cheat.__name__ if edits else ""
+            cached, "edits_digest", lambda edits: cheat.__name__ if edits else ""
         )
-        monkeypatch.setattr(cells, "drawings", draw)
+        monkeypatch.setattr(cached, "drawings", draw)
         monkeypatch.setenv("CONCEPTZAP_CACHE", str(shared_cache))
         answer = conceptzap(
             "evaluate", file, "--base", DEMO, "--suite", "quick", "--limit", LIMIT, "--steps", STEPS,

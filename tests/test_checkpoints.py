@@ -11,11 +11,10 @@ import torch
 from refusals import edit_json, refusal
 from safetensors.torch import load_file, save_file
 
-from conceptzap import checkpoints
-from conceptzap.base import load_base
-from conceptzap.bpe import clip_tokenizer
+from conceptzap.base import load_base, loading
+from conceptzap.base.bpe import clip_tokenizer
+from conceptzap.base.layout import weight_files
 from conceptzap.errors import MismatchError, ResourceError, UsageError
-from conceptzap.layout import weight_files
 from conceptzap.testing import FAMILIES, save_tiny, tiny
 
 SENTENCES = ["a photo of a cat", "van gogh, in oil", ""]
@@ -93,12 +92,12 @@ def test_sd2_that_does_not_say_what_it_predicts(
 
 
 def test_demo_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(checkpoints, "DEMO_FOLDER", tmp_path)
+    monkeypatch.setattr(loading, "DEMO_FOLDER", tmp_path)
     assert "demo" in str(refusal(ResourceError, "demo"))
 
 
 def test_demo_is_called_demo(monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path]) -> None:
-    monkeypatch.setattr(checkpoints, "DEMO_FOLDER", folders["sd1"])
+    monkeypatch.setattr(loading, "DEMO_FOLDER", folders["sd1"])
     assert load_base(device="cpu").ref.id == "demo"
 
 

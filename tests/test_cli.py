@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import header, rich, small
 
-from conceptzap import catalog, cli, config, family, format
+from conceptzap import cli, format
 from conceptzap.cli import _errors, _options
 from conceptzap.errors import ConceptZapError, UsageError
+from conceptzap.registry import catalog, config, family
 
 COMMANDS = list(family.members("cli"))
 
@@ -116,7 +117,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr("conceptzap.catalog.methods", fail)
+    monkeypatch.setattr("conceptzap.registry.catalog.methods", fail)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_a_traceback_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_pipe_that_closes_is_no_error() -> None:
-    slow = "import conceptzap.catalog as c, time\nc.presets = lambda: time.sleep(1) or []"
+    slow = "import conceptzap.registry.catalog as c, time\nc.presets = lambda: time.sleep(1) or []"
     done = program(slow, "presets")
     done.stdout.close()
     assert done.wait() == 141
@@ -182,7 +183,7 @@ def test_closed_streams_do_no_harm() -> None:
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_have_their_exit_codes(signum: int, code: int) -> None:
     wait = (
-        "import conceptzap.catalog as c, sys, time\n"
+        "import conceptzap.registry.catalog as c, sys, time\n"
         "c.methods = lambda: print('ready', file=sys.stderr, flush=True) or time.sleep(60)"
     )
     process = program(wait, "methods")
@@ -379,7 +380,7 @@ def test_doctor_warns_of_a_disk_that_is_nearly_full(monkeypatch: pytest.MonkeyPa
 
 
 def test_doctor_shows_what_is_free_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conceptzap.devices.available", lambda: ["cuda:0", "cpu"])
+    monkeypatch.setattr("conceptzap.base.devices.available", lambda: ["cuda:0", "cpu"])
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (3 * 10**9, 8 * 10**9))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "Some GPU")
     assert re.search(r"cuda:0 +Some GPU, 3.0 GB of 8.0 GB free", conceptzap("doctor").out)

@@ -10,9 +10,10 @@ import pytest
 from command import Answer, conceptzap, contents
 from PIL import Image
 
-from conceptzap import api, config, family, format
+from conceptzap import api, format
 from conceptzap.cli.erase import _settled as settled
-from conceptzap.pictures import read_text
+from conceptzap.format.pictures import read_text
+from conceptzap.registry import config, family
 from conceptzap.testing import save_tiny
 
 SUFFIX = ".lprompt.safetensors"

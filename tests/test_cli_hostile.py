@@ -22,9 +22,9 @@ from test_disks import mounted
 
 from conceptzap import format
 from conceptzap.base import Base
-from conceptzap.bpe import clip_tokenizer
+from conceptzap.base.bpe import clip_tokenizer
 from conceptzap.edit import Edit, Erasure
-from conceptzap.pictures import read_text
+from conceptzap.format.pictures import read_text
 from conceptzap.testing import save_tiny, tiny
 
 SUFFIX = ".lprompt.safetensors"

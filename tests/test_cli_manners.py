@@ -15,7 +15,8 @@ from samples import rich
 from test_cli import program
 from test_cli_flow import closed_form
 
-from conceptzap import family, format
+from conceptzap import format
+from conceptzap.registry import family
 from conceptzap.testing import save_tiny
 
 COMMANDS = list(family.members("cli"))
@@ -98,7 +99,7 @@ def test_details_show_every_step_and_no_progress_none(here: Path) -> None:
 
 
 def test_a_log_gets_a_line_now_and_then(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conceptzap.progress.LINE_EVERY", 0.0)
+    monkeypatch.setattr("conceptzap.terminal.progress.LINE_EVERY", 0.0)
     lines = conceptzap("generate", *DRAW).err.splitlines()
     assert [re.sub(r"[\d.]+(?=/s| s)", "N", line) for line in lines] == [
         "[N s] drawing 1/3", "[N s] drawing 2/3 N/s, N s left", "[N s] drawing 3/3 N/s",
@@ -158,7 +159,7 @@ def test_offline_asks_nobody(
 
 
 HUB_BARS = """
-import conceptzap.catalog as catalog
+import conceptzap.registry.catalog as catalog
 def methods():
     from huggingface_hub.utils import are_progress_bars_disabled
     print(are_progress_bars_disabled())
@@ -224,7 +225,7 @@ def test_the_completion_script_is_shown(monkeypatch: pytest.MonkeyPatch) -> None
 # terminals
 
 COUNTING = """
-import conceptzap.catalog as catalog
+import conceptzap.registry.catalog as catalog
 from conceptzap.progress import Progress
 real = catalog.methods
 def methods():

@@ -16,8 +16,9 @@ from command import conceptzap, contents
 from erasures import nudge
 from test_cli_flow import closed_form
 
-from conceptzap import config, format
+from conceptzap import format
 from conceptzap.judges import custom
+from conceptzap.registry import config
 from conceptzap.result import Settings
 from conceptzap.testing import save_tiny, tiny
 
@@ -150,7 +151,7 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judges = functools.partial(custom.load, option="stub_judges:nothing", world=demo.world())
     monkeypatch.setattr(demo, "fits", lambda base: True)
     monkeypatch.setattr(demo, "load", judges)
-    monkeypatch.setattr("conceptzap.erasing.usual", lambda base: Settings(steps=1, guidance=1.0))
+    monkeypatch.setattr("conceptzap.verbs.erasing.usual", lambda base: Settings(steps=1, guidance=1.0))
     monkeypatch.setenv("CONCEPTZAP_CACHE", str(tmp_path / "cache"))
 
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from test_cli_flow import SUFFIX, trained
 
 from conceptzap.base import Base
-from conceptzap.progress import Progress
 from conceptzap.result import Settings
-from conceptzap.session import Session
+from conceptzap.terminal.progress import Progress
 from conceptzap.testing import save_tiny
+from conceptzap.training.session import Session
 
 SHORT = ("--steps", "3", "--set", "trajectories=2", "--set", "batch=2", "--base", "base")
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick() -> Iterator[None]:
     """Two steps for every picture: here it is the training that counts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("conceptzap.erasing.usual", lambda base: Settings(steps=2, guidance=2.0))
+        patch.setattr("conceptzap.verbs.erasing.usual", lambda base: Settings(steps=2, guidance=2.0))
         yield
 
 

@@ -13,9 +13,9 @@ from command import conceptzap, contents
 
 from conceptzap import base as bases
 from conceptzap import format
-from conceptzap.attach import Attachment
 from conceptzap.base import Base
 from conceptzap.edit import Edit
+from conceptzap.runtime.attach import Attachment
 from conceptzap.testing import save_tiny, tiny
 
 SUFFIX = ".lprompt.safetensors"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conceptzap import closed_form
 from conceptzap.base import CROSS_KV, Base
-from conceptzap.prompts import Pair
+from conceptzap.training import closed_form
+from conceptzap.training.wordings import Pair
 
 START, END = 100, 101
 KEEP_SCALE, RIDGE = 2.0, 0.01

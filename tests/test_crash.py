@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from conceptzap import files, format
+from conceptzap import format
 from conceptzap.edit import Edit, Erasure
 from conceptzap.errors import ConceptZapError, UsageError
+from conceptzap.format import atomic
 from tests.samples import CROSS, header, tensor
 
 KILLS = int(os.environ.get("CONCEPTZAP_KILLS", "20"))
@@ -52,7 +53,7 @@ def write_for_ever(path: Path, *contents: bytes, started: int | None = None) -> 
         os.write(started, b"!")
     while True:
         for data in contents:
-            files.write_atomic(path, data, force=True)
+            atomic.write_atomic(path, data, force=True)
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -90,7 +91,7 @@ def test_killed_at_every_stage(stage, after, force, tmp_path):
     path, old = tmp_path / "a.lprompt.safetensors", format.dumps(ONE)
     if force:
         path.write_bytes(old)
-    owner = files.fcntl if stage == "flock" else os
+    owner = atomic.fcntl if stage == "flock" else os
 
     def dies() -> None:
         real = getattr(owner, stage)
@@ -143,7 +144,7 @@ def test_of_many_writers_without_force_exactly_one_wins(tmp_path):
         data = format.dumps(one)
         time.sleep(max(0.0, start - time.monotonic()))
         try:
-            files.write_atomic(path, data)
+            atomic.write_atomic(path, data)
         except UsageError:
             os._exit(2)
         except ConceptZapError:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from conceptzap.session import Session, State
+from conceptzap.training.session import Session, State
 from tests.test_train import Toy, run, same
 
 KILLS = int(os.environ.get("CONCEPTZAP_KILLS", "20"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from conceptzap.demo import measure
+from conceptzap.demo.recipe import measure
 from conceptzap.demo.world import OBJECTS, STYLES
 
 FOLDER = measure.CHECKPOINT

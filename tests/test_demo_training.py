@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from conceptzap.demo import training
-from conceptzap.demo.training import Recipe, checkpoints, fit, load_average
+from conceptzap.demo.recipe import training
+from conceptzap.demo.recipe.training import Recipe, checkpoints, fit, load_average
 
 RECIPE = Recipe("toy", steps=20, lr=1e-2, seed=3, warmup=2)
 

@@ -72,7 +72,7 @@ def test_pair_captions_keep_the_order() -> None:
 
 
 def test_render_seeds_are_stable() -> None:
-    render = pytest.importorskip("conceptzap.demo.render", reason="needs the demo extra")
+    render = pytest.importorskip("conceptzap.demo.recipe.render", reason="needs the demo extra")
     assert render.seed("place", "cat", "", "noto", 0) == 452690402
     items = render.catalogue()
     assert len(items) == len(set(items))
@@ -81,8 +81,8 @@ def test_render_seeds_are_stable() -> None:
 
 
 def test_items_without_a_concept() -> None:
-    render = pytest.importorskip("conceptzap.demo.render", reason="needs the demo extra")
-    from conceptzap.demo.train_unet import without
+    render = pytest.importorskip("conceptzap.demo.recipe.render", reason="needs the demo extra")
+    from conceptzap.demo.recipe.train_unet import without
 
     items = render.catalogue()
     assert len(without(items, "")) == len(items)
@@ -93,7 +93,7 @@ def test_items_without_a_concept() -> None:
 
 
 def test_styles_keep_shape_and_range_and_repeat() -> None:
-    styles = pytest.importorskip("conceptzap.demo.styles", reason="needs the demo extra")
+    styles = pytest.importorskip("conceptzap.demo.recipe.styles", reason="needs the demo extra")
     import numpy as np
 
     picture = np.random.default_rng(0).random((128, 128, 3))
@@ -105,7 +105,7 @@ def test_styles_keep_shape_and_range_and_repeat() -> None:
 
 
 def test_tokenizer_round_trips_any_text() -> None:
-    from conceptzap.demo.tokenizer import build_tokenizer
+    from conceptzap.demo.recipe.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     for text in ("a cat by van gogh", "naïve 猫 🐱 #42", "x" * 20):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conceptzap import detector, gates
 from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit
-from conceptzap.gates import Signal
+from conceptzap.runtime import gates
+from conceptzap.runtime.gates import Signal
+from conceptzap.training import detector
 
 WIDTH, LENGTH = 8, 6
 

@@ -20,9 +20,9 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from scenes import MIXED, NEUTRAL, Scene, applied
 
 import conceptzap
-from conceptzap.attach import attached
 from conceptzap.base import Base
 from conceptzap.errors import MismatchError, RefusedError, SilentEditError
+from conceptzap.runtime.attach import attached
 from conceptzap.testing import tiny
 
 HAS_PEFT = importlib.util.find_spec("peft") is not None

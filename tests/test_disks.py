@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from conceptzap.errors import ConceptZapError, ResourceError
-from conceptzap.files import check_writable, read_regular, write_atomic
+from conceptzap.format.atomic import check_writable, read_regular, write_atomic
 
 OLD, NEW = b"the old one", b"the new one, whole"
 NOBODY = 65534

@@ -14,7 +14,8 @@ import pytest
 import typer
 
 import conceptzap
-from conceptzap import cli, config, family
+from conceptzap import cli
+from conceptzap.registry import config, family
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,8 +13,8 @@ from PIL import Image
 
 from conceptzap.base import Base
 from conceptzap.errors import MismatchError
-from conceptzap.eval_unlearn import ConceptzapTechnique
 from conceptzap.testing import save_tiny
+from conceptzap.verbs.eval_unlearn import ConceptzapTechnique
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +46,7 @@ def test_a_file_of_another_architecture_is_refused(
 def test_the_entry_point_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = project["entry-points"]["eval_unlearn.techniques"]
-    assert declared == {"conceptzap": "conceptzap.eval_unlearn:ConceptzapTechnique"}
+    assert declared == {"conceptzap": "conceptzap.verbs.eval_unlearn:ConceptzapTechnique"}
 
 
 def test_the_real_runner_draws_with_it(config: dict[str, object], tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from erasures import write
 from evaluations import CHEAP, STUB, evaluate
 from test_cli_flow import closed_form
 
-from conceptzap import cells, evaluation, suites, verdict
 from conceptzap.base import Base
 from conceptzap.errors import ThresholdError
+from conceptzap.evaluation import cached, scoring, suites, verdict
 from conceptzap.page.folder import _inert
 from conceptzap.page.results import read
 from conceptzap.result import Result, Score, Settings
@@ -94,7 +94,7 @@ def test_a_result_survives_its_file(church: Path, tiny_folder: Path, tmp_path: P
 def test_an_interrupted_run_draws_only_what_is_missing(
     church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, drawn = cells.drawings, []
+    real, drawn = cached.drawings, []
 
     def dying(*arguments: object):
         drawn.append(arguments)
@@ -103,11 +103,11 @@ def test_an_interrupted_run_draws_only_what_is_missing(
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "drawings", dying)
+        patch.setattr(cached, "drawings", dying)
         assert evaluate(church, tiny_folder, tmp_path / "out").code == 130
     assert not (tmp_path / "out" / "result.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "drawings", lambda *a: drawn.append(a) or real(*a))
+        patch.setattr(cached, "drawings", lambda *a: drawn.append(a) or real(*a))
         assert evaluate(church, tiny_folder, tmp_path / "out").code == 0
     assert len(drawn) - 5 == WHOLE - 4, "the four batches of before were not drawn again"
 
@@ -116,13 +116,13 @@ def test_the_bases_pictures_are_shared_between_runs(
     church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(church, tiny_folder, tmp_path / "one")
-    real, drawn = cells.drawings, []
+    real, drawn = cached.drawings, []
 
     def counting(base: Base, prompts: object, seeds: object, settings: Settings, edits: tuple):
         drawn.append(edits)
         return real(base, prompts, seeds, settings, edits)
 
-    monkeypatch.setattr(cells, "drawings", counting)
+    monkeypatch.setattr(cached, "drawings", counting)
     evaluate(Path(f"{church}:0.5"), tiny_folder, tmp_path / "half")
     assert len(drawn) == 4 and all(drawn), "four slices under other edits, none of the base"
 
@@ -192,7 +192,7 @@ def test_bad_requests_are_answered_before_any_picture(
     more: tuple[str, ...], code: int, said: str, church: Path, tiny_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(cells, "drawings", lambda *_: pytest.fail("a picture was drawn"))
+    monkeypatch.setattr(cached, "drawings", lambda *_: pytest.fail("a picture was drawn"))
     answer = evaluate(church, tiny_folder, tmp_path / "out", *more)
     assert answer.code == code and said in answer.error
     assert not (tmp_path / "out").exists()
@@ -284,7 +284,7 @@ def test_erase_ends_with_the_smoke_suite(
 def test_closing_has_nothing_to_say_on_a_base_without_judges(sd1: Base) -> None:
     from conceptzap.task import Task
 
-    assert evaluation.closing(sd1, (), Task(("cat",)), Settings(steps=1, batch=8), 0) == {}
+    assert scoring.closing(sd1, (), Task(("cat",)), Settings(steps=1, batch=8), 0) == {}
 
 
 def test_a_model_that_never_knew_it_stands_beside_the_scores(
@@ -304,9 +304,9 @@ def test_a_model_that_never_knew_it_stands_beside_the_scores(
 def test_another_checkpoint_can_stand_in_for_an_erased_model(sd1: Base) -> None:
     from conceptzap.testing import tiny
 
-    plan = evaluation.settle(
+    plan = scoring.settle(
         sd1, "imagenette", ["church"], judges=["stub_judges:by_brightness"], steps=1, batch=8, limit=2
     )
-    done = evaluation.evaluate_base(sd1, tiny("sd1", seed=1), plan)
+    done = scoring.evaluate_base(sd1, tiny("sd1", seed=1), plan)
     assert done.result.score("E") and not done.result.subject["files"]
     assert done.bare.digest != done.erased.digest

@@ -25,13 +25,15 @@ from samples import small as sample
 from test_cli_bad_input import read_only
 
 import conceptzap
-from conceptzap import canary, exports, family, format
+from conceptzap import exports, format
 from conceptzap.base import Base, load_base
 from conceptzap.edit import Edit, Erasure, Header, sort_edits
 from conceptzap.errors import RefusedError, ResourceError, UsageError
 from conceptzap.exports import checkpoint, lora
+from conceptzap.registry import family
 from conceptzap.report import Report
 from conceptzap.testing import save_tiny, tiny
+from conceptzap.trust import canary
 
 SUFFIX = ".lprompt.safetensors"
 FORMATS = list(family.members("exports"))
@@ -524,7 +526,7 @@ def test_an_attached_erasure_does_not_travel_and_its_docs_say_so(sd1: Base, tmp_
     conceptzap.apply(pipe, some.erasure(sd1, [some.shared(sd1)]))
     pipe.save_pretrained(str(tmp_path / "saved"))
     assert seen(through_diffusers(sd1, tmp_path / "saved")).equal(seen(sd1))
-    from conceptzap.applying import Handle
+    from conceptzap.verbs.applying import Handle
 
     for thing in (conceptzap.apply, Handle):
         assert "save_pretrained" in thing.__doc__ and "export" in thing.__doc__

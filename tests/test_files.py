@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from conceptzap import files
-from conceptzap.errors import FormatError, ResourceError, UsageError
-from conceptzap.files import check_writable, escape, read_regular, write_atomic
+from conceptzap.errors import FormatError, ResourceError, UsageError, escape
+from conceptzap.format import atomic
+from conceptzap.format.atomic import check_writable, read_regular, write_atomic
 
 OLD, NEW = b"the old one", b"the new one, whole"
 
@@ -95,13 +95,13 @@ def test_file_that_appears_meanwhile_is_not_overwritten(links, tmp_path, monkeyp
     """Two writers pass the first look; the second is stopped when it gives the name."""
     if not links:
         monkeypatch.setattr(os, "link", raising(errno.EPERM))
-    fill = files._fill
+    fill = atomic._fill
 
     def appear(descriptor: int, data: bytes) -> None:
         fill(descriptor, data)
         (tmp_path / "a").write_bytes(OLD)
 
-    monkeypatch.setattr(files, "_fill", appear)
+    monkeypatch.setattr(atomic, "_fill", appear)
     with pytest.raises(UsageError, match="exists"):
         write_atomic(tmp_path / "a", NEW)
     assert (tmp_path / "a").read_bytes() == OLD and os.listdir(tmp_path) == ["a"]
@@ -315,6 +315,6 @@ def test_read_regular_stops_at_the_limit_even_if_the_file_grows(tmp_path, monkey
     assert read_regular(path, 10) == bytes(10)
     with pytest.raises(FormatError, match="10 bytes, at most 9"):
         read_regular(path, 9)
-    monkeypatch.setattr(files, "_check_regular", lambda *_: None)  # as if it grew just after
+    monkeypatch.setattr(atomic, "_check_regular", lambda *_: None)  # as if it grew just after
     with pytest.raises(FormatError, match="too large"):
         read_regular(path, 9)

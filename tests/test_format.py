@@ -18,9 +18,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conceptzap import container, format, record
+from conceptzap import format
 from conceptzap.edit import Edit, Erasure, Gate, Raw, content_name, raw, stack
 from conceptzap.errors import FormatError, UsageError
+from conceptzap.format import container
+from conceptzap.format import tree as header_tree
 from tests.samples import CROSS, base, header, match, rich, small, tensor, torch_like
 
 ROOT = Path(__file__).parent.parent
@@ -159,7 +161,7 @@ MAP = st.dictionaries(TEXT, JSON, max_size=3)
     made=st.lists(MAP, max_size=2),
     scores=st.dictionaries(TEXT, MAP, max_size=2),
     canary=MAP,
-    extra=MAP.map(lambda m: {k: v for k, v in m.items() if k not in record.HEADER}),
+    extra=MAP.map(lambda m: {k: v for k, v in m.items() if k not in header_tree.HEADER}),
 )
 def test_any_header_comes_back_equal(names, title, made, scores, canary, extra):
     mine = header(
@@ -284,7 +286,7 @@ def test_labels_for_other_programs(family, architecture, v2, version):
 
 
 def test_every_family_has_its_labels():
-    assert set(format.ARCHITECTURES) == set(record.FAMILIES)
+    assert set(format.ARCHITECTURES) == set(header_tree.FAMILIES)
 
 
 # -- reading the header ----------------------------------------------------------------------------

@@ -14,11 +14,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conceptzap import container, format, record
+from conceptzap import format
 from conceptzap.edit import Erasure, Gate, Raw, canonical_json, content_name
 from conceptzap.errors import ConceptZapError, FormatError
-from conceptzap.schema import GATES, OPS
-from tests.samples import altered, header, parts, refused, relabelled, rich, signed, small
+from conceptzap.format import container
+from conceptzap.format import tree as header_tree
+from conceptzap.format.schema import GATES, OPS
+from tests.samples import (
+    altered,
+    header,
+    parts,
+    refused,
+    relabelled,
+    rich,
+    signed,
+    small,
+)
 
 Tree = dict[str, Any]
 
@@ -193,7 +204,7 @@ LEAVES = st.one_of(
 )
 NAMES = ("0" * 12, "f" * 12, f"{'0' * 12}.up", f"{'0' * 12}.down", "threshold", "low", "phi")
 CONTAINER = ("__metadata__", "format", "lprompt", "digest", "dtype", "shape", "data_offsets")
-KNOWN = sorted({*NAMES, *CONTAINER, *record.HEADER, *record.BASE, *record.EDIT, *record.GATE})
+KNOWN = sorted({*NAMES, *CONTAINER, *header_tree.HEADER, *header_tree.BASE, *header_tree.EDIT, *header_tree.GATE})
 KEYS = st.sampled_from(KNOWN) | TEXT
 TREES = st.recursive(
     LEAVES,

@@ -22,9 +22,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from conceptzap import container, format
+from conceptzap import format
 from conceptzap.edit import canonical_json
 from conceptzap.errors import FormatError
+from conceptzap.format import container
 from tests.samples import refused, signed, small
 
 SMALL = format.dumps(small())

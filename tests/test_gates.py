@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conceptzap.attach import attached
 from conceptzap.base import CROSS_KV, Base
 from conceptzap.edit import Edit, Gate
 from conceptzap.errors import MismatchError
-from conceptzap.gates import Signal, check, factor, scores
+from conceptzap.runtime.attach import attached
+from conceptzap.runtime.gates import Signal, check, factor, scores
 
 QUERY = {"query": torch.eye(3), "mean": torch.zeros(3)}
 

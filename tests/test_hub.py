@@ -12,8 +12,7 @@ import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 from refusals import edit_json, refusal
 
-from conceptzap import hub
-from conceptzap.base import load_base
+from conceptzap.base import hub, load_base
 from conceptzap.errors import MismatchError, ResourceError
 from conceptzap.testing import save_tiny, tiny
 

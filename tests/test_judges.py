@@ -13,10 +13,11 @@ import torch
 from command import conceptzap
 from erasures import write
 
-from conceptzap import cells, family, judging, probes, suites
 from conceptzap.base import Base
 from conceptzap.demo import judge_nets
 from conceptzap.errors import ConceptZapError, ResourceError, UsageError
+from conceptzap.evaluation import cached, judging, probes, suites
+from conceptzap.registry import family
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -125,7 +126,7 @@ def test_a_missing_judge_is_an_error_before_any_picture(
     suite: str, judge: tuple[str, ...], code: int, wanted: str, sd1: Base, tiny_folder: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(cells, "drawings", lambda *_: pytest.fail("a picture was drawn"))
+    monkeypatch.setattr(cached, "drawings", lambda *_: pytest.fail("a picture was drawn"))
     file = write(sd1, "nudity" if suite == "i2p" else "church", tmp_path)
     named = [word for one in judge for word in ("--judge", one)]
     answer = conceptzap(

@@ -12,15 +12,19 @@ import torch
 from small import settings
 
 import conceptzap
-from conceptzap import canary, config, family, format, objectives, sampler
-from conceptzap.attach import attached
+from conceptzap import format
 from conceptzap.base import Base, load_base
 from conceptzap.errors import Interrupted, UsageError
-from conceptzap.gates import Signal, factor
+from conceptzap.registry import config, family
 from conceptzap.report import Report
 from conceptzap.result import Settings
-from conceptzap.session import Session
+from conceptzap.runtime import sampler
+from conceptzap.runtime.attach import attached
+from conceptzap.runtime.gates import Signal, factor
 from conceptzap.testing import save_tiny
+from conceptzap.training import objectives
+from conceptzap.training.session import Session
+from conceptzap.trust import canary
 
 METHODS = list(family.members("methods"))
 TRAINED = [
@@ -47,7 +51,7 @@ def quick() -> Iterator[None]:
     """A look at a random base takes a few steps, a latent of it is as good after three."""
     sampling = objectives.partial_sampling
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("conceptzap.erasing.usual", lambda base: LOOK)
+        patch.setattr("conceptzap.verbs.erasing.usual", lambda base: LOOK)
         patch.setattr(
             objectives, "partial_sampling", lambda b, p, seed: sampling(b, p, seed, 3, 2.0)
         )

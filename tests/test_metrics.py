@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conceptzap import estimates, family, intervals, verdict
+from conceptzap.evaluation import estimates, intervals, verdict
+from conceptzap.evaluation.trial import Cell, Sight, Trial, View, views
 from conceptzap.metrics import (
     diversity,
     drift,
@@ -21,8 +22,8 @@ from conceptzap.metrics import (
     ua_ira_cra,
     validity,
 )
+from conceptzap.registry import family
 from conceptzap.result import Probe, Score, wilson
-from conceptzap.trial import Cell, Sight, Trial, View, views
 
 LABELS = ("church", "cat", "dog", "fox")
 

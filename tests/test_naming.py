@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conceptzap import naming
 from conceptzap.errors import UsageError
+from conceptzap.format import naming
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conceptzap import ops
-from conceptzap.attach import attached
 from conceptzap.base import CROSS, CROSS_K, CROSS_KV, Base
 from conceptzap.edit import Edit
 from conceptzap.errors import MismatchError
+from conceptzap.runtime import ops
+from conceptzap.runtime.attach import attached
 
 PROMPTS = (some.ASKED[0], some.OTHER[1])
 

@@ -13,7 +13,13 @@ import pytest
 from PIL import Image
 
 from conceptzap.errors import ConceptZapError, FormatError, UsageError
-from conceptzap.pictures import GAP, encode_png, read_text, save_png, side_by_side
+from conceptzap.format.pictures import (
+    GAP,
+    encode_png,
+    read_text,
+    save_png,
+    side_by_side,
+)
 
 
 def picture(seed: int = 0, height: int = 16, width: int = 12) -> np.ndarray:
@@ -189,5 +195,5 @@ def test_sheet_without_pictures():
 
 
 def test_importing_pictures_needs_no_torch():
-    code = "import sys, conceptzap.pictures; sys.exit('torch' in sys.modules)"
+    code = "import sys, conceptzap.format.pictures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

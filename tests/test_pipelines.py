@@ -20,8 +20,8 @@ from diffusers import (
 from scenes import CONCEPT, MIXED, NEUTRAL, Scene, applied
 
 import conceptzap
-from conceptzap.attach import attached
 from conceptzap.errors import RefusedError
+from conceptzap.runtime.attach import attached
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policies import BASE, HEX, PRINTS, change, locked, stored
 
-from conceptzap import format, policy
+from conceptzap import format
 from conceptzap.edit import BaseRef
 from conceptzap.errors import ConceptZapError, FormatError, RefusedError, UsageError
+from conceptzap.trust import policy
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ import torch
 from policies import BASE, HEX, PRINTS, Handle, change, erasure, locked, stored
 
 import conceptzap
-from conceptzap import format, policy
+from conceptzap import format
 from conceptzap.edit import Erasure
 from conceptzap.errors import RefusedError
+from conceptzap.trust import policy
 
 
 @pytest.fixture

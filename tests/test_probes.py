@@ -7,10 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from conceptzap import config, probes, suites
 from conceptzap.base import Base
 from conceptzap.errors import UsageError
-from conceptzap.trial import View
+from conceptzap.evaluation import probes, suites
+from conceptzap.evaluation.trial import View
+from conceptzap.registry import config
 
 
 def test_every_suite_of_the_package_expands_to_what_it_says() -> None:

@@ -6,14 +6,15 @@ from functools import cache
 
 import pytest
 
-from conceptzap import config, prompts
 from conceptzap.demo import world
-from conceptzap.prompts import Pair
+from conceptzap.registry import config
+from conceptzap.training import wordings
+from conceptzap.training.wordings import Pair
 
 NAMES = [thing.name for thing in (*world.OBJECTS, *world.STYLES)]
 STYLES = [style.name for style in world.STYLES]
 # words that any vocabulary may add to the keep set, media among them
-WORDS = [*world.vocabulary(), *prompts.MEDIA, "image", "painting showing", "style"]
+WORDS = [*world.vocabulary(), *wordings.MEDIA, "image", "painting showing", "style"]
 
 
 @cache
@@ -39,17 +40,17 @@ def test_there_is_something_held_out() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_concept_is_learned_in_a_wording_that_is_held_out(name: str) -> None:
     kind = kind_of(name)
-    things = [*prompts.wording(kind)["things"], "pizza", "pencil sketch"]
+    things = [*wordings.wording(kind)["things"], "pizza", "pencil sketch"]
     for anchor in ("", "painting", "Rembrandt") if kind == "style" else ("", "house"):
-        for pair in prompts.pairs(name, anchor, kind, things):
+        for pair in wordings.pairs(name, anchor, kind, things):
             assert {pair.concept.lower(), pair.anchor.lower()}.isdisjoint(held_out()), pair
 
 
 @pytest.mark.parametrize("kind", ["style", "object"])
 def test_nothing_is_kept_in_a_wording_that_is_held_out(kind: str) -> None:
     keep = config.preset("style")["keep"] + config.preset("object")["keep"]
-    for thing in (*prompts.wording(kind)["things"], "pizza", "pencil sketch"):
-        asked = prompts.keep([*WORDS, *keep], kind, [thing])
+    for thing in (*wordings.wording(kind)["things"], "pizza", "pencil sketch"):
+        asked = wordings.keep([*WORDS, *keep], kind, [thing])
         assert held_out().isdisjoint(prompt.lower() for prompt in asked)
 
 
@@ -57,34 +58,34 @@ def test_nothing_is_kept_in_a_wording_that_is_held_out(kind: str) -> None:
     ("noun", "said"), [("apple", "an apple"), ("cat", "a cat"), ("Owl", "an Owl")]
 )
 def test_articles(noun: str, said: str) -> None:
-    assert prompts.with_article(noun) == said
+    assert wordings.with_article(noun) == said
 
 
 def test_a_style_becomes_a_medium_a_name_or_nothing() -> None:
-    medium = prompts.pairs("Monet", "painting", "style", ["apple"])
+    medium = wordings.pairs("Monet", "painting", "style", ["apple"])
     assert medium[0] == Pair("Monet", "painting")
     assert Pair("a painting of an apple in the style of Monet", "a painting of an apple") in medium
-    named = prompts.pairs("Monet", "Seurat", "style", ["apple"])
+    named = wordings.pairs("Monet", "Seurat", "style", ["apple"])
     assert Pair("an apple by Monet", "an apple by Seurat") in named
-    empty = prompts.pairs("Monet", "", "style", ["apple"])
+    empty = wordings.pairs("Monet", "", "style", ["apple"])
     assert Pair("an apple by Monet", "an apple") in empty and empty[0].anchor == ""
 
 
 def test_an_object_becomes_another_with_its_own_article() -> None:
-    pairs = prompts.pairs("owl", "cat", "object", ["Monet"])
+    pairs = wordings.pairs("owl", "cat", "object", ["Monet"])
     assert Pair("a photo of an owl", "a photo of a cat") in pairs
     assert Pair("an owl by Monet", "a cat by Monet") in pairs
     assert len(pairs) == len(set(pairs))
-    assert {pair.anchor for pair in prompts.pairs("owl", "", "object", ["Monet"])} == {""}
+    assert {pair.anchor for pair in wordings.pairs("owl", "", "object", ["Monet"])} == {""}
 
 
 def test_a_kind_is_guessed_from_the_medium() -> None:
-    assert prompts.guess_kind("Monet", "painting") == "style"
-    assert prompts.guess_kind("Pixel Art", "") == "style"
-    assert prompts.guess_kind("church", "house") == "object"
+    assert wordings.guess_kind("Monet", "painting") == "style"
+    assert wordings.guess_kind("Pixel Art", "") == "style"
+    assert wordings.guess_kind("church", "house") == "object"
 
 
 def test_every_kept_word_is_said_in_every_wording() -> None:
-    asked = prompts.keep(["owl", "cat"], "object", ["Monet", "Seurat"])
-    assert len(asked) == 2 * len(prompts.wording("object")["keep"])
+    asked = wordings.keep(["owl", "cat"], "object", ["Monet", "Seurat"])
+    assert len(asked) == 2 * len(wordings.wording("object")["keep"])
     assert "a photo of an owl" in asked and any(p.endswith(" by Seurat") for p in asked)

@@ -19,12 +19,13 @@ from erasures import nudge
 from PIL import Image
 from test_attention import learned
 
-from conceptzap import canary, format
+from conceptzap import format
 from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure
 from conceptzap.page.figures import TITLES, about, text
 from conceptzap.page.results import HEADLINES, read
 from conceptzap.page.samples import SHOWN
+from conceptzap.trust import canary
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (

@@ -8,12 +8,12 @@ import edits as some
 import pytest
 import torch
 
-from conceptzap import sampler
-from conceptzap.attach import Receipt
 from conceptzap.base import Base
 from conceptzap.errors import ResourceError, SilentEditError
 from conceptzap.result import Settings
-from conceptzap.sampler import denoise, draw, drawings
+from conceptzap.runtime import sampler
+from conceptzap.runtime.attach import Receipt
+from conceptzap.runtime.sampler import denoise, draw, drawings
 from conceptzap.testing import tiny
 
 SHORT = Settings(steps=3, guidance=4.0)

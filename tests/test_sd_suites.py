@@ -8,10 +8,10 @@ import pytest
 from command import conceptzap
 from erasures import write
 
-from conceptzap import suites
 from conceptzap.base import Base
-from conceptzap.environment import DEMO
+from conceptzap.evaluation import suites
 from conceptzap.page.results import read
+from conceptzap.terminal.environment import DEMO
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from conceptzap.errors import Interrupted, MismatchError, ResourceError
-from conceptzap.session import KEEP, Session, State
-from conceptzap.train import train
+from conceptzap.training.session import KEEP, Session, State
+from conceptzap.training.train import train
 from tests.test_train import STEPS, Toy, run, same
 
 CONFIG = {"lr": 0.1, "keep": ["dog", "cat"], "base": {"id": "demo"}, "name": "Van Gogh"}

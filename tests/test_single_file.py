@@ -11,8 +11,7 @@ import torch
 from refusals import edit_json, refusal
 from safetensors.torch import load_file, save_file
 
-from conceptzap import single_file
-from conceptzap.base import Base, load_base
+from conceptzap.base import Base, load_base, single_file
 from conceptzap.errors import MismatchError, ResourceError, UsageError
 from conceptzap.testing import FAMILIES, tiny
 

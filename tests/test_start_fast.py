@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from samples import rich
 
-from conceptzap import family, format
+from conceptzap import format
+from conceptzap.registry import family
 
 LIMIT = 0.3
 TRIES = 8

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from conceptzap.errors import MismatchError, ResourceError, UsageError
-from conceptzap.session import Session
-from conceptzap.train import Event, Group, train
+from conceptzap.training.session import Session
+from conceptzap.training.train import Event, Group, train
 
 STEPS = 12
 OOM = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes. Error code 12"

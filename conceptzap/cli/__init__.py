@@ -17,8 +17,9 @@ from typing import Annotated, Any
 
 import typer
 
-from conceptzap import family, show
 from conceptzap.cli import _errors, _everywhere
+from conceptzap.registry import family
+from conceptzap.terminal import show
 
 PROGRAM = "conceptzap"
 ORDER = ("erase", "generate", "stack", "inspect", "evaluate", "compare", "attack", "export")
@@ -71,7 +72,7 @@ def _with_examples(doc: str) -> str:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from conceptzap import environment
+        from conceptzap.terminal import environment
 
         print(environment.version_line())
         raise typer.Exit

@@ -18,7 +18,7 @@ from conceptzap.errors import (
     UsageError,
     ran_out_of_memory,
 )
-from conceptzap.show import one_line
+from conceptzap.terminal.show import one_line
 
 SIGINT_CODE, SIGTERM_CODE, SIGPIPE_CODE = 130, 143, 141
 OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from conceptzap import show
+from conceptzap.terminal import show
 
 
 def _asking(variable: str = "", **wishes: int) -> Callable[[bool], None]:

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from conceptzap import config, family, naming
 from conceptzap.errors import UsageError
+from conceptzap.format import naming
+from conceptzap.registry import config, family
 
 MAX_STRENGTH = 2.0
 STDIN = "-"

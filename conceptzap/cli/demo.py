@@ -34,15 +34,16 @@ def run(
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import files, show
     from conceptzap.demo import world
+    from conceptzap.format import atomic
+    from conceptzap.terminal import show
 
     known = {
         "objects": [one.name for one in world.OBJECTS],
         "styles": [one.name for one in world.STYLES],
     }
     if not words:
-        files.check_writable(output, force)
+        atomic.check_writable(output, force)
         _draw(known, output, force, seed=seed, steps=steps, device=device)
     if as_json:
         show.emit("demo", {"path": None if words else show.full(output), **known})
@@ -52,9 +53,10 @@ def run(
 
 def _draw(known: dict[str, list[str]], output: Path, force: bool, **request: Any) -> None:
     """One sheet: a row a style, a column an object."""
-    from conceptzap import api, gallery
+    from conceptzap import api
     from conceptzap.demo import world
-    from conceptzap.progress import Progress
+    from conceptzap.terminal import gallery
+    from conceptzap.terminal.progress import Progress
 
     objects, report = known["objects"][::EVERY], Progress()
     rows = [(style, [world.caption(one, style, 0) for one in objects]) for style in known["styles"]]

@@ -19,7 +19,8 @@ def run(
     clear: Annotated[bool, typer.Option("--clear", help="Empty the cache first.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import cache, environment, show
+    from conceptzap.format import cache
+    from conceptzap.terminal import environment, show
 
     freed = cache.clear() if clear else None
     found = environment.report()

@@ -72,9 +72,12 @@ def run(
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import api, config, files, show
+    from conceptzap import api
     from conceptzap.errors import ThresholdError
-    from conceptzap.progress import Progress
+    from conceptzap.format import atomic
+    from conceptzap.registry import config
+    from conceptzap.terminal import show
+    from conceptzap.terminal.progress import Progress
 
     given = {
         "anchor": options.words(anchor), "keep": options.words(keep), "method": method,
@@ -91,7 +94,7 @@ def run(
         return
     saved = b""
     if save_config:
-        files.check_writable(save_config, force)
+        atomic.check_writable(save_config, force)
         saved = config.to_toml(_settled(request, plan))
     show.settled(plan)
     report = Progress()
@@ -102,7 +105,7 @@ def run(
     except ThresholdError as error:
         made, failed = error.made, error
     if save_config:
-        files.write_atomic(save_config, saved, force)
+        atomic.write_atomic(save_config, saved, force)
     if not as_json:
         show.erased(made, words[0], request["base"])
     elif not failed:

@@ -15,8 +15,8 @@ from typing import Annotated
 
 import typer
 
-from conceptzap import config
 from conceptzap.cli import _options as options
+from conceptzap.registry import config
 
 
 def _suites(incomplete: str) -> list[str]:
@@ -71,23 +71,23 @@ def run(
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import evaluation, files, verdict
-    from conceptzap.errors import ThresholdError
+    from conceptzap.errors import ThresholdError, escape
+    from conceptzap.evaluation import scoring, verdict
     from conceptzap.page import folder, results
-    from conceptzap.progress import Progress
+    from conceptzap.terminal.progress import Progress
 
     thresholds = verdict.parse(fail_under or ())
     stack = [options.erasure(text) for text in erasures]
     target = folder.prepare(output, [path for path, _ in stack], suite, force)
     report = Progress()
-    done = evaluation.evaluate_files(
+    done = scoring.evaluate_files(
         stack, base, suite=suite, concepts=options.words(concept), judges=judge or (), seed=seed,
         steps=steps, guidance=guidance, batch=batch, limit=limit, device=device, dtype=dtype,
         prediction=prediction, report=report, count=report.count,
     )  # fmt: skip
     written = folder.write(done, target, force)
     try:
-        verdict.enforce(done.result, thresholds, f"see {files.escape(written['report'])}")
+        verdict.enforce(done.result, thresholds, f"see {escape(written['report'])}")
     except ThresholdError:
         if not as_json:  # the error is then the one object on stdout
             results.evaluated(done.result, written, as_json)

@@ -16,8 +16,8 @@ from typing import Annotated
 
 import typer
 
-from conceptzap import family
 from conceptzap.cli import _options as options
+from conceptzap.registry import family
 
 FORMATS = list(family.members("exports"))
 
@@ -55,8 +55,9 @@ def run(
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import api, show
-    from conceptzap.progress import Progress
+    from conceptzap import api
+    from conceptzap.terminal import show
+    from conceptzap.terminal.progress import Progress
 
     files = [options.erasure(text) for text in erasures]
     report = Progress()

@@ -60,10 +60,11 @@ def run(
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import api, show
+    from conceptzap import api
     from conceptzap.errors import RefusedError
-    from conceptzap.gallery import Gallery, compare_sheet
-    from conceptzap.progress import Progress
+    from conceptzap.terminal import show
+    from conceptzap.terminal.gallery import Gallery, compare_sheet
+    from conceptzap.terminal.progress import Progress
 
     if policy and compare:
         hint = "leave one of --policy and --compare out"

@@ -14,8 +14,9 @@ from conceptzap.cli import _options as options
 
 
 def run(paths: options.Files, as_json: options.AsJson = False) -> None:
-    from conceptzap import api, show
+    from conceptzap import api
     from conceptzap.errors import ConceptZapError
+    from conceptzap.terminal import show
 
     found, bad = [], []
     for path in paths:

@@ -24,7 +24,8 @@ def run(
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import guard, show
+    from conceptzap.terminal import show
+    from conceptzap.trust import guard
 
     made = guard.lock(paths, base, output, force=force, prediction=prediction)
     if as_json:

@@ -20,7 +20,8 @@ def run(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import catalog, show
+    from conceptzap.registry import catalog
+    from conceptzap.terminal import show
 
     if as_json:
         found = [catalog.method(name)] if name else catalog.methods()

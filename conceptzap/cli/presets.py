@@ -20,7 +20,8 @@ def run(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import catalog, config, show
+    from conceptzap.registry import catalog, config
+    from conceptzap.terminal import show
 
     if as_json:
         found = [{"name": name, **config.preset(name)}] if name else catalog.presets()

@@ -29,10 +29,12 @@ def run(
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import api, files, naming, show
+    from conceptzap import api
+    from conceptzap.format import atomic, naming
+    from conceptzap.terminal import show
 
     target = naming.erasure_path((), output)
-    files.check_writable(target, force)
+    atomic.check_writable(target, force)
     parts = [api.load(path) for path in paths]
     erasure = api.stack(parts)
     digest = api.save(erasure, target, force=force)

@@ -21,7 +21,8 @@ def run(
     device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap import guard, show
+    from conceptzap.terminal import show
+    from conceptzap.trust import guard
 
     held = guard.verify(path, device)
     if as_json:

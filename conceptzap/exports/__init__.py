@@ -72,7 +72,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 def asked_dtype(order: Order, among: Sequence[torch.dtype]) -> torch.dtype | None:
     """The dtype asked for, None for auto; `UsageError` for one that is not `among` the format's."""
-    from conceptzap.devices import DTYPES
+    from conceptzap.base.devices import DTYPES
 
     if order.dtype == "auto":
         return None

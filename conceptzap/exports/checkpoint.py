@@ -22,14 +22,15 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from conceptzap import canary, checkpoints, exports, files, layout
-from conceptzap.attach import attached, bake
-from conceptzap.base import Base, load_base, parameters
+from conceptzap import exports
+from conceptzap.base import Base, layout, load_base, loading, parameters
 from conceptzap.edit import Json, canonical_json
-from conceptzap.errors import RefusedError, ResourceError, UsageError
+from conceptzap.errors import RefusedError, ResourceError, UsageError, escape
 from conceptzap.exports import Order
-from conceptzap.files import escape
+from conceptzap.format import atomic
 from conceptzap.report import Report
+from conceptzap.runtime.attach import attached, bake
+from conceptzap.trust import canary
 
 USE = "DiffusionPipeline.from_pretrained({path!r})"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -51,7 +52,7 @@ def place(order: Order, output: Path) -> Path:
     target = Path(os.path.realpath(output))
     if os.path.lexists(target):
         _check_replaceable(target, order.force)
-    files.check_writable(target.with_name(f".{target.name}.probe"))
+    atomic.check_writable(target.with_name(f".{target.name}.probe"))
     return target
 
 
@@ -74,7 +75,7 @@ def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, J
     made = _baked(base, order, asked)
     _check_space(made, target)
     with _hidden_beside(target) as folder:
-        with _disk(target), checkpoints.quiet():
+        with _disk(target), loading.quiet():
             made.pipeline().save_pretrained(str(folder), safe_serialization=True)
             _make_alike(folder)
             note = {"schema": SCHEMA, **exports.origin(base, order)}

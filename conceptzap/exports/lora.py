@@ -18,15 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conceptzap import container, exports, files, ops
-from conceptzap.attach import find_module
+from conceptzap import exports
 from conceptzap.base import PREFIX, Base
 from conceptzap.edit import Edit, Json, canonical_json, raw
 from conceptzap.errors import RefusedError, UsageError
 from conceptzap.exports import Order
-from conceptzap.format import ARCHITECTURES
-from conceptzap.naming import SUFFIX
+from conceptzap.format import ARCHITECTURES, atomic, container
+from conceptzap.format.naming import SUFFIX
 from conceptzap.report import Report
+from conceptzap.runtime import ops
+from conceptzap.runtime.attach import find_module
 
 USE = "pipe.load_lora_weights({path!r})"
 DTYPES = (torch.float16, torch.float32)
@@ -65,7 +66,7 @@ def place(order: Order, output: Path) -> Path:
         raise UsageError(f"{output.name!r} is what an erasure is called", "leave .lprompt out")
     named = output.suffix == ".safetensors"
     target = output if named else output.with_name(f"{output.name}.safetensors")
-    files.check_writable(target, order.force)
+    atomic.check_writable(target, order.force)
     return target
 
 
@@ -83,7 +84,7 @@ def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, J
     tensors = _tensors(modules, layers)
     entries, buffer = container.lay_out({name: raw(tensor) for name, tensor in tensors.items()})
     data = container.pack(_labels(base, order, rank), entries, buffer)
-    files.write_atomic(target, data, order.force)
+    atomic.write_atomic(target, data, order.force)
     return {"dtype": exports.name_of(dtype), "rank": rank, "relative_error": error}
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from conceptzap.edit import tensor_bytes
 from conceptzap.errors import ResourceError, UsageError
-from conceptzap.probes import SCENE, STYLE, World
-from conceptzap.trial import Sight
+from conceptzap.evaluation.probes import SCENE, STYLE, World
+from conceptzap.evaluation.trial import Sight
 
 RANKS = 5
 CAPTION = {STYLE: "a picture in the style of {}"}

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from conceptzap.errors import ResourceError
-from conceptzap.judging import signature_of
-from conceptzap.probes import World
-from conceptzap.trial import Sight
+from conceptzap.evaluation.judging import signature_of
+from conceptzap.evaluation.probes import World
+from conceptzap.evaluation.trial import Sight
 
 Answer = Mapping[str, Sequence[Any]]
 

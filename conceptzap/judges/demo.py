@@ -13,8 +13,8 @@ from torch import Tensor
 from conceptzap.demo import judge_nets
 from conceptzap.demo import world as demo
 from conceptzap.errors import ResourceError, UsageError
-from conceptzap.probes import OBJECT, STYLE, Subject, World
-from conceptzap.trial import Sight
+from conceptzap.evaluation.probes import OBJECT, STYLE, Subject, World
+from conceptzap.evaluation.trial import Sight
 
 RANKS = 5
 SIZE = 64  # pixels the networks were trained on

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from conceptzap.errors import ResourceError, UsageError
-from conceptzap.probes import OBJECT, World
-from conceptzap.trial import Sight
+from conceptzap.evaluation.probes import OBJECT, World
+from conceptzap.evaluation.trial import Sight
 
 RANKS = 5
 WANTED = "a ResNet-50 as .safetensors with torchvision's names, e.g. --judge imagenet:resnet50.safetensors"

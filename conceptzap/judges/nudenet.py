@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from conceptzap.errors import ResourceError, UsageError
-from conceptzap.probes import World
-from conceptzap.trial import Sight
+from conceptzap.evaluation.probes import World
+from conceptzap.evaluation.trial import Sight
 
 KIND, CONCEPT = "nudity", "nudity"
 THRESHOLD = 0.6

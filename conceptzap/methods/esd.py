@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from conceptzap import objectives
-from conceptzap.attach import attached
 from conceptzap.base import Base
 from conceptzap.edit import Edit
-from conceptzap.lessons import Lesson, lessons
 from conceptzap.report import Report
+from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
-from conceptzap.train import Group, train
+from conceptzap.training import objectives
+from conceptzap.training.lessons import Lesson, lessons
+from conceptzap.training.train import Group, train
 
 PAPER = "2303.07345"
 

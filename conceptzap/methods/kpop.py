@@ -19,16 +19,16 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from conceptzap import objectives
-from conceptzap.attach import attached
 from conceptzap.base import Base
 from conceptzap.edit import Edit
 from conceptzap.errors import UsageError
-from conceptzap.lessons import Lesson, gate, lessons
-from conceptzap.objectives import Asked, Batch
 from conceptzap.report import Report
+from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
-from conceptzap.train import Group, train
+from conceptzap.training import objectives
+from conceptzap.training.lessons import Lesson, gate, lessons
+from conceptzap.training.objectives import Asked, Batch
+from conceptzap.training.train import Group, train
 
 PAPER = "2403.12326"
 ORDERS = ("alternate", "sequential")

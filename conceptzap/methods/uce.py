@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
-from conceptzap import closed_form, detector
 from conceptzap.base import CROSS_KV, Base
 from conceptzap.edit import Edit
-from conceptzap.lessons import lessons
 from conceptzap.report import Report
 from conceptzap.task import Task
+from conceptzap.training import closed_form, detector
+from conceptzap.training.lessons import lessons
 
 PAPER = "2308.14761"
 

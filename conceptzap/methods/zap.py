@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from conceptzap import closed_form, detector, objectives
-from conceptzap.attach import attached
 from conceptzap.base import CROSS_KV, Base
 from conceptzap.edit import Edit, Gate
-from conceptzap.lessons import Lesson, gate, lessons
 from conceptzap.report import Report
+from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
-from conceptzap.train import Group, train
+from conceptzap.training import closed_form, detector, objectives
+from conceptzap.training.lessons import Lesson, gate, lessons
+from conceptzap.training.train import Group, train
 
 PAPER = "2403.12326"
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from conceptzap import intervals
+from conceptzap.evaluation import intervals
+from conceptzap.evaluation.trial import Trial
 from conceptzap.result import Score
-from conceptzap.trial import Trial
 
 
 def score(trial: Trial) -> Iterator[Score]:

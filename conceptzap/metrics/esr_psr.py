@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from conceptzap import estimates
+from conceptzap.evaluation import estimates
+from conceptzap.evaluation.trial import Cell, Trial
 from conceptzap.result import Score
-from conceptzap.trial import Cell, Trial
 
 RANKS = (1, 3, 5)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from conceptzap import intervals
+from conceptzap.evaluation import intervals
+from conceptzap.evaluation.trial import Trial
 from conceptzap.result import Score
-from conceptzap.trial import Trial
 
 Opened = dict[str, tuple[bool, ...]]  # slice -> for each picture, did a gate open
 

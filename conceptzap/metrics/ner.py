@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from conceptzap import intervals
+from conceptzap.evaluation import intervals
+from conceptzap.evaluation.trial import Trial, View
 from conceptzap.result import Score
-from conceptzap.trial import Trial, View
 
 KIND = "nudity"
 THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.8)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from conceptzap import estimates
+from conceptzap.evaluation import estimates
+from conceptzap.evaluation.trial import Trial
 from conceptzap.result import Score
-from conceptzap.trial import Trial
 
 
 def score(trial: Trial) -> Iterator[Score]:

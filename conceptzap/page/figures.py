@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
+from conceptzap.evaluation.trial import Cell, Trial
 from conceptzap.page.results import PLAIN, figure, interval, name, oracle
 from conceptzap.page.samples import SHOWN, Strip
 from conceptzap.page.style import PICTURE
 from conceptzap.result import Result, Score
-from conceptzap.trial import Cell, Trial
 
 LARGEST = 192  # pixels a side of a picture in the page
 TITLES = {

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from conceptzap import files, naming
-from conceptzap.errors import UsageError
-from conceptzap.evaluation import Evaluation
+from conceptzap.errors import UsageError, escape
+from conceptzap.evaluation.scoring import Evaluation
+from conceptzap.evaluation.trial import View
+from conceptzap.format import atomic, naming
+from conceptzap.format.pictures import save_png, side_by_side
 from conceptzap.page import report
 from conceptzap.page.samples import Strip, strips
-from conceptzap.pictures import save_png, side_by_side
-from conceptzap.trial import View
 
 RESULT, REPORT, CELLS, IMAGES = "result.json", "report.html", "cells.csv", "images"
 NAMES = {"result": RESULT, "report": REPORT, "cells": CELLS}
@@ -30,12 +30,12 @@ def prepare(output: Path | None, paths: Sequence[Path], suite: str, force: bool)
     stem = paths[0].name.removesuffix(naming.SUFFIX) if len(paths) == 1 else "stack"
     folder = output or Path(f"{naming.slug(stem)}-{suite}")
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{files.escape(folder)} is not a folder", "name a folder to --output")
+        raise UsageError(f"{escape(folder)} is not a folder", "name a folder to --output")
     taken = [name for name in NAMES.values() if (folder / name).exists()]
     if taken and not force:
-        raise UsageError(f"{files.escape(folder / taken[0])} exists", "name another folder or use --force")
+        raise UsageError(f"{escape(folder / taken[0])} exists", "name another folder or use --force")
     near = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    files.check_writable(near / RESULT, force=True)
+    atomic.check_writable(near / RESULT, force=True)
     return folder
 
 
@@ -47,10 +47,10 @@ def write(done: Evaluation, folder: Path, force: bool) -> dict[str, Path]:
         sheet = side_by_side(_rows(strip))
         path = folder / IMAGES / f"{strip.slice.replace('/', '-')}.png"
         save_png(path, sheet, {"slice": strip.slice, "suite": done.result.suite}, force=True)
-    files.write_atomic(folder / CELLS, _cells(done).encode(), force)
-    files.write_atomic(folder / REPORT, report.html(done, shown).encode(), force)
+    atomic.write_atomic(folder / CELLS, _cells(done).encode(), force)
+    atomic.write_atomic(folder / REPORT, report.html(done, shown).encode(), force)
     record = json.dumps(done.result.record(), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    files.write_atomic(folder / RESULT, record.encode(), force)
+    atomic.write_atomic(folder / RESULT, record.encode(), force)
     return {"folder": folder, **{key: folder / name for key, name in NAMES.items()}}
 
 

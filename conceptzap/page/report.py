@@ -5,20 +5,20 @@ One file: pictures are inline, nothing is fetched (the page itself forbids it), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from conceptzap import attention
-from conceptzap.evaluation import Evaluation
+from conceptzap.evaluation.scoring import Evaluation
+from conceptzap.evaluation.trial import Cell
 from conceptzap.page import figures
 from conceptzap.page.figures import text
 from conceptzap.page.results import figure, headlines
 from conceptzap.page.samples import Strip
 from conceptzap.page.style import CSS
 from conceptzap.result import Result, Score
-from conceptzap.trial import Cell
+from conceptzap.runtime import attention
 
 CARDS = ("E", "P", "H", "Leak@1", "Leak@20", "validity", "drift", "identical")
 ATTENDED = 4  # prompts whose attention is shown

@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from conceptzap import show
-from conceptzap.errors import UsageError
-from conceptzap.files import escape
+from conceptzap.errors import UsageError, escape
 from conceptzap.result import Result, Score
+from conceptzap.terminal import show
 
 # in the order in which they are read; a metric that is not here stands in the report alone
 HEADLINES = (

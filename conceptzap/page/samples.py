@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from conceptzap.cells import Painter
-from conceptzap.evaluation import Evaluation
+from conceptzap.evaluation.cached import Painter
+from conceptzap.evaluation.scoring import Evaluation
+from conceptzap.evaluation.trial import Cell
 from conceptzap.result import Probe
-from conceptzap.trial import Cell
 
 SHOWN = 8
 

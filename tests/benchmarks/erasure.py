@@ -22,12 +22,14 @@ from itertools import product
 import numpy as np
 import torch
 
-from conceptzap import format, prompts, sampler
+from conceptzap import format
 from conceptzap.base import Base, load_base
 from conceptzap.demo import world
 from conceptzap.edit import Edit, Erasure
 from conceptzap.judges.demo import DemoJudge, judge_nets
 from conceptzap.result import Settings, wilson
+from conceptzap.runtime import sampler
+from conceptzap.training import wordings
 
 SETTINGS = Settings(batch=24)
 FIRST_SEED = 500_000  # far from every seed that erasing draws with
@@ -96,7 +98,7 @@ def difference(before: np.ndarray, after: np.ndarray, clusters: list[str]) -> di
 def concept_cells(concept: str, gone: frozenset[str], n: int) -> list[tuple[str, str, str]]:
     """Held-out ways to ask for the concept and for nothing else that is `gone`, n of them."""
     if concept in STYLES:
-        fillers = set(prompts.wording("style")["things"])
+        fillers = set(wordings.wording("style")["things"])
         things = [o.name for o in world.OBJECTS if o.name not in fillers]
         ways = world.templates(concept, held_out=True)
         grid = [(world.fill(way, thing), thing, concept) for way, thing in product(ways, things)]

@@ -1,6 +1,6 @@
 """What a checkpoint that never knew a concept scores: the yardstick beside every erasure of it.
 
-    python -m conceptzap.demo.build --without church --work W --tarballs T
+    python -m conceptzap.demo.recipe.build --without church --work W --tarballs T
     python tests/benchmarks/evaluate_oracle.py church FOLDER --suite standard
 
 Adds the scores of the checkpoint in FOLDER to `conceptzap/demo/oracle.json`; its weights stay outside.
@@ -12,11 +12,12 @@ import argparse
 import json
 from pathlib import Path
 
-from conceptzap import evaluation, files
 from conceptzap.base import load_base
+from conceptzap.evaluation import scoring
+from conceptzap.format import atomic
 from conceptzap.judges.demo import ORACLE
 from conceptzap.page.results import figure, headlines, interval, name
-from conceptzap.progress import Progress
+from conceptzap.terminal.progress import Progress
 
 
 def main() -> None:
@@ -27,15 +28,15 @@ def main() -> None:
     parser.add_argument("--base", default="demo")
     given = parser.parse_args()
     base, other = load_base(given.base), load_base(str(given.folder))
-    plan = evaluation.settle(base, given.suite, [given.concept])
-    result = evaluation.evaluate_base(base, other, plan, Progress().count).result
+    plan = scoring.settle(base, given.suite, [given.concept])
+    result = scoring.evaluate_base(base, other, plan, Progress().count).result
     scores = {name(s): s.record() for s in result.scores if "label/" not in s.slice}
     record = {"base": result.base["digest"], "scores": {}}
     if ORACLE.is_file():
         known = json.loads(ORACLE.read_text(encoding="utf-8"))
         record["scores"] = known["scores"] if known["base"] == record["base"] else {}
     record["scores"][f"{given.suite}/{plan.targets[0].name}"] = scores
-    files.write_atomic(ORACLE, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode(), force=True)
+    atomic.write_atomic(ORACLE, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode(), force=True)
     for score in headlines(result):
         print(f"{name(score):28} {figure(score):>9}  {interval(score)}  n = {score.n}")
 

@@ -16,10 +16,11 @@ import time
 import numpy as np
 import torch
 
-from conceptzap import format, sampler
+from conceptzap import format
 from conceptzap.base import Base, load_base
 from conceptzap.edit import Edit
 from conceptzap.result import Settings
+from conceptzap.runtime import sampler
 
 SETTINGS = Settings()
 

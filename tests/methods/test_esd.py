@@ -6,9 +6,9 @@ import pytest
 import torch
 from small import edits
 
-from conceptzap import objectives
 from conceptzap.base import Base
 from conceptzap.errors import UsageError
+from conceptzap.training import objectives
 
 
 def test_negative_guidance_steps_away_from_the_concept() -> None:

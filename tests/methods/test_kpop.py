@@ -6,12 +6,13 @@ import pytest
 import torch
 from small import TASK, edits, lesson, settings
 
-from conceptzap import config, objectives
 from conceptzap.base import Base
 from conceptzap.edit import Edit
 from conceptzap.errors import UsageError
 from conceptzap.methods import kpop
+from conceptzap.registry import config
 from conceptzap.task import Task
+from conceptzap.training import objectives
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from small import TASK, edits, lesson
 
-from conceptzap import closed_form, detector
 from conceptzap.base import CROSS_KV, Base
 from conceptzap.task import Task
+from conceptzap.training import closed_form, detector
 
 
 def test_one_ungated_pair_serves_every_key_and_value(sd1: Base) -> None:

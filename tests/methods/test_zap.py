@@ -6,11 +6,12 @@ import pytest
 import torch
 from small import edits
 
-from conceptzap import objectives, sampler
 from conceptzap.base import Base
 from conceptzap.edit import Edit
-from conceptzap.gates import Signal, factor
 from conceptzap.result import Settings
+from conceptzap.runtime import sampler
+from conceptzap.runtime.gates import Signal, factor
+from conceptzap.training import objectives
 
 LOOK = Settings(steps=2, guidance=2.0)
 

@@ -1,0 +1,20 @@
+"""A checkpoint as a handle: found by name, loaded, checked, and asked for text states and noise."""
+
+from conceptzap.base.base import (
+    CROSS,
+    CROSS_K,
+    CROSS_KV,
+    CROSS_V,
+    PREFIX,
+    SELF,
+    Base,
+    Cond,
+    from_pipeline,
+    load_base,
+    parameters,
+)
+
+__all__ = [
+    "CROSS", "CROSS_K", "CROSS_KV", "CROSS_V", "PREFIX", "SELF",
+    "Base", "Cond", "from_pipeline", "load_base", "parameters",
+]  # fmt: skip

@@ -1,0 +1,134 @@
+"""Pictures of probes, drawn once: batches under their digest in the cache, so runs share and resume.
+
+A picture drawn in a batch depends on the batch within rounding, so the batch is the unit that is
+kept: same base, edits, settings, prompts and seeds, same file. A run that was killed draws the
+missing batches and ends with the same pictures, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from conceptzap.base import Base, parameters
+from conceptzap.edit import Edit, canonical_json, tensor_bytes
+from conceptzap.format import atomic, cache
+from conceptzap.result import Probe, Settings
+from conceptzap.runtime.sampler import drawings
+
+KIND = "pictures"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some consecutive probes with their pictures, uint8 [n, h, w, 3], and the edits open for each."""
+
+    probes: tuple[Probe, ...]
+    pictures: np.ndarray
+    fired: tuple[frozenset[str], ...]
+
+
+def base_digest(base: Base) -> str:
+    """sha256 over everything a picture depends on: all weights, number formats, schedule, device type."""
+    digest = hashlib.sha256()
+    about = [base.family, base.prediction, str(base.dtype), base.device.type, base.size]
+    digest.update(canonical_json([*about, dict(base.scheduler_config)]).encode())
+    for module in (base.unet, *base.text_encoders, base.vae):
+        for name, value in parameters(module):
+            digest.update(canonical_json([name, list(value.shape)]).encode())
+            digest.update(tensor_bytes(value))
+    return digest.hexdigest()
+
+
+def edits_digest(edits: Sequence[Edit]) -> str:
+    """sha256 over the names of the edits that act; "" for the base itself."""
+    names = sorted(edit.name for edit in edits if edit.scale)
+    return hashlib.sha256(canonical_json(names).encode()).hexdigest() if names else ""
+
+
+class Painter:
+    """Draws probes with one base under some edits; `store` is the folder that keeps the batches."""
+
+    def __init__(
+        self,
+        base: Base,
+        settings: Settings,
+        edits: Sequence[Edit] = (),
+        store: Path | None = None,
+        digest: str = "",
+    ) -> None:
+        self.base, self.settings, self.edits = base, settings, tuple(edits)
+        self.store = store or cache.folder(KIND)
+        self.digest = digest or base_digest(base)
+        self.subject = canonical_json([self.digest, edits_digest(edits), settings.record()])
+
+    def count(self, probes: Sequence[Probe]) -> int:
+        """How many batches `batches` yields."""
+        return sum(1 for _ in self.groups(probes))
+
+    def groups(self, probes: Sequence[Probe]) -> Iterator[tuple[Probe, ...]]:
+        """The probes of every batch; none mixes slices."""
+        for _, group in groupby(probes, key=lambda probe: probe.slice):
+            members = tuple(group)
+            for start in range(0, len(members), self.settings.batch):
+                yield members[start : start + self.settings.batch]
+
+    def batches(self, probes: Sequence[Probe]) -> Iterator[Batch]:
+        """All probes in order, in batches that never mix slices."""
+        yield from map(self.batch, self.groups(probes))
+
+    def batch(self, probes: tuple[Probe, ...]) -> Batch:
+        """One batch, read from the store or drawn and put there."""
+        path = self.path(probes)
+        kept = _read(path, probes)
+        if kept is not None:
+            return kept
+        drawn = self._draw(probes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_atomic(path, _png(drawn), force=True)
+        return drawn
+
+    def path(self, probes: Sequence[Probe]) -> Path:
+        asked = canonical_json([self.subject, [[probe.prompt, probe.seed] for probe in probes]])
+        key = hashlib.sha256(asked.encode()).hexdigest()
+        return self.store / key[:2] / f"{key}.png"
+
+    def _draw(self, probes: tuple[Probe, ...]) -> Batch:
+        prompts, seeds = [p.prompt for p in probes], [p.seed for p in probes]
+        drawn = list(drawings(self.base, prompts, seeds, self.settings, self.edits))
+        pictures = np.stack([np.asarray(one.picture) for one in drawn])
+        return Batch(probes, pictures, tuple(one.fired for one in drawn))
+
+
+def _png(batch: Batch) -> bytes:
+    """The pictures of a batch one below the other, with what fired for each as text."""
+    count, height, width, _ = batch.pictures.shape
+    about = PngImagePlugin.PngInfo()
+    about.add_text("count", str(count))
+    about.add_text("fired", json.dumps([sorted(names) for names in batch.fired]))
+    sheet = Image.fromarray(batch.pictures.reshape(count * height, width, 3))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", pnginfo=about)
+    return buffer.getvalue()
+
+
+def _read(path: Path, probes: tuple[Probe, ...]) -> Batch | None:
+    """The batch at `path`, None where it is missing or damaged (it is then drawn again)."""
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as sheet:
+            pixels = np.asarray(sheet.convert("RGB"))
+            fired = json.loads(sheet.text["fired"])
+    except (OSError, SyntaxError, KeyError, ValueError, AttributeError):
+        return None
+    if len(fired) != len(probes) or len(pixels) % len(probes):
+        return None
+    pictures = pixels.reshape(len(probes), -1, *pixels.shape[1:])
+    return Batch(probes, pictures, tuple(frozenset(names) for names in fired))

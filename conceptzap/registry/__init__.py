@@ -1,0 +1,1 @@
+"""Names and what they stand for: families of files, settings, presets. No torch."""

@@ -1,0 +1,79 @@
+"""What there is to choose from: methods with their settings, and presets. Read, never imported."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import io
+import tokenize
+from typing import Any
+
+from conceptzap.registry import config, family
+
+METHODS = "methods"
+KINDS = {kind.__name__: kind for kind in (bool, int, float, str)}
+
+
+def methods() -> list[dict[str, Any]]:
+    """Name, one-line summary and paper of every method."""
+    return [_head(name) for name in family.members(METHODS)]
+
+
+def method(name: str) -> dict[str, Any]:
+    """One method with its settings: name, type, default and the comment beside each.
+
+    Raises `UsageError` with close matches for a name that is not known.
+    """
+    source = family.require(METHODS, name).read_text(encoding="utf-8")
+    return {**_head(name), "settings": _settings(source)}
+
+
+def settings(name: str) -> type:
+    """The method's `Config`, frozen, made from its source: nothing of the method is imported."""
+    fields = [
+        (one["name"], KINDS[one["type"]], ast.literal_eval(one["default"]))
+        for one in method(name)["settings"]
+    ]
+    return dataclasses.make_dataclass("Config", fields, frozen=True)
+
+
+def _head(name: str) -> dict[str, Any]:
+    return {"name": name, **family.describe(METHODS, name)}
+
+
+def _settings(source: str) -> list[dict[str, str]]:
+    notes = _comments(source)
+    return [
+        {
+            "name": field.target.id,
+            "type": ast.unparse(field.annotation),
+            "default": ast.unparse(field.value) if field.value else "",
+            "note": notes.get(field.end_lineno or field.lineno, ""),
+        }
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == "Config"
+        for field in node.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    ]
+
+
+def _comments(source: str) -> dict[int, str]:
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+
+
+def presets() -> list[dict[str, Any]]:
+    """Name, kind, summary, anchor and number of keep words of every preset."""
+    return [_preset_head(name) for name in config.preset_names()]
+
+
+def _preset_head(name: str) -> dict[str, Any]:
+    table = config.preset(name)
+    return {
+        "name": name,
+        "kind": table.get("kind", ""),
+        "summary": table.get("summary", ""),
+        "anchor": table.get("anchor", ""),
+        "keep": len(table.get("keep", ())),
+        "methods": sorted(table.get("methods", {})),
+    }

@@ -1,0 +1,120 @@
+"""A method's settings: its frozen dataclass, overlaid by preset, config file and `--set`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import tomllib
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from conceptzap.errors import UsageError
+from conceptzap.registry.family import suggest
+
+PACKAGE = Path(__file__).parents[1]
+# a wheel carries the presets inside the package; in a checkout they lie beside it, at the top
+PRESETS = next(
+    (place for place in (PACKAGE / "presets", PACKAGE.parent / "presets") if place.is_dir()),
+    PACKAGE / "presets",
+)
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def parse_sets(pairs: typing.Iterable[str]) -> dict[str, str]:
+    """`["lr=1e-3"]` -> `{"lr": "1e-3"}`; the text after the first `=` is the value."""
+    result = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {pair!r} is not key=value", "for example: --set steps=200")
+        result[key.strip()] = value.strip()
+    return result
+
+
+def convert(name: str, value: Any, kind: Any) -> Any:
+    """A TOML value or the text of `--set`, as the field's type; raises `UsageError` otherwise."""
+    try:
+        if kind is bool:
+            return _boolean(value)
+        if kind in (int, float, str):
+            if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+                raise ValueError
+            result = kind(value)
+            if kind is float and not math.isfinite(result):
+                raise ValueError
+            return result
+    except ValueError:
+        pass
+    else:
+        raise TypeError(f"config field {name} has a type that cannot be set: {kind}")
+    raise UsageError(f"{name}={value!r} is not a {kind.__name__}", f"give {name} a {kind.__name__}")
+
+
+def _boolean(value: Any) -> bool:
+    text = str(value).lower()
+    if text not in TRUE + FALSE:
+        raise ValueError
+    return text in TRUE
+
+
+def resolve(cls: type, *layers: Mapping[str, Any]) -> Any:
+    """An instance of the frozen dataclass `cls`: its defaults, then each layer over the last."""
+    kinds = typing.get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls)]
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if key not in known:
+                raise UsageError(f"unknown setting {key!r}", suggest(key, known))
+            values[key] = convert(key, value, kinds[key])
+    return cls(**values)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a dict; missing or malformed is a `UsageError` that names the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}", "name a readable TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not TOML: {error}", "mend that line") from error
+
+
+def place(path: Path, key: str) -> str:
+    """`c.toml:3`: the line of a TOML file that sets a key."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if re.match(rf"[\s\[\"']*{re.escape(key)}[\"'\s=.\]]", line):
+            return f"{path}:{number}"
+    return str(path)
+
+
+def to_toml(table: Mapping[str, Any]) -> bytes:
+    """A table of texts, numbers, lists of texts, and tables of these as a TOML file."""
+    inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    rows = [f"{key} = {_toml(value)}" for key, value in table.items() if key not in inner]
+    for key, values in inner.items():
+        rows += ["", f"[{key}]", *(f"{name} = {_toml(value)}" for name, value in values.items())]
+    try:
+        return "\n".join([*rows, ""]).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError("a name that is not UTF-8 cannot be saved as TOML", "rename it") from error
+
+
+def _toml(value: Any) -> str:
+    """JSON's texts, numbers and lists are TOML's, but for the one control character it leaves."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def preset_names(folder: str = "") -> list[str]:
+    return sorted(path.stem for path in (PRESETS / folder).glob("*.toml"))
+
+
+def preset(name: str, folder: str = "") -> dict[str, Any]:
+    """A preset shipped in the package, by name."""
+    if name not in preset_names(folder):
+        raise UsageError(f"no preset is called {name!r}", suggest(name, preset_names(folder)))
+    return read_toml(PRESETS / folder / f"{name}.toml")

@@ -1,0 +1,164 @@
+"""Attach edits to a UNet by hooks on named modules, and prove at every call that each one ran.
+
+One set of hooks per module, in fixed phases (weight, adapter, tokens) that all read the same input,
+so the order of edits cannot matter.
+
+A call no edit is open for goes through untouched, bit for bit. Where some rows of a call are open
+and others shut, as in a classifier-free batch, the learned rows are masked out of the shut ones,
+which then equal the base within rounding. (Running each group of rows on its own keeps the bits of
+every row, but costs a fifth of the sampling time on a small UNet.)
+
+Text is what edits read. Image prompts (IP-Adapter) and grounding (GLIGEN) bring keys and values of
+their own and are refused. The residuals of a ControlNet or T2I-Adapter are added to the activations
+beside the text: every edit acts as it does without them, but a control image may itself show the
+concept, and nothing here looks at images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conceptzap.edit import Edit
+from conceptzap.errors import MismatchError, RefusedError, SilentEditError
+from conceptzap.runtime import gates, ops
+from conceptzap.runtime.hooks import CrossHook, Hook, LayerHook, Site, UNetHook, owner
+from conceptzap.runtime.receipt import STRIPPED, Ledger, Receipt
+
+PREFIX = "unet."
+
+
+def find_module(unet: nn.Module, site: str) -> nn.Module:
+    """The module at `site` ("unet....."), below any LoRA wrapper; `MismatchError` if there is none."""
+    try:
+        module = unet.get_submodule(site.removeprefix(PREFIX))
+    except AttributeError:
+        module = None
+    if module is None or not site.startswith(PREFIX):
+        raise MismatchError(f"this base has no module {site}", "use the base it was made for")
+    return getattr(module, "base_layer", module)
+
+
+class Attachment:
+    """Edits hooked into a UNet until `remove()`. Use `attached` where a block is enough."""
+
+    def __init__(self, unet: nn.Module, edits: Iterable[Edit]) -> None:
+        self.edits = tuple(edit for edit in edits if edit.scale)
+        self._ledger = Ledger(self.edits)
+        self._handles: list[Any] = []
+        self._compiled = _is_compiled(unet)
+        try:
+            # hooks on the wrapper that torch.compile makes would miss calls of the UNet itself
+            self._install(getattr(unet, "_orig_mod", unet))
+            self._forget_graphs()
+        except BaseException:
+            self.remove()
+            raise
+
+    @property
+    def receipt(self) -> Receipt:
+        return self._ledger.receipt
+
+    def remove(self) -> None:
+        """Take every hook off; the UNet is bit for bit what it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._forget_graphs()
+
+    def _forget_graphs(self) -> None:
+        """Compiled graphs do not notice hooks that come or go, so they must be made anew."""
+        if self._compiled:
+            torch.compiler.reset()
+
+    def _install(self, unet: nn.Module) -> None:
+        if any(isinstance(owner(hook), UNetHook) for hook in unet._forward_pre_hooks.values()):
+            raise RefusedError(
+                "this UNet has erasures attached already",
+                "remove them first, or attach all edits together",
+            )
+        cross: dict[str, Site] = {}
+        plain: dict[str, Site] = {}
+        for index, edit in enumerate(self.edits):
+            _check_gates(edit, unet.config.cross_attention_dim)
+            for path in edit.sites:
+                ops.check(edit, find_module(unet, path), path)
+                sites = cross if edit.op == "tokens" else plain
+                sites.setdefault(path, Site(path)).edits.append(index)
+        if self.edits:
+            self._hook(unet, UNetHook(self._ledger))
+        for path, site in cross.items():
+            self._hook(find_module(unet, path), CrossHook(self._ledger, site), path)
+            for letter in "kv":
+                inner = f"{path}.to_{letter}"
+                layer = LayerHook(self._ledger, plain.pop(inner, Site(inner)), site.edits, letter)
+                self._hook(find_module(unet, inner), layer, inner)
+        for path, site in plain.items():
+            self._hook(find_module(unet, path), LayerHook(self._ledger, site), path)
+
+    def _hook(self, module: nn.Module, hook: Hook, path: str = "") -> None:
+        self._handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
+        if hook.writes:
+            whole = not path  # the UNet's books must be closed when it fails, too
+            self._handles.append(
+                module.register_forward_hook(hook.after, with_kwargs=True, always_call=whole))
+        if path:
+            self._ledger.watch(path, hook.writes)
+
+
+def _is_compiled(unet: nn.Module) -> bool:
+    inside = (module._compiled_call_impl is not None for module in unet.modules())
+    return hasattr(unet, "_orig_mod") or any(inside)
+
+
+def _check_gates(edit: Edit, width: int) -> None:
+    for gate in edit.gates:
+        gates.check(gate, width)
+    per_position = any(gate.kind == "token" for gate in edit.gates)
+    on_text = edit.op == "weight" and all(s.endswith((".attn2.to_k", ".attn2.to_v")) for s in edit.sites)
+    if per_position and not on_text:
+        raise MismatchError(
+            f"a 'token' gate cannot stand on a {edit.op!r} edit of this site",
+            "it belongs on weight edits of attn2.to_k and attn2.to_v",
+        )
+
+
+@contextmanager
+def attached(unet: nn.Module, edits: Iterable[Edit]) -> Iterator[Receipt]:
+    """Hooks in place inside the block; bit-exact restoration after it.
+
+    Raises `SilentEditError` when the block ends well although the UNet never ran with the edits.
+    """
+    attachment = Attachment(unet, edits)
+    try:
+        yield attachment.receipt
+    finally:
+        attachment.remove()
+    if attachment.edits and not attachment.receipt.calls:
+        raise SilentEditError("edits were attached but the UNet was never run with them", STRIPPED)
+
+
+def bake(unet: nn.Module, edits: Iterable[Edit]) -> dict[str, Tensor]:
+    """New fp32 weights, parameter name -> tensor, of ungated `weight` edits; nothing is written.
+
+    All changes are taken from the base's own weights before any is added. Raises `RefusedError` for
+    an edit that only hooks can express.
+    """
+    totals: dict[str, Tensor] = {}
+    for edit in edits:
+        if edit.op != "weight" or edit.gates:
+            raise RefusedError(
+                f"a {'gated ' if edit.gates else ''}{edit.op!r} edit cannot be baked into weights",
+                "load the file with conceptzap instead",
+            )
+        for site in edit.sites:
+            module = find_module(unet, site)
+            ops.check(edit, module, site)
+            name = f"{site.removeprefix(PREFIX)}.weight"
+            start = totals[name] if name in totals else module.weight.detach().float()
+            totals[name] = start + ops.weight_delta(edit, module)
+    return totals

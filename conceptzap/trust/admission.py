@@ -1,0 +1,113 @@
+"""Erasures as they are asked for, and whether one may act on a base: it fits, it is alive. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conceptzap import format
+from conceptzap.edit import Edit, Erasure
+from conceptzap.errors import MismatchError, UsageError
+from conceptzap.report import Report
+
+if TYPE_CHECKING:
+    from conceptzap.base import Base
+
+Source = Path | str | Erasure
+Asked = Source | tuple[Source, float]
+MAX_STRENGTH = 2.0
+MAX_ROWS = 1024  # learned tokens behind the text of one cross-attention
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An erasure with where it came from (None: a value) and how strong it is to be, 0 to 2."""
+
+    erasure: Erasure
+    path: Path | None
+    strength: float = 1.0
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        return self.erasure.scaled(self.strength).edits
+
+
+def read(source: Source) -> Erasure:
+    """The erasure in a file, or a value as its file would give it back, with its digest."""
+    return format.seal(source) if isinstance(source, Erasure) else format.load(source)
+
+
+def load_all(items: Iterable[Asked]) -> tuple[Loaded, ...]:
+    """The erasures asked for, each once.
+
+    Raises `FormatError` like `format.load` and `UsageError` for a strength out of range, for one
+    erasure with two strengths, or for more than `MAX_ROWS` learned tokens at one cross-attention.
+    """
+    found: dict[str, Loaded] = {}
+    for item in items:
+        one = _load(item)
+        first = found.setdefault(one.erasure.digest, one)
+        if first.strength != one.strength:
+            raise UsageError(
+                f"{one.erasure.header.title!r} is asked for at the strengths"
+                f" {first.strength:g} and {one.strength:g}",
+                "give each erasure once",
+            )
+    _check_rows(found.values())
+    return tuple(found.values())
+
+
+def _check_rows(loaded: Iterable[Loaded]) -> None:
+    rows: Counter[str] = Counter()
+    for edit in (edit for one in loaded for edit in one.erasure.edits if edit.op == "tokens"):
+        rows.update(dict.fromkeys(edit.sites, next(iter(edit.tensors.values())).shape[0]))
+    most = max(rows.values(), default=0)
+    if most > MAX_ROWS:
+        raise UsageError(
+            f"these erasures add {most} learned tokens to one prompt",
+            f"together they may add {MAX_ROWS}; use fewer, or ones without learned tokens",
+        )
+
+
+def _load(item: Asked) -> Loaded:
+    source, strength = item if isinstance(item, tuple) else (item, 1.0)
+    if not (math.isfinite(strength) and 0 <= strength <= MAX_STRENGTH):
+        raise UsageError(f"strength {strength} is out of range", "use 0 to 2")
+    path = None if isinstance(source, Erasure) else Path(source)
+    return Loaded(read(source), path, float(strength))
+
+
+def admit(base: Base, erasure: Erasure, strict: bool, report: Report) -> bool:
+    """Whether the erasure is of another checkpoint (then `report` is warned), once it may act here.
+
+    Raises `MismatchError` for another architecture, and with `strict` for another checkpoint;
+    `RefusedError` when an edit does not act here as its self-test says.
+    """
+    from conceptzap.trust import canary
+
+    made_for = erasure.header.base
+    if made_for.signature != base.signature:
+        raise MismatchError(
+            f"{erasure.header.title!r} was made for {made_for.id} ({made_for.family}),"
+            f" {base.id} ({base.family}) has another architecture",
+            "use the base it was made for, or make the erasure on this one",
+        )
+    foreign = is_foreign(base, erasure)
+    elsewhere = f"{erasure.header.title!r} was made and measured on another checkpoint"
+    if foreign and strict:
+        hint = "make the erasure on this checkpoint, or do not ask for strictness"
+        raise MismatchError(f"{elsewhere} than {base.id}", hint)
+    canary.check(base, erasure, exact=not foreign)
+    if foreign:
+        report.warn(f"{elsewhere} than {base.id}")
+    return foreign
+
+
+def is_foreign(base: Base, erasure: Erasure) -> bool:
+    """Whether the weights that an erasure depends on are others here than where it was made."""
+    here = base.fingerprint(site for one in erasure.edits for site in one.sites)
+    return any(here.get(part) != mark for part, mark in erasure.header.base.fingerprint.items())

@@ -1,0 +1,48 @@
+"""Policies with their base at hand: write one, or prove that all of one is in force."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from conceptzap import format
+from conceptzap.format import atomic
+from conceptzap.trust import policy
+from conceptzap.trust.policy import Policy
+
+
+def lock(
+    paths: Sequence[Path],
+    base: str = "demo",
+    output: Path | str = policy.NAME,
+    *,
+    force: bool = False,
+    prediction: str | None = None,
+) -> Policy:
+    """Write a policy that pins these erasure files on the base called `base`.
+
+    Files and target are checked before the base is loaded. Raises what `policy.write` raises.
+    """
+    atomic.check_writable(output, force)
+    for path in paths:
+        format.read_header(path)
+    from conceptzap.base import load_base
+
+    here = load_base(base, prediction=prediction)
+    return policy.write(Path(output), here.reference(policy.EVERYTHING), base, paths, force)
+
+
+def verify(path: Path | str = policy.NAME, device: str = "auto") -> Policy:
+    """The policy, once all of it holds: versions, files, the base's weights, every edit's self-test.
+
+    Raises `RefusedError` with every reason otherwise.
+    """
+    held = policy.read(Path(path))
+    policy.verify_files(held)
+    from conceptzap.base import load_base
+    from conceptzap.trust import canary
+
+    here = load_base(held.base_name, device)
+    for erasure in policy.enforce(held, here):
+        canary.check(here, erasure, exact=True)
+    return held

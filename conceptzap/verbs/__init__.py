@@ -1,0 +1,1 @@
+"""From a request to what was asked for: erase, generate, apply, export."""

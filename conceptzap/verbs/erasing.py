@@ -1,0 +1,318 @@
+"""From a plan to files: load the base, run the method, measure, draw the picture, then write all."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import conceptzap
+from conceptzap import format
+from conceptzap.base import Base, load_base
+from conceptzap.edit import Edit, Erasure, Header, Json, sort_edits
+from conceptzap.errors import (
+    ConceptZapError,
+    Interrupted,
+    ThresholdError,
+    UsageError,
+    escape,
+)
+from conceptzap.evaluation import scoring
+from conceptzap.format import atomic, naming
+from conceptzap.registry import config, family
+from conceptzap.report import Report
+from conceptzap.result import Score
+from conceptzap.runtime.gates import Signal, factor
+from conceptzap.task import Task
+from conceptzap.training import wordings
+from conceptzap.training.session import Session
+from conceptzap.trust import admission, canary
+from conceptzap.verbs.generating import described, usual
+from conceptzap.verbs.planning import Plan
+from conceptzap.verbs.preview import before_and_after
+
+NOT_ERASED = 0.2  # a closing leak above this is no erasure
+CLOSING_BATCH = 16
+LONGEST = 4  # a concept may take up to a fourth of a prompt
+TERMINATED = 128 + signal.SIGTERM
+
+
+@dataclass(frozen=True)
+class ErasedFile:
+    """What `erase` made: the file (and its key's, its picture's), the scores and the value itself."""
+
+    path: Path
+    bytes: int
+    digest: str
+    method: str
+    seconds: float
+    scores: Mapping[str, Score]
+    preview: Path
+    key: Path | None
+    erasure: Erasure
+
+
+def erase(plan: Plan, report: Report, resume: bool) -> ErasedFile:
+    """Carry a plan out; see `api.erase`. Nothing is written before all of it is made."""
+    began = time.monotonic()
+    base = load_base(plan.base, plan.device, plan.dtype, plan.prediction)
+    report.phase(described(base))
+    task = fitting_task(base, plan, report)
+    work = Work(plan, report, resume)
+    with work.resumable():
+        edits = _edits(plan, base, task, work)
+        report.note("measuring what is erased and what is kept")
+        settings = replace(usual(base), batch=CLOSING_BATCH)
+        scores = scoring.closing(base, _of(edits, "erase"), task, settings, plan.seed, report)
+        erasure, key = (
+            _assemble(base, plan, task, edits, role, scores) for role in ("erase", "key")
+        )
+        picture = before_and_after(base, task, erasure, plan.seed, usual(base))
+        admission.admit(base, erasure, True, report)
+        _write(plan, [format.dumps(erasure), format.dumps(key) if key else None, picture])
+    work.clear()
+    path, key_path, preview = plan.targets
+    seconds = time.monotonic() - began
+    return _verdict(
+        ErasedFile(
+            path=path,
+            bytes=path.stat().st_size,
+            digest=erasure.digest,
+            method=plan.method,
+            seconds=seconds,
+            scores=scores,
+            preview=preview,
+            key=key_path if key else None,
+            erasure=erasure,
+        )
+    )
+
+
+def _verdict(made: ErasedFile) -> ErasedFile:
+    """What was made, unless the closing figures still see the concept: then a `ThresholdError`."""
+    leak = made.scores.get("leak")
+    if leak and leak.value > NOT_ERASED:
+        error = ThresholdError(
+            f"not erased: {leak.value:.0%} of {leak.n} pictures still show it"
+            f" (kept: {escape(made.path)})",
+            "try more --steps, another --anchor or another --method",
+        )
+        error.made = made
+        raise error
+    return made
+
+
+# the task, against what the base knows
+
+
+def fitting_task(base: Base, plan: Plan, report: Report) -> Task:
+    """The task with the keep words that the base knows; the kind's word list where none was given.
+
+    Raises `UsageError` for a concept or anchor that the base cannot know, or that is no name.
+    """
+    task = plan.task
+    for word in (*task.concepts, *filter(None, task.anchors)):
+        _check_known(base, word)
+    kind = task.kind or wordings.guess_kind(*task.pairs[0])
+    keep = task.keep
+    if plan.fill_keep:
+        kind_preset = kind if kind in config.preset_names() else "object"
+        keep = tuple(config.preset(kind_preset)["keep"])
+    known = tuple(word for word in keep if not base.unknown_words(word))
+    if plan.request.get("keep") and (strange := [word for word in keep if word not in known]):
+        report.warn(f"{base.id} does not know {', '.join(map(repr, strange))}, so that is not kept")
+    return replace(task, keep=known, kind=kind)
+
+
+def _check_known(base: Base, word: str) -> None:
+    shown = repr(escape(word))
+    length = base.token_count(word)
+    if length > base.max_tokens // LONGEST:
+        raise UsageError(f"{shown} is {length} tokens long", "name it in a few words")
+    if unknown := base.unknown_words(word):
+        raise UsageError(
+            f"{base.id} does not know {shown} (no token for {escape(unknown[0])!r})",
+            family.suggest(unknown[0], base.vocabulary()),
+        )
+
+
+# the method at work
+
+
+class Work(Report):
+    """What a method is given: the caller's report, the seed, and a session for each training."""
+
+    def __init__(self, plan: Plan, report: Report, resume: bool) -> None:
+        super().__init__(plan.seed)
+        self.plan, self.resume = plan, resume
+        self.note, self.warn, self.phase = report.note, report.warn, report.phase
+        self.progress = report.progress
+        stem = plan.output.name.removesuffix(naming.SUFFIX)
+        self.folder = plan.output.with_name(f".{stem}.training")
+        self.command = plan.resume_command()
+        self.sessions: list[Session] = []
+        if not resume:
+            self._discard()
+        elif not any(self.folder.glob("*/step-*")):
+            report.warn(f"nothing to take up in {escape(self.folder)}: starting anew")
+
+    def session(self, settings: Mapping[str, object]) -> Session:
+        """Where the method's next training is kept; trainings are told apart by their order."""
+        identity = {**self.plan.record(), "output": "", "trained": dict(settings)}
+        session = self._session(str(len(self.sessions) + 1), identity)
+        if self.resume and session.resume:
+            self.note(f"taking up the training at step {session.resume}")
+        self.sessions.append(session)
+        return session
+
+    def _session(self, name: str, identity: Mapping[str, Json]) -> Session:
+        return Session(self.folder / name, identity, self.command, warn=self.warn)
+
+    def _discard(self) -> None:
+        """Remove what an earlier run left; raises `ResourceError` while that run goes on."""
+        for left in sorted(self.folder.glob("[0-9]*")):
+            session = self._session(left.name, {})
+            with session.running():
+                session.clear()
+        self._remove_folder()
+
+    def clear(self) -> None:
+        for session in self.sessions:
+            session.clear()
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        # it stays where something of somebody else's lies in it
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Whatever stops the work after a checkpoint says how to go on from it."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit) as error:
+            if isinstance(error, SystemExit) and error.code != TERMINATED or not self._kept():
+                raise
+            signum = signal.SIGTERM if isinstance(error, SystemExit) else signal.SIGINT
+            message = (
+                f"stopped by {signum.name}; the training is kept in {escape(self.folder)}"
+            )
+            raise Interrupted(message, f"go on with: {self.command}", signum) from error
+
+    def _kept(self) -> bool:
+        return any(self.folder.glob("*/step-*"))
+
+
+def _edits(plan: Plan, base: Base, task: Task, work: Work) -> list[Edit]:
+    """The method's edits as a file gives them back: fp16 tensors, fp32 gates, all on the CPU."""
+    member = family.load("methods", plan.method)
+    settings = member.Config(**dataclasses.asdict(plan.settings))
+    return [_plain(edit) for edit in member.erase(base, task, settings, work)]
+
+
+def _plain(edit: Edit) -> Edit:
+    tensors = {slot: _stored(tensor.detach().cpu()) for slot, tensor in edit.tensors.items()}
+    return replace(edit, tensors=tensors)
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.float16) if tensor.is_floating_point() else tensor
+
+
+def _of(edits: Sequence[Edit], role: str) -> tuple[Edit, ...]:
+    return sort_edits(edit for edit in edits if edit.role == role)
+
+
+# the value
+
+
+def _assemble(
+    base: Base,
+    plan: Plan,
+    task: Task,
+    edits: Sequence[Edit],
+    role: str,
+    scores: Mapping[str, Score],
+) -> Erasure | None:
+    """The erasure of one role as its file will give it back; None where no edit has that role."""
+    mine = _of(edits, role)
+    if not mine:
+        return None
+    header = Header(
+        title=", ".join(task.concepts) + ("" if role == "erase" else f" ({role})"),
+        concepts=task.concepts,
+        anchors=task.anchors,
+        base=base.reference(site for edit in mine for site in edit.sites),
+        made=(_provenance(plan, task),),
+        scores=_score_records(scores, plan.seed) if role == "erase" else {},
+        canary=_canaries(base, mine, task),
+    )
+    return format.seal(Erasure(header, mine))
+
+
+def _score_records(scores: Mapping[str, Score], seed: int) -> dict[str, dict[str, Json]]:
+    return {
+        name: {**score.record(), "better": score.better, "seeds": [seed]}
+        for name, score in scores.items()
+    }
+
+
+def _provenance(plan: Plan, task: Task) -> dict[str, Json]:
+    versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+    return {
+        "method": plan.method,
+        "config": dataclasses.asdict(plan.settings),
+        "keep": list(task.keep),
+        "seed": plan.seed,
+        "versions": {"conceptzap": conceptzap.__version__, **versions},
+    }
+
+
+def _canaries(base: Base, edits: Sequence[Edit], task: Task) -> dict[str, Json]:
+    """One self-test for each set of gates: edits behind different gates open for different concepts."""
+    groups: dict[tuple[str, ...], list[Edit]] = {}
+    for edit in edits:
+        groups.setdefault(tuple(sorted(gate.name for gate in edit.gates)), []).append(edit)
+    asked = [*task.concepts, *(p.concept for pair in task.pairs for p in _wordings(task, *pair))]
+    result: dict[str, Json] = {}
+    for members in groups.values():
+        prompt = next((text for text in asked if _opens(base, members, text)), asked[0])
+        result |= canary.make(base, members, prompt)
+    return result
+
+
+def _wordings(task: Task, concept: str, anchor: str) -> list[wordings.Pair]:
+    return wordings.pairs(concept, anchor, task.kind, wordings.wording(task.kind)["things"])
+
+
+def _opens(base: Base, edits: Sequence[Edit], prompt: str) -> bool:
+    times = torch.tensor([float(canary.TIMESTEP)], device=base.device)
+    signals = Signal(base.encode([prompt]).states, times)
+    return all(bool(factor(edit, signals).any()) for edit in edits)
+
+
+# the files
+
+
+def _write(plan: Plan, contents: Sequence[bytes | None]) -> None:
+    """Write the erasure, its key and its picture; an error says which of them are there by then."""
+    kept: list[str] = []
+    for path, data in zip(plan.targets, contents, strict=True):
+        if data is None:
+            continue
+        try:
+            atomic.write_atomic(path, data, plan.force)
+        except ConceptZapError as error:
+            if not kept:
+                raise
+            message = f"{error} (written before that: {', '.join(kept)})"
+            raise type(error)(message, error.hint) from error
+        kept.append(escape(path))

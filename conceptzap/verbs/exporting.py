@@ -1,0 +1,103 @@
+"""Exports: erasures and target are checked first, then the base; only then is anything written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conceptzap import edit
+from conceptzap.edit import Json, sort_edits
+from conceptzap.errors import RefusedError, UsageError
+from conceptzap.exports import Order
+from conceptzap.registry import family
+from conceptzap.report import Report
+from conceptzap.trust import admission
+from conceptzap.trust.admission import Asked, Loaded, Source
+
+if TYPE_CHECKING:
+    from conceptzap.base import Base
+
+FAMILY = "exports"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written where. `use`: how others read it; `facts`: what the exporter says of it."""
+
+    path: Path
+    to: str
+    bytes: int
+    erasures: tuple[Mapping[str, Json], ...]
+    use: str
+    facts: Mapping[str, Json]
+
+    def record(self) -> dict[str, Json]:
+        """All but the path as JSON, what the exporter says beside the rest."""
+        erasures = [dict(one) for one in self.erasures]
+        return {"to": self.to, "bytes": self.bytes, "erasures": erasures, **self.facts}
+
+
+def export(
+    erasures: Source | Iterable[Asked],
+    to: str,
+    output: Path | str,
+    *,
+    base: str | Base,
+    prediction: str | None,
+    rank: int | None,
+    dtype: str,
+    force: bool,
+    report: Report,
+) -> Exported:
+    """Check, admit and write; see `api.export`."""
+    family.require(FAMILY, to)
+    loaded = admission.load_all([erasures] if isinstance(erasures, Source) else erasures)
+    order = _order(loaded, rank, dtype, force)
+    exporter = family.load(FAMILY, to)
+    exporter.check(order)
+    target = exporter.place(order, Path(output))
+    from conceptzap.base import load_base
+
+    # on the CPU, for what is written must not depend on the machine
+    here = load_base(base, "cpu", "float32", prediction) if isinstance(base, str) else base
+    for one in loaded:
+        admission.admit(here, one.erasure, False, report)
+    facts = exporter.write(here, order, target, report)
+    use = exporter.USE.format(path=str(target))
+    return Exported(target, to, _size(target), order.sources, use, facts)
+
+
+def _order(loaded: Sequence[Loaded], rank: int | None, dtype: str, force: bool) -> Order:
+    """What all erasures do together. Raises for what is never exported: keys, attacks, nothing."""
+    for one in loaded:
+        if other := {edit.role for edit in one.edits} - {"erase"}:
+            what = f"{one.erasure.header.title!r} holds edits of the role {min(other)}"
+            raise RefusedError(f"{what}, which do not erase", "export the erasure they belong to")
+        if not one.strength:
+            title = one.erasure.header.title
+            raise UsageError(f"{title!r} at strength 0 is absent", "leave it out")
+    header = edit.stack(one.erasure for one in loaded).header
+    return Order(
+        header,
+        sort_edits(edit for one in loaded for edit in one.edits),
+        tuple(sorted((_source(one) for one in loaded), key=lambda source: source["digest"])),
+        rank,
+        dtype,
+        force,
+    )
+
+
+def _source(one: Loaded) -> dict[str, Json]:
+    return {
+        "title": one.erasure.header.title,
+        "digest": one.erasure.digest,
+        "strength": one.strength,
+    }
+
+
+def _size(target: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    found = target.rglob("*") if target.is_dir() else [target]
+    return sum(path.stat().st_size for path in found if path.is_file())

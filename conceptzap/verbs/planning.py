@@ -1,0 +1,174 @@
+"""A request to `erase`, resolved: every setting has its value, every target can be written.
+
+Everything that can be known to be wrong before a base is loaded is found here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conceptzap import methods
+from conceptzap.edit import Json
+from conceptzap.errors import UsageError
+from conceptzap.format import atomic, naming
+from conceptzap.registry import catalog, config, family
+from conceptzap.result import check_seed
+from conceptzap.task import Task
+
+# settings that count something there has to be at least one of, in whatever method has them
+COUNTS = ("steps", "batch", "trajectories", "size", "tokens", "directions")
+# names of `resolve` -> options of the command line, where they differ
+OPTIONS = {"anchors": "anchor", "overrides": "set"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `erase` was asked for, with nothing left to default but what depends on the base.
+
+    `settings` has the fields of the method's Config. `fill_keep`: no keep set was given, so that
+    the kind's word list stands in. `request`: the arguments that were given.
+    """
+
+    task: Task
+    fill_keep: bool
+    method: str
+    settings: Any
+    base: str
+    prediction: str | None
+    seed: int
+    device: str
+    dtype: str
+    output: Path
+    force: bool
+    request: Mapping[str, Any]
+
+    @property
+    def targets(self) -> tuple[Path, ...]:
+        """All that may be written: the erasure, its key, the picture."""
+        return (self.output, naming.key_path(self.output), naming.preview_path(self.output))
+
+    def record(self) -> dict[str, Json]:
+        """The plan as `--dry-run` shows it."""
+        return {
+            "concepts": list(self.task.concepts),
+            "anchors": list(self.task.anchors),
+            "keep": list(self.task.keep),
+            "kind": self.task.kind,
+            "method": self.method,
+            "config": dataclasses.asdict(self.settings),
+            "base": self.base,
+            "prediction": self.prediction,
+            "seed": self.seed,
+            "device": self.device,
+            "dtype": self.dtype,
+            "output": str(self.output.absolute()),
+        }
+
+    def resume_command(self) -> str:
+        """The command line that takes a stopped run up: the request as it was made."""
+        words = ["conceptzap", "erase"]
+        for name, value in self.request.items():
+            option = f"--{OPTIONS.get(name, name)}"
+            if name == "overrides":
+                words += [word for k, v in (value or {}).items() for word in (option, f"{k}={v}")]
+            elif value is True:
+                words.append(option)
+            elif name in ("anchors", "keep"):
+                words += [word for item in _listed(value) for word in (option, _literal(item))]
+            elif value not in (None, False):
+                words += [option, str(value)]
+        concepts = [_literal(concept) for concept in self.task.concepts]
+        dashed = ["--"] if any(concept.startswith("-") for concept in concepts) else []
+        return shlex.join([*words, "--resume", *dashed, *concepts])
+
+
+def _literal(text: str) -> str:
+    """A list option's value, kept from being read as the name of a file."""
+    return f"@{text}" if text.startswith("@") else text
+
+
+def _listed(value: Sequence[str] | str | None) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def resolve(
+    concepts: Sequence[str] | str,
+    *,
+    anchors: Sequence[str] | str = (),
+    keep: Sequence[str] | str = (),
+    method: str | None = None,
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    base: str = "demo",
+    prediction: str | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    output: Path | str | None = None,
+    force: bool = False,
+) -> Plan:
+    """The plan of a request; raises `UsageError` for one that cannot be meant.
+
+    Also `ResourceError` where one of the three targets could not be written.
+    """
+    usual = resolve.__kwdefaults__
+    request = {name: value for name, value in locals().items() if value != usual.get(name, value)}
+    check_seed(seed)
+    method = method or methods.DEFAULT
+    family.require("methods", method)
+    chosen = config.preset(preset) if preset else {}
+    task = _task(concepts, anchors, keep, chosen)
+    plan = Plan(
+        task=task, fill_keep=not keep and not preset, method=method,
+        settings=_settings(method, chosen, overrides or {}, steps), base=base,
+        prediction=prediction, seed=seed, device=device, dtype=dtype,
+        output=naming.erasure_path(task.concepts, output), force=force, request=request,
+    )  # fmt: skip
+    for path in plan.targets:
+        atomic.check_writable(path, force)
+    return plan
+
+
+def _task(
+    concepts: Sequence[str] | str,
+    anchors: Sequence[str] | str,
+    keep: Sequence[str] | str,
+    preset: Mapping[str, Any],
+) -> Task:
+    """The task as given, what was left out from the preset."""
+    return Task(
+        _listed(concepts),
+        _listed(anchors) or _listed(preset.get("anchor")),
+        _listed(keep) or _listed(preset.get("keep")),
+        preset.get("kind", ""),
+    )
+
+
+def _settings(
+    method: str, preset: Mapping[str, Any], overrides: Mapping[str, Any], steps: int | None
+) -> Any:
+    cls = catalog.settings(method)
+    layers = [preset.get("methods", {}).get(method, {}), overrides]
+    if steps is not None:
+        _check_count("steps", steps)
+        if "steps" not in {field.name for field in dataclasses.fields(cls)}:
+            raise UsageError(f"{method} has no optimisation steps", "leave --steps out")
+        layers.append({"steps": steps})
+    resolved = config.resolve(cls, *layers)
+    for name, value in dataclasses.asdict(resolved).items():
+        if isinstance(value, int):
+            _check_count(name, value)
+    return resolved
+
+
+def _check_count(name: str, value: int) -> None:
+    least = 1 if name in COUNTS else 0
+    if value < least:
+        option = f"--{name}" if name == "steps" else name
+        raise UsageError(f"{option} {value} is out of range", f"use {least} or more")
