@@ -31,6 +31,10 @@ class Report:
         """Pass training events through, showing them on the way."""
         yield from events
 
+    def count(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
+        """Pass on the `total` items of some work called `label`, showing how many are done."""
+        yield from items
+
     def session(self, config: Mapping[str, object]) -> Session | None:
         """Where to keep checkpoints of a training with this config; None keeps none."""
         return None

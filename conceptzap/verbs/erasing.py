@@ -153,7 +153,7 @@ class Work(Report):
         super().__init__(plan.seed)
         self.plan, self.resume = plan, resume
         self.note, self.warn, self.phase = report.note, report.warn, report.phase
-        self.progress = report.progress
+        self.progress, self.count = report.progress, report.count
         stem = plan.output.name.removesuffix(naming.SUFFIX)
         self.folder = plan.output.with_name(f".{stem}.training")
         self.command = plan.resume_command()
