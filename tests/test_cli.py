@@ -339,8 +339,9 @@ def test_presets_are_sound() -> None:
     assert {"style", "object", "person", "unsafe", "paper"} <= set(found)
     for name in found:
         table = config.preset(name)
-        assert set(table) <= {"summary", "kind", "anchor", "keep", "methods"} and table["summary"]
-        assert len(table["keep"]) == len(set(table["keep"]))
+        assert set(table) <= {"summary", "kind", "names", "anchor", "anchors", "keep", "methods"}
+        words = config.kept_words(table)
+        assert table["summary"] and len(words) == len(set(words))
         for method, settings in table.get("methods", {}).items():
             config.resolve(family.load("methods", method).Config, settings)
         assert conceptzap("presets", name).out.startswith(name)

@@ -46,9 +46,9 @@ def test_no_concept_is_learned_in_a_wording_that_is_held_out(name: str) -> None:
             assert {pair.concept.lower(), pair.anchor.lower()}.isdisjoint(held_out()), pair
 
 
-@pytest.mark.parametrize("kind", ["style", "object"])
+@pytest.mark.parametrize("kind", ["style", "object", "person"])
 def test_nothing_is_kept_in_a_wording_that_is_held_out(kind: str) -> None:
-    keep = config.preset("style")["keep"] + config.preset("object")["keep"]
+    keep = [w for name in ("style", "object") for w in config.kept_words(config.preset(name))]
     for thing in (*wordings.wording(kind)["things"], "pizza", "pencil sketch"):
         asked = wordings.keep([*WORDS, *keep], kind, [thing])
         assert held_out().isdisjoint(prompt.lower() for prompt in asked)
@@ -79,10 +79,53 @@ def test_an_object_becomes_another_with_its_own_article() -> None:
     assert {pair.anchor for pair in wordings.pairs("owl", "", "object", ["Monet"])} == {""}
 
 
-def test_a_kind_is_guessed_from_the_medium() -> None:
-    assert wordings.guess_kind("Monet", "painting") == "style"
-    assert wordings.guess_kind("Pixel Art", "") == "style"
-    assert wordings.guess_kind("church", "house") == "object"
+@pytest.mark.parametrize(
+    ("concept", "anchor", "kind", "usual"),
+    [
+        # the presets' own lists, whatever the anchor
+        ("Van Gogh", None, "style", "painting"),
+        ("Van Gogh", "a painting", "style", "painting"),
+        ("van gogh", "artist", "style", "painting"),
+        ("Pixel Art", "", "style", "painting"),
+        ("Albert Einstein", None, "person", "person"),
+        ("church", "house", "object", None),
+        ("a church", "a painting", "object", None),
+        ("nudity", None, "unsafe", "dressed person"),
+        ("naked man", "man", "unsafe", "dressed person"),
+        ("gun", None, "unsafe", None),
+        # what the anchor says
+        ("Hundertwasser", "a painting", "style", "painting"),
+        ("Hundertwasser", "Monet", "style", "painting"),
+        ("Taylor Swift", "a woman", "person", "person"),
+        ("Madonna", "a singer", "person", "person"),
+        # how it is written
+        ("Taylor Swift", None, "person", "person"),
+        ("Eiffel Tower", None, "object", None),
+        ("teapot", None, "object", None),
+        ("vaporwave style", None, "style", "painting"),
+    ],
+)
+def test_kind_and_anchor_are_guessed(
+    concept: str, anchor: str | None, kind: str, usual: str | None
+) -> None:
+    assert wordings.guess_kind(concept, anchor) == kind
+    assert wordings.usual_anchor(concept, kind) == usual
+
+
+def test_a_person_is_asked_for_by_name_alone() -> None:
+    pairs = wordings.pairs("Taylor Swift", "a person", "person", ["Monet"])
+    assert Pair("a photo of Taylor Swift", "a photo of a person") in pairs
+    named = wordings.pairs("Taylor Swift", "Mark Twain", "person", ["Monet"])
+    assert Pair("a photo of Taylor Swift", "a photo of Mark Twain") in named
+    assert not [pair for pair in named if "a Taylor" in pair.concept or "a Mark" in pair.anchor]
+    assert "a photo of Mozart" in wordings.keep(["Mozart", "man"], "person", ["Monet"])
+    assert "a photo of a man" in wordings.keep(["Mozart", "man"], "person", ["Monet"])
+
+
+def test_articles_are_never_doubled() -> None:
+    for kind in ("style", "object", "person"):
+        for pair in wordings.pairs("a church", "a painting", kind, ["Monet"]):
+            assert "a a " not in f"{pair.concept} {pair.anchor}", pair
 
 
 def test_every_kept_word_is_said_in_every_wording() -> None:

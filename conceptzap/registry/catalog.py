@@ -74,6 +74,6 @@ def _preset_head(name: str) -> dict[str, Any]:
         "kind": table.get("kind", ""),
         "summary": table.get("summary", ""),
         "anchor": table.get("anchor", ""),
-        "keep": len(table.get("keep", ())),
+        "keep": len(config.kept_words(table)),
         "methods": sorted(table.get("methods", {})),
     }

@@ -118,3 +118,8 @@ def preset(name: str, folder: str = "") -> dict[str, Any]:
     if name not in preset_names(folder):
         raise UsageError(f"no preset is called {name!r}", suggest(name, preset_names(folder)))
     return read_toml(PRESETS / folder / f"{name}.toml")
+
+
+def kept_words(table: Mapping[str, Any]) -> tuple[str, ...]:
+    """All words that a preset keeps: the concepts of its own kind (`names`), and the rest (`keep`)."""
+    return (*table.get("names", ()), *table.get("keep", ()))

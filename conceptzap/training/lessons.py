@@ -6,11 +6,13 @@ nothing that scores are computed on takes part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from conceptzap.base import Base
 from conceptzap.edit import Gate
+from conceptzap.registry import config
+from conceptzap.report import Report
 from conceptzap.task import Task
 from conceptzap.training import detector, wordings
 from conceptzap.training.wordings import Pair
@@ -46,8 +48,38 @@ class Lesson:
 
 def lessons(base: Base, task: Task) -> Iterator[Lesson]:
     """One lesson for each concept of the task; the other concepts are in nobody's keep set."""
-    for concept, anchor in task.pairs:
-        yield _lesson(base, task, concept, anchor)
+    for concept, anchor, kind in task.triples:
+        yield _lesson(base, task, concept, anchor or "", kind or wordings.guess_kind(concept, anchor))
+
+
+def usual_keep(kinds: Iterable[str]) -> tuple[str, ...]:
+    """The word lists of the kinds, each word once: what stays where nobody said what."""
+    lists = (config.kept_words(config.preset(kind)) for kind in dict.fromkeys(kinds))
+    return tuple(dict.fromkeys(word for words in lists for word in words))
+
+
+def settled(base: Base, task: Task, report: Report) -> Task:
+    """The task with a kind and an anchor for each concept; what had to be chosen is said."""
+    kinds = tuple(kind or wordings.guess_kind(name, anchor) for name, anchor, kind in task.triples)
+    anchors = []
+    for concept, anchor, kind in zip(task.concepts, task.anchors, kinds, strict=True):
+        if anchor is None or base.unknown_words(anchor):
+            anchor = nearest(base, concept, kind, task.concepts)
+            report.note(f"{concept} becomes {anchor or 'nothing'}, the nearest that {base.id} knows")
+        anchors.append(anchor)
+    return replace(task, anchors=tuple(anchors), kinds=kinds)
+
+
+def nearest(base: Base, concept: str, kind: str, concepts: Iterable[str] = ()) -> str:
+    """The concept of its kind that is nearest by text and no synonym; "" where the base knows none.
+
+    What is unsafe becomes a thing.
+    """
+    names = config.preset("object" if kind == "unsafe" else kind)["names"]
+    gone = {word.lower() for name in (concept, *concepts) for word in (name, *name.split())}
+    others = [name for name in _known(base, names) if not gone & {name.lower(), *name.lower().split()}]
+    near = detector.neighbours(base, concept, others) if others else []
+    return next((name for name, cosine in near if cosine <= detector.SYNONYM), "")
 
 
 def gate(
@@ -61,8 +93,8 @@ def gate(
     return detector.fit_gate(base, asked, shut, seed, directions)
 
 
-def _lesson(base: Base, task: Task, concept: str, anchor: str) -> Lesson:
-    kind = task.kind or wordings.guess_kind(concept, anchor)
+def _lesson(base: Base, task: Task, concept: str, anchor: str, kind: str) -> Lesson:
+    concept, anchor = wordings.bare(concept), wordings.bare(anchor)
     near = detector.neighbours(base, concept, [*base.vocabulary()[:CANDIDATES], *task.keep])
     synonyms = tuple(word for word, cosine in near if cosine > detector.SYNONYM and word != anchor)
     words = [word for word, _ in near if word not in synonyms]

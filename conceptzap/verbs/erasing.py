@@ -26,12 +26,12 @@ from conceptzap.errors import (
 )
 from conceptzap.evaluation import scoring
 from conceptzap.format import atomic, naming
-from conceptzap.registry import config, family
+from conceptzap.registry import family
 from conceptzap.report import Report
 from conceptzap.result import Score
 from conceptzap.runtime.gates import Signal, factor
 from conceptzap.task import Task
-from conceptzap.training import wordings
+from conceptzap.training import lessons, wordings
 from conceptzap.training.session import Session
 from conceptzap.trust import admission, canary
 from conceptzap.verbs.generating import described, usual
@@ -113,22 +113,23 @@ def _verdict(made: ErasedFile) -> ErasedFile:
 
 
 def fitting_task(base: Base, plan: Plan, report: Report) -> Task:
-    """The task with the keep words that the base knows; the kind's word list where none was given.
+    """The task with kinds, anchors and keep words settled: what the base knows, no concept among them.
 
     Raises `UsageError` for a concept or anchor that the base cannot know, or that is no name.
     """
     task = plan.task
-    for word in (*task.concepts, *filter(None, task.anchors)):
+    for word in (*task.concepts, *filter(None, plan.given_anchors)):
         _check_known(base, word)
-    kind = task.kind or wordings.guess_kind(*task.pairs[0])
+    task = lessons.settled(base, task, report)
     keep = task.keep
     if plan.fill_keep:
-        kind_preset = kind if kind in config.preset_names() else "object"
-        keep = tuple(config.preset(kind_preset)["keep"])
-    known = tuple(word for word in keep if not base.unknown_words(word))
-    if plan.request.get("keep") and (strange := [word for word in keep if word not in known]):
+        keep = lessons.usual_keep(task.kinds)
+    gone = {concept.lower() for concept in task.concepts}
+    known = tuple(w for w in keep if not base.unknown_words(w) and w.lower() not in gone)
+    strange = [word for word in keep if base.unknown_words(word)]
+    if plan.request.get("keep") and strange:
         report.warn(f"{base.id} does not know {', '.join(map(repr, strange))}, so that is not kept")
-    return replace(task, keep=known, kind=kind)
+    return replace(task, keep=known)
 
 
 def _check_known(base: Base, word: str) -> None:
@@ -270,6 +271,7 @@ def _provenance(plan: Plan, task: Task) -> dict[str, Json]:
     return {
         "method": plan.method,
         "config": dataclasses.asdict(plan.settings),
+        "kinds": list(task.kinds),
         "keep": list(task.keep),
         "seed": plan.seed,
         "versions": {"conceptzap": conceptzap.__version__, **versions},
@@ -281,7 +283,7 @@ def _canaries(base: Base, edits: Sequence[Edit], task: Task) -> dict[str, Json]:
     groups: dict[tuple[str, ...], list[Edit]] = {}
     for edit in edits:
         groups.setdefault(tuple(sorted(gate.name for gate in edit.gates)), []).append(edit)
-    asked = [*task.concepts, *(p.concept for pair in task.pairs for p in _wordings(task, *pair))]
+    asked = [*task.concepts, *(p.concept for one in task.triples for p in _wordings(*one))]
     result: dict[str, Json] = {}
     for members in groups.values():
         prompt = next((text for text in asked if _opens(base, members, text)), asked[0])
@@ -289,8 +291,8 @@ def _canaries(base: Base, edits: Sequence[Edit], task: Task) -> dict[str, Json]:
     return result
 
 
-def _wordings(task: Task, concept: str, anchor: str) -> list[wordings.Pair]:
-    return wordings.pairs(concept, anchor, task.kind, wordings.wording(task.kind)["things"])
+def _wordings(concept: str, anchor: str | None, kind: str) -> list[wordings.Pair]:
+    return wordings.pairs(concept, anchor or "", kind, wordings.wording(kind)["things"])
 
 
 def _opens(base: Base, edits: Sequence[Edit], prompt: str) -> bool:

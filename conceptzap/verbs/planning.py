@@ -19,6 +19,7 @@ from conceptzap.format import atomic, naming
 from conceptzap.registry import catalog, config, family
 from conceptzap.result import check_seed
 from conceptzap.task import Task
+from conceptzap.training import wordings
 
 # settings that count something there has to be at least one of, in whatever method has them
 COUNTS = ("steps", "batch", "trajectories", "size", "tokens", "directions")
@@ -48,6 +49,11 @@ class Plan:
     request: Mapping[str, Any]
 
     @property
+    def given_anchors(self) -> tuple[str | None, ...]:
+        """The anchors that somebody asked for; a usual one may be unknown to the base."""
+        return self.task.anchors if self.request.get("anchors") else ()
+
+    @property
     def targets(self) -> tuple[Path, ...]:
         """All that may be written: the erasure, its key, the picture."""
         return (self.output, naming.key_path(self.output), naming.preview_path(self.output))
@@ -56,9 +62,9 @@ class Plan:
         """The plan as `--dry-run` shows it."""
         return {
             "concepts": list(self.task.concepts),
-            "anchors": list(self.task.anchors),
+            "anchors": list(self.task.anchors),  # None: the nearest thing that the base knows
             "keep": list(self.task.keep),
-            "kind": self.task.kind,
+            "kinds": list(self.task.kinds),
             "method": self.method,
             "config": dataclasses.asdict(self.settings),
             "base": self.base,
@@ -78,7 +84,7 @@ class Plan:
                 words += [word for k, v in (value or {}).items() for word in (option, f"{k}={v}")]
             elif value is True:
                 words.append(option)
-            elif name in ("anchors", "keep"):
+            elif name in ("anchors", "keep", "kind"):
                 words += [word for item in _listed(value) for word in (option, _literal(item))]
             elif value not in (None, False):
                 words += [option, str(value)]
@@ -101,6 +107,7 @@ def resolve(
     *,
     anchors: Sequence[str] | str = (),
     keep: Sequence[str] | str = (),
+    kind: Sequence[str] | str = (),
     method: str | None = None,
     preset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -123,7 +130,7 @@ def resolve(
     method = method or methods.DEFAULT
     family.require("methods", method)
     chosen = config.preset(preset) if preset else {}
-    task = _task(concepts, anchors, keep, chosen)
+    task = _task(concepts, anchors, keep, kind, chosen)
     plan = Plan(
         task=task, fill_keep=not keep and not preset, method=method,
         settings=_settings(method, chosen, overrides or {}, steps), base=base,
@@ -139,15 +146,20 @@ def _task(
     concepts: Sequence[str] | str,
     anchors: Sequence[str] | str,
     keep: Sequence[str] | str,
+    kind: Sequence[str] | str,
     preset: Mapping[str, Any],
 ) -> Task:
-    """The task as given, what was left out from the preset."""
-    return Task(
+    """The task as given, what was left out from the preset, and the rest guessed from the words."""
+    given = Task(
         _listed(concepts),
-        _listed(anchors) or _listed(preset.get("anchor")),
-        _listed(keep) or _listed(preset.get("keep")),
-        preset.get("kind", ""),
+        _listed(anchors) or _listed(preset.get("anchor")) or (None,),
+        _listed(keep) or config.kept_words(preset),
+        _listed(kind) or _listed(preset.get("kind")),
     )
+    kinds = tuple(one or wordings.guess_kind(concept, anchor) for concept, anchor, one in given.triples)
+    usual = map(wordings.usual_anchor, given.concepts, kinds)
+    become = [u if a is None else a for a, u in zip(given.anchors, usual, strict=True)]
+    return dataclasses.replace(given, anchors=tuple(become), kinds=kinds)
 
 
 def _settings(

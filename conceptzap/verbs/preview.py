@@ -34,21 +34,22 @@ def before_and_after(
 def _asked(base: Base, task: Task) -> list[str]:
     """Prompts of the concepts, taken in turn."""
     asked = []
-    for concept, anchor in task.pairs:
-        pairs = wordings.pairs(concept, anchor, task.kind, _things(base, task))
+    for concept, anchor, kind in task.triples:
+        pairs = wordings.pairs(concept, anchor or "", kind, _things(base, task, kind))
         known = [pair.concept for pair in pairs if not base.unknown_words(pair.concept)]
         asked.append(_spread(known or [concept], -(-COLUMNS // len(task.pairs))))
     return [prompt for prompt in sum(asked, [])][:COLUMNS]
 
 
 def _kept(base: Base, task: Task) -> list[str]:
-    kept = wordings.keep(task.keep, task.kind, _things(base, task))
+    kinds = dict.fromkeys(task.kinds)
+    kept = [p for kind in kinds for p in wordings.keep(task.keep, kind, _things(base, task, kind))]
     return _spread([prompt for prompt in kept if not base.unknown_words(prompt)], COLUMNS)
 
 
-def _things(base: Base, task: Task) -> list[str]:
+def _things(base: Base, task: Task, kind: str) -> list[str]:
     gone = {concept.lower() for concept in task.concepts}
-    things = wordings.wording(task.kind)["things"]
+    things = wordings.wording(kind)["things"]
     return [word for word in things if word.lower() not in gone and not base.unknown_words(word)]
 
 

@@ -1,0 +1,65 @@
+"""What a task becomes: a kind and an anchor for each concept, and prompts that fit them."""
+
+from __future__ import annotations
+
+import pytest
+
+from conceptzap.base import Base
+from conceptzap.errors import UsageError
+from conceptzap.report import Report
+from conceptzap.task import Task
+from conceptzap.training import lessons
+from conceptzap.verbs import erasing, planning
+
+
+def fitted(base: Base, concepts: object, **request: object) -> Task:
+    return erasing.fitting_task(base, planning.resolve(concepts, **request), Report())
+
+
+def test_every_concept_is_learned_in_the_wordings_of_its_own_kind(sd1: Base) -> None:
+    task = fitted(sd1, ["Monet", "church"], anchors=["painting", "house"])
+    assert task.kinds == ("style", "object")
+    style, thing = lessons.lessons(sd1, task)
+    assert {"a cat by Monet", "a painting by Monet"} <= {pair.concept for pair in style.pairs}
+    assert ("a photo of a church", "a photo of a house") in {(p.concept, p.anchor) for p in thing.pairs}
+    assert not [pair for pair in thing.pairs if "of a car" in pair.anchor], "a house of a car"
+
+
+def test_a_kind_may_be_given_once_or_for_each(sd1: Base) -> None:
+    given = dict(anchors=["painting", "house"])
+    assert fitted(sd1, ["Monet", "church"], **given, kind="object").kinds == ("object", "object")
+    both = fitted(sd1, ["Monet", "church"], **given, kind=["style", "unsafe"])
+    assert both.kinds == ("style", "unsafe")
+    with pytest.raises(UsageError, match="unknown kind 'thing'"):
+        planning.resolve("cat", kind="thing")
+    with pytest.raises(UsageError, match="2 kinds for 1 concepts"):
+        planning.resolve("cat", kind=["style", "object"])
+
+
+def test_where_no_anchor_is_given_a_near_one_is_chosen(sd1: Base) -> None:
+    task = fitted(sd1, ["Monet", "church", "naked person"])
+    style, thing, unsafe = task.anchors
+    assert style == "painting"
+    assert thing in ("house", "castle", "tree", "apple", "car", "cat", "dog", "horse")
+    assert unsafe and unsafe not in ("person", "naked person")  # "dressed" has no token here
+    assert fitted(sd1, "church", anchors="").anchors == ("",), "the empty prompt stays possible"
+    assert fitted(sd1, "church", preset="paper", method="uce").anchors == ("",)
+
+
+def test_the_choice_is_said(sd1: Base) -> None:
+    class Heard(Report):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    notes: list[str] = []
+    erasing.fitting_task(sd1, planning.resolve("church"), Heard())
+    assert len(notes) == 1 and notes[0].startswith("church becomes ")
+
+
+def test_no_concept_is_kept(sd1: Base) -> None:
+    for request in ({}, {"preset": "object"}, {"keep": ["Church", "cat"]}):
+        assert "church" not in {word.lower() for word in fitted(sd1, "church", **request).keep}
+
+
+def test_concepts_differ_in_more_than_capitals() -> None:
+    assert Task(("church", "Church", "cat")).concepts == ("church", "cat")
