@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -178,12 +182,29 @@ def test_continuous_integration_runs_its_test_command() -> None:
     assert re.fullmatch(r"python3 .*pytest.*", done.stdout)
 
 
-def test_every_file_of_the_package_is_installed_with_it() -> None:
-    patterns = PROJECT["tool"]["setuptools"]["package-data"]["*"]
-    package = ROOT / "conceptzap"
-    wanted = {path for pattern in patterns for path in package.glob(pattern)}
-    wanted |= {path for path in package.rglob("py.typed")} | set(package.rglob("*.py"))
-    # pictures are for the README alone
-    left_out = (".pyc", ".png")
-    there = {path for path in package.rglob("*") if path.is_file() and path.suffix not in left_out}
-    assert not [str(path) for path in there - wanted]
+def test_a_wheel_holds_every_file_and_the_presets(tmp_path: Path) -> None:
+    """Built as pip builds it; what git tracks of the package and of `presets/` is inside."""
+    build = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
+    command = [sys.executable, "-c", build, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    inside = set(zipfile.ZipFile(tmp_path / done.stdout.split()[-1]).namelist())
+    wanted = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "conceptzap").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    wanted |= {f"conceptzap/{p.relative_to(ROOT)}" for p in (ROOT / "presets").rglob("*.toml")}
+    assert not sorted(wanted - inside)
+
+
+def test_presets_are_found_in_a_checkout_and_in_a_wheel(tmp_path: Path) -> None:
+    package = tmp_path / "conceptzap"
+    shutil.copytree(ROOT / "conceptzap", package, ignore=shutil.ignore_patterns("demo", "*.pyc"))
+    for place in (tmp_path / "presets", package / "presets"):
+        shutil.copytree(ROOT / "presets", place)
+        code = "from conceptzap.registry import config; print(config.PRESETS, config.preset('style')['kind'])"
+        command = [sys.executable, "-c", code]
+        env = os.environ | {"PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [str(place), "style"]
+        shutil.rmtree(place)
