@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from small import settings
 import conceptzap
 from conceptzap import format
 from conceptzap.base import Base, load_base
+from conceptzap.edit import Erasure
 from conceptzap.errors import (
     ConceptZapError,
     Interrupted,
@@ -189,7 +191,7 @@ def test_a_leak_is_exit_7_with_what_was_made(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leak = {"leak": Score("leak", 0.9, 0.8, 1.0, 20, "lower")}
-    monkeypatch.setattr("conceptzap.evaluation.closing", lambda *_: leak)
+    monkeypatch.setattr("conceptzap.evaluation.scoring.closing", lambda *_: leak)
     with pytest.raises(ThresholdError, match="not erased: 90% of 20") as error:
         erase(world, "cat", output=tmp_path / "x")
     made = error.value.made
@@ -245,7 +247,7 @@ def test_stopped_after_training_it_says_how_to_go_on(
         raise blow
 
     with monkeypatch.context() as patch:
-        patch.setattr("conceptzap.evaluation.closing", stop)
+        patch.setattr("conceptzap.evaluation.scoring.closing", stop)
         with pytest.raises(Interrupted, match="the training is kept in") as error:
             train(world, tmp_path / "x")
     assert error.value.exit_code == code and "--resume" in error.value.hint
@@ -353,9 +355,9 @@ def test_an_erasure_that_does_not_act_is_refused(world: Path, here: Base) -> Non
     (name,) = made.header.canary
     wrong = {site: 2 * v for site, v in made.header.canary[name]["change"].items()}
     canary = {name: {**made.header.canary[name], "change": wrong}}
-    header = format.replace(made.header, canary=canary)
+    header = replace(made.header, canary=canary)
     with pytest.raises(RefusedError, match="self-test failed"):
-        draw(here, format.Erasure(header, made.edits))
+        draw(here, Erasure(header, made.edits))
 
 
 def test_the_preview_shows_what_there_is(here: Base) -> None:

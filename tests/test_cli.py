@@ -314,7 +314,7 @@ def test_a_bad_file_among_several_is_reported_and_the_others_shown(here: Path) -
 
 def test_names_from_files_cannot_draw_on_the_terminal(here: Path) -> None:
     evil = "\x1b[2J[bold red]\u202egoG naV"
-    made = format.Erasure(header(title=evil, concepts=(evil,)), small().edits)
+    made = Erasure(header(title=evil, concepts=(evil,)), small().edits)
     format.save(made, here / "a.lprompt.safetensors")
     out = conceptzap("inspect", "a.lprompt.safetensors").out
     assert "[bold red]goG naV" in out

@@ -226,7 +226,7 @@ def test_the_completion_script_is_shown(monkeypatch: pytest.MonkeyPatch) -> None
 
 COUNTING = """
 import conceptzap.registry.catalog as catalog
-from conceptzap.progress import Progress
+from conceptzap.terminal.progress import Progress
 real = catalog.methods
 def methods():
     report = Progress()

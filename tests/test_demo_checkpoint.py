@@ -98,4 +98,4 @@ def test_wilson_interval_of_a_known_case() -> None:
 
 
 def test_checkpoint_path_is_inside_the_package() -> None:
-    assert FOLDER == Path(measure.__file__).parent / "checkpoint"
+    assert FOLDER == Path(measure.__file__).parents[1] / "checkpoint"

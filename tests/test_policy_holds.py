@@ -213,7 +213,7 @@ def test_only_what_is_pinned_may_be_in_force(lock):
 
 def test_verifying_needs_no_torch(lock):
     code = (
-        "import sys; from pathlib import Path; from conceptzap import policy;"
+        "import sys; from pathlib import Path; from conceptzap.trust import policy;"
         "policy.verify_files(policy.read(Path(sys.argv[1]))); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(lock)], check=True, timeout=60)
