@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from conceptzap import edit, format
 from conceptzap.edit import Erasure, Json
+from conceptzap.format import naming
 from conceptzap.report import Report
 from conceptzap.trust import admission
 from conceptzap.trust.admission import Asked, Source
-from conceptzap.verbs import generating, planning
+from conceptzap.verbs import generating, planning, stacking
 from conceptzap.verbs.generating import Picture
+from conceptzap.verbs.stacking import Stacked
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -27,8 +29,11 @@ load = format.load
 
 
 def save(erasure: Erasure, path: Path | str, force: bool = False) -> str:
-    """Write an erasure; its digest. Raises `FormatError` for one that could not be read back."""
-    return format.save(erasure, path, force)
+    """Write an erasure, its name with the suffix; its digest.
+
+    Raises `FormatError` for one that could not be read back, `UsageError` where the file exists.
+    """
+    return format.save(erasure, naming.erasure_path((), path), force)
 
 
 def stack(items: Iterable[Source]) -> Erasure:
@@ -37,6 +42,19 @@ def stack(items: Iterable[Source]) -> Erasure:
     Raises `MismatchError` when they are for different architectures or checkpoints.
     """
     return format.seal(edit.stack([admission.read(item) for item in items]))
+
+
+def stack_files(
+    paths: Sequence[Path | str],
+    output: Path | str | None = None,
+    force: bool = False,
+    report: Report | None = None,
+) -> Stacked:
+    """Write the stack of these files: by default here, called after all that it erases.
+
+    Warns of a concept that is erased more than once, and of keys alone. Raises as `stack` does.
+    """
+    return stacking.write(paths, output, force, report or Report())
 
 
 def plan(concepts: Sequence[str] | str, **request: Any) -> dict[str, Json]:

@@ -21,6 +21,7 @@ from samples import header, rich, small
 
 from conceptzap import cli, format
 from conceptzap.cli import _errors, _options
+from conceptzap.edit import Erasure
 from conceptzap.errors import ConceptZapError, UsageError
 from conceptzap.registry import catalog, config, family
 
@@ -90,7 +91,7 @@ def test_version() -> None:
         (["erase", "cat", "--stepss", "3"], "--steps"),
         (["erase"], "missing argument 'concept'"),
         (["generate", "a cat", "--seed", "1.5"], "--seed"),
-        (["stack", "a"], "--output"),
+        (["stack"], "missing argument 'file'"),
         (["methods", "kpopp"], "no method is called"),
         (["presets", "stile"], "did you mean style"),
         (["erase", "cat", "--set", "steps"], "not key=value"),

@@ -256,7 +256,6 @@ def test_a_bad_erasure_file(
 
 
 STACK = [
-    (2, "--output", GOOD),
     (2, "exists", GOOD, "-o", "there"),
     (2, "no folder", GOOD, "-o", "nowhere/new"),
     (4, "cannot stack", GOOD, OTHER, "-o", "new"),

@@ -54,6 +54,11 @@ def usually(option: Any, default: object) -> Any:
     return shown
 
 
+def path(text: str | Path) -> Path:
+    """A path that an option gives: `--out=~/x` reaches us as it was typed."""
+    return naming.place(text)
+
+
 def png(path: Path | None) -> Path | None:
     """An `--output` of pictures; `UsageError` for a file of another kind."""
     if path and Path(path).suffix.lower() in OTHER_PICTURES and not Path(path).is_dir():
@@ -96,8 +101,8 @@ Preset = Annotated[
 Files = Annotated[
     list[Path],
     typer.Argument(
-        metavar="FILE", autocompletion=_erasures, help=".lprompt.safetensors files.",
-        show_default=False,
+        metavar="FILE", autocompletion=_erasures, show_default=False, parser=path,
+        help="Erasures, with or without .lprompt.safetensors.",
     ),
 ]
 With = Annotated[
@@ -116,7 +121,7 @@ def words(items: Sequence[str] | None) -> list[str]:
         if item.startswith("@@"):
             result.append(item[1:])
         elif item.startswith("@"):
-            result.extend(lines(Path(item[1:])))
+            result.extend(lines(path(item[1:])))
         else:
             result.append(item)
     return result
@@ -140,17 +145,19 @@ def lines(path: Path) -> list[str]:
 def erasure(text: str) -> tuple[Path, float]:
     """`FILE` or `FILE:STRENGTH`. A file whose whole name exists is taken as it stands."""
     head, colon, tail = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Path(text), 1.0
+    whole = naming.existing(text)
+    if not colon or whole.exists():
+        return whole, 1.0
+    found = naming.existing(head)
     try:
         strength = float(tail)
     except ValueError:
-        if not Path(head).exists():
-            return Path(text), 1.0
+        if not found.exists():
+            return whole, 1.0
         raise UsageError(f"strength {tail!r} is not a number", f"for example: {head}:0.8") from None
     if not (math.isfinite(strength) and 0 <= strength <= MAX_STRENGTH):
         raise UsageError(f"strength {tail} of {head} is out of range", "use 0 to 2")
-    return Path(head), strength
+    return found, strength
 
 
 def layered(path: Path | None, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

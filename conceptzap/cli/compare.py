@@ -19,7 +19,8 @@ from conceptzap.cli import _options as options
 def run(
     results: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULT.json", help="Two or more.", show_default=False),
+        typer.Argument(metavar="RESULT.json", parser=options.path,
+                       help="Two or more.", show_default=False),
     ],
     as_json: options.AsJson = False,
 ) -> None:

@@ -27,8 +27,8 @@ def run(
     device: options.Device = "auto",
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="FILE.png", callback=options.png,
-                     help="The sheet to write."),
+        typer.Option("--output", "-o", metavar="FILE.png", parser=options.path,
+                     callback=options.png, help="The sheet to write."),
     ] = Path("demo.png"),
     words: Annotated[bool, typer.Option("--words", help="Only list what it knows.")] = False,
     force: options.Force = False,

@@ -44,11 +44,13 @@ def run(
     ] = None,
     toml: Annotated[
         Path | None,
-        typer.Option("--config", metavar="TOML", help="These options from a file; [set] as table."),
+        typer.Option("--config", metavar="TOML", parser=options.path,
+                     help="These options from a file; [set] as table."),
     ] = None,
     save_config: Annotated[
         Path | None,
-        typer.Option("--save-config", metavar="TOML", help="Write what --config takes again."),
+        typer.Option("--save-config", metavar="TOML", parser=options.path,
+                     help="Write what --config takes again."),
     ] = None,
     base: Annotated[str | None, options.usually(options.BASE, DEFAULTS["base"])] = None,
     prediction: options.Prediction = None,
@@ -61,7 +63,8 @@ def run(
     dtype: Annotated[str | None, options.usually(options.DTYPE, DEFAULTS["dtype"])] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="[<concept>.lprompt.safetensors]"),
+        typer.Option("--output", "-o", metavar="FILE", parser=options.path,
+                     help="[<concept>.lprompt.safetensors]"),
     ] = None,
     force: options.Force = False,
     resume: Annotated[

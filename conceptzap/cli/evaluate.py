@@ -65,7 +65,7 @@ def run(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR",
+        typer.Option("--output", "-o", metavar="DIR", parser=options.path,
                      help="Folder of result.json, report.html, cells.csv and images."),
     ] = None,
     force: options.Force = False,

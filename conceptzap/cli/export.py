@@ -39,7 +39,8 @@ def run(
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="FILE|DIR", help="The LoRA file, or the folder."),
+        typer.Option("--output", "-o", metavar="FILE|DIR", parser=options.path,
+                     help="The LoRA file, or the folder."),
     ],
     base: options.Base = "demo",
     prediction: options.Prediction = None,

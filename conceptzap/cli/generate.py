@@ -24,12 +24,14 @@ def run(
     ] = None,
     prompt_file: Annotated[
         Path | None,
-        typer.Option("--prompts", metavar="FILE", help="More prompts, one a line; - is stdin."),
+        typer.Option("--prompts", metavar="FILE", parser=options.path,
+                     help="More prompts, one a line; - is stdin."),
     ] = None,
     erasures: options.With = None,
     policy: Annotated[
         Path | None,
-        typer.Option("--policy", metavar="FILE", help="Draw only what this policy allows."),
+        typer.Option("--policy", metavar="FILE", parser=options.path,
+                     help="Draw only what this policy allows."),
     ] = None,
     strict: options.Strict = False,
     base: options.Base = "demo",
@@ -54,8 +56,8 @@ def run(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE.png|DIR", callback=options.png,
-                     help="Where to.  [images/]"),
+        typer.Option("--output", "-o", metavar="FILE.png|DIR", parser=options.path,
+                     callback=options.png, help="Where to.  [images/]"),
     ] = None,
     force: options.Force = False,
     as_json: options.AsJson = False,

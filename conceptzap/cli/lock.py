@@ -19,7 +19,9 @@ def run(
     base: options.Base = "demo",
     prediction: options.Prediction = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The policy to write.")
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", parser=options.path,
+                     help="The policy to write.")
     ] = Path("conceptzap.lock"),
     force: options.Force = False,
     as_json: options.AsJson = False,

@@ -16,7 +16,7 @@ from conceptzap.cli import _options as options
 
 def run(
     path: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The policy to check.")
+        Path, typer.Argument(metavar="FILE", parser=options.path, help="The policy to check.")
     ] = Path("conceptzap.lock"),
     device: options.Device = "auto",
     as_json: options.AsJson = False,

@@ -24,6 +24,7 @@ from conceptzap.errors import (
     UsageError,
     escape,
 )
+from conceptzap.format import naming
 
 # bytes `check_writable` tries to write: about a small erasure with its preview
 PROBE = 2**16
@@ -83,7 +84,10 @@ def _nearest(path: Path) -> str:
         names = sorted(os.listdir(path.parent))
     except (OSError, ValueError):
         return f"there is no folder {escape(path.parent)}"
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    # endings that may be left out must neither hide a name that is near nor make one near
+    known = {naming.bare(name): name for name in reversed(names)}
+    close = difflib.get_close_matches(naming.bare(path.name), known, n=3, cutoff=0.5)
+    near = [known[name] for name in close]
     return f"did you mean {' or '.join(map(escape, near))}?" if near else "check the name"
 
 

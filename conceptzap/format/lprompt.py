@@ -24,7 +24,7 @@ from conceptzap.edit import (
     raw,
 )
 from conceptzap.errors import FormatError, escape
-from conceptzap.format import container, tree
+from conceptzap.format import container, naming, tree
 from conceptzap.format.atomic import read_regular, write_atomic
 from conceptzap.format.naming import SUFFIX as SUFFIX
 
@@ -62,19 +62,23 @@ def read_header(path: Path | str) -> Info:
 
     Raises `FormatError` for whatever is not a sound, canonical `lprompt/1` file.
     """
+    path = naming.existing(path)
     erasure, size = _read(path)
     gates = {gate.name: _shown(gate) for edit in erasure.edits for gate in edit.gates}
     edits = [_shown(edit) for edit in erasure.edits]
-    return Info(Path(path), size, erasure.digest, erasure.header, edits, gates)
+    return Info(path, size, erasure.digest, erasure.header, edits, gates)
 
 
 def load(path: Path | str) -> Erasure:
-    """The erasure in a file, its tensors on the CPU; raises `FormatError` like `read_header`."""
-    return _with_torch(_read(path)[0])
+    """The erasure in a file, its tensors on the CPU; raises `FormatError` like `read_header`.
+
+    A name may leave out `.safetensors` or `.lprompt.safetensors` (`naming.existing`).
+    """
+    return _with_torch(_read(naming.existing(path))[0])
 
 
 def save(erasure: Erasure, path: Path | str, force: bool = False) -> str:
-    """Write an erasure atomically (`files.write_atomic`: how, and what it raises); its digest."""
+    """Write an erasure atomically (`atomic.write_atomic`: how, and what it raises); its digest."""
     data, digest = _sound(erasure)
     write_atomic(path, data, force)
     return digest

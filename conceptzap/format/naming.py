@@ -1,7 +1,9 @@
-"""What files are called when nobody says: slugs, and the names that stand beside one another. No torch."""
+"""What files are called: as they are named by people, and when nobody says. No torch."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +12,41 @@ from conceptzap.errors import UsageError
 
 SUFFIX = ".lprompt.safetensors"
 KEY_SUFFIX = f".key{SUFFIX}"
+# what may be left out of an erasure's name, as it is tried
+ENDINGS = (".safetensors", SUFFIX)
 LONGEST = 80
+LONGEST_STACK = 100  # characters of the whole name of a stack that nobody named
+MARK = 8  # hexadecimal digits that tell apart what was cut
+
+
+def place(path: Path | str) -> Path:
+    """A path as it is meant: `~` is the user's folder, in whatever part of a command it stands."""
+    return Path(os.path.expanduser(path))
+
+
+def existing(name: Path | str) -> Path:
+    """The file that is called `name`: as written, else with `.safetensors` or `.lprompt.safetensors`.
+
+    A folder of that name does not hide the file. Where there is none, the name as it was written.
+    """
+    path = place(name)
+    written = os.fspath(path)
+    found = (text for text in (written, *(written + end for end in ENDINGS)) if _is_file(text))
+    return Path(next(found, written))
+
+
+def _is_file(text: str) -> bool:
+    return os.path.exists(text) and not os.path.isdir(text)
+
+
+def bare(name: str) -> str:
+    """A file's name without the endings that may be left out: `a.lprompt.safetensors` -> `a`."""
+    return name.removesuffix(SUFFIX).removesuffix(".safetensors").removesuffix(".lprompt")
+
+
+def is_erasure(text: str) -> bool:
+    """Whether `text` can only be meant as an erasure: it ends like one, and there is such a file."""
+    return bare(text) != text and _is_file(os.fspath(existing(text)))
 
 
 def slug(text: str) -> str:
@@ -37,7 +73,7 @@ def erasure_path(concepts: Sequence[str], output: Path | str | None = None) -> P
     name = "-".join(slug(concept) for concept in concepts)[:LONGEST].strip("-") + SUFFIX
     if output is None:
         return Path(name)
-    path = Path(output)
+    path = place(output)
     if path.is_dir() or str(output).endswith("/"):
         if not concepts:
             raise UsageError(f"--output {str(path)!r} is a folder", f"for example: -o both{SUFFIX}")
@@ -45,12 +81,21 @@ def erasure_path(concepts: Sequence[str], output: Path | str | None = None) -> P
     return path.with_name(_stem(path) + SUFFIX)
 
 
+def stack_path(title: str) -> Path:
+    """Where a stack goes that nobody named: its titles' slugs joined by +, at most 100 characters.
+
+    A name that would be longer is cut, and ends in a mark of all that it would have said.
+    """
+    name = "+".join(slug(part) for part in title.split(" + "))
+    room = LONGEST_STACK - len(SUFFIX)
+    if len(name) > room:
+        mark = hashlib.sha256(title.encode("utf-8", "surrogatepass")).hexdigest()[:MARK]
+        name = f"{name[: room - MARK - 1].rstrip('+-')}-{mark}"
+    return Path(name + SUFFIX)
+
+
 def _stem(path: Path) -> str:
-    stem = path.name
-    for suffix in (SUFFIX, ".safetensors", ".lprompt"):
-        if stem.endswith(suffix):
-            stem = stem.removesuffix(suffix)
-            break
+    stem = bare(path.name)
     if not stem.strip():
         raise UsageError(f"--output {str(path)!r} has no name", f"for example: -o cat{SUFFIX}")
     return stem

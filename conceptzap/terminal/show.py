@@ -235,14 +235,14 @@ def drawn(images: Sequence[Mapping[str, Any]], sheet: Path | None) -> None:
         note(f"{silent} of {len(images)} pictures: no erasure had anything to do")
 
 
-def stack_record(path: Path, digest: str, header: Any) -> dict[str, Any]:
+def stack_record(made: Any) -> dict[str, Any]:
     """What `stack --json` says."""
     return {
-        "path": full(path),
-        "bytes": path.stat().st_size,
-        "digest": digest,
-        "concepts": list(header.concepts),
-        "parents": list(header.parents),
+        "path": full(made.path),
+        "bytes": made.bytes,
+        "digest": made.digest,
+        "concepts": list(made.header.concepts),
+        "parents": list(made.header.parents),
     }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from conceptzap import format
 from conceptzap.edit import Edit, Erasure
 from conceptzap.errors import MismatchError, UsageError
+from conceptzap.format import naming
 from conceptzap.report import Report
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def _load(item: Asked) -> Loaded:
     source, strength = item if isinstance(item, tuple) else (item, 1.0)
     if not (math.isfinite(strength) and 0 <= strength <= MAX_STRENGTH):
         raise UsageError(f"strength {strength} is out of range", "use 0 to 2")
-    path = None if isinstance(source, Erasure) else Path(source)
-    return Loaded(read(source), path, float(strength))
+    path = None if isinstance(source, Erasure) else naming.existing(source)
+    return Loaded(read(source if path is None else path), path, float(strength))
 
 
 def admit(base: Base, erasure: Erasure, strict: bool, report: Report) -> bool:

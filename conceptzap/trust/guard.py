@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conceptzap import format
-from conceptzap.format import atomic
+from conceptzap.format import atomic, naming
 from conceptzap.trust import policy
 from conceptzap.trust.policy import Policy
 
@@ -23,13 +23,14 @@ def lock(
 
     Files and target are checked before the base is loaded. Raises what `policy.write` raises.
     """
+    paths, output = [naming.existing(path) for path in paths], naming.place(output)
     atomic.check_writable(output, force)
     for path in paths:
         format.read_header(path)
     from conceptzap.base import load_base
 
     here = load_base(base, prediction=prediction)
-    return policy.write(Path(output), here.reference(policy.EVERYTHING), base, paths, force)
+    return policy.write(output, here.reference(policy.EVERYTHING), base, paths, force)
 
 
 def verify(path: Path | str = policy.NAME, device: str = "auto") -> Policy:
@@ -37,7 +38,7 @@ def verify(path: Path | str = policy.NAME, device: str = "auto") -> Policy:
 
     Raises `RefusedError` with every reason otherwise.
     """
-    held = policy.read(Path(path))
+    held = policy.read(naming.place(path))
     policy.verify_files(held)
     from conceptzap.base import load_base
     from conceptzap.trust import canary

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from conceptzap.edit import Json, sort_edits
 from conceptzap.errors import UsageError, escape
+from conceptzap.format import naming
 from conceptzap.report import Report
 from conceptzap.result import Settings, check_seed
 from conceptzap.trust import admission
@@ -77,6 +78,10 @@ def request(
     prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if not prompts or count < 1:
         raise UsageError("no picture was asked for", 'for example: conceptzap generate "a cat"')
+    for prompt in prompts:
+        if naming.is_erasure(prompt):
+            hint = f"draw with it by --with {escape(prompt)}, one --with for each"
+            raise UsageError(f"the prompt {escape(prompt)!r} is an erasure's file", hint)
     check_seed(check_seed(seed) + count - 1)
     look = {name: value for name, value in look.items() if value is not None}
     Settings(**look)
