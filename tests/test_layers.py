@@ -52,10 +52,14 @@ def module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
+MODULES = {module(path) for path in FILES}
+
+
 def top(name: str) -> str:
     return name.partition(".")[0]
 
 
+@cache
 def imports(path: Path, at_load: bool = False) -> set[str]:
     """Dotted names that a file imports, but for types; `at_load`: only when it is imported itself."""
     found: set[str] = set()
@@ -78,14 +82,14 @@ def _running(node: ast.AST, at_load: bool) -> Iterator[ast.AST]:
         yield from _running(child, at_load)
 
 
+@cache
 def own(path: Path, at_load: bool = False) -> set[str]:
     """Modules of the package that a file imports, without the package's name."""
     names = {name for name in imports(path, at_load) if name.startswith("conceptzap.")}
-    known = {module(file) for file in FILES}
     found = set()
     for name in names:
         name = name.removeprefix("conceptzap.")
-        while name and name not in known:
+        while name and name not in MODULES:
             name = name.rpartition(".")[0]
         found.add(name)
     return found - {""}
