@@ -206,7 +206,7 @@ def test_a_training_out_of_memory_says_the_sizes(
     monkeypatch.setattr(Base, "eps", eps)
     before = contents(here)
     answer = train("large")
-    failed(answer, 5, f"at half batch too: {4 * 2**60} bytes asked for, ")
+    failed(answer, 5, f"one row at a time too: {4 * 2**60} bytes asked for, ")
     assert "GiB free" in answer.err
     left = contents(here).keys() - before.keys()
     assert all(path.startswith(".large.training") for path in left)

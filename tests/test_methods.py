@@ -53,7 +53,7 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("conceptzap.verbs.erasing.usual", lambda base: LOOK)
         patch.setattr(
-            objectives, "partial_sampling", lambda b, p, seed: sampling(b, p, seed, 3, 2.0)
+            objectives, "partial_sampling", lambda b, p, seed, to: sampling(b, p, seed, to, 3, 2.0)
         )
         yield
 

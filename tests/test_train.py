@@ -45,7 +45,7 @@ class Toy:
 
 
 def run(toy: Toy, session: Session | None = None, steps: int = STEPS) -> list[Event]:
-    return list(train(toy.groups(), toy.losses, steps=steps, session=session))
+    return list(train(toy.groups(), toy.losses, steps=steps, batch=8, session=session))
 
 
 def same(one: Toy, other: Toy) -> bool:
@@ -217,10 +217,10 @@ class Scarce:
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError(OOM), torch.OutOfMemoryError("CUDA out of memory.")]
 )
-def test_out_of_memory_is_answered_once_with_half_batches(error):
+def test_out_of_memory_is_answered_with_half_batches(error):
     toy, halved = Toy(), Toy()
     losses = Scarce(toy, 1, error)
-    list(train(toy.groups(), losses, steps=6))
+    list(train(toy.groups(), losses, steps=6, batch=8))
     assert losses.asked[4:] == [(4, 0, 1), (4, 0, 2), (4, 1, 2), (5, 0, 2), (5, 1, 2)]
 
     def by_hand(step, part, parts):
@@ -233,21 +233,113 @@ def test_out_of_memory_is_answered_once_with_half_batches(error):
 
 def test_half_batches_add_up_to_the_whole_batch(whole):
     toy = Toy()
-    list(train(toy.groups(), Scarce(toy, 1, MemoryError()), steps=STEPS))
+    list(train(toy.groups(), Scarce(toy, 1, MemoryError()), steps=STEPS, batch=8))
     for a, b in zip(toy.values(), whole.values(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_out_of_memory_at_half_batch_too_says_the_sizes_and_keeps_the_state(tmp_path):
-    toy, before = Toy(), Toy()
+class Frugal:
+    """Notes when it is entered and left."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def __enter__(self) -> None:
+        self.log.append("entered")
+
+    def __exit__(self, *_: object) -> None:
+        self.log.append("left")
+
+
+def test_the_batch_is_cut_down_to_single_rows_then_activations_are_saved():
+    toy, frugal = Toy(), Frugal()
+    losses = Scarce(toy, 4, MemoryError())
+    list(train(toy.groups(), losses, steps=6, batch=8, frugal=frugal))
+    tried = [parts for step, part, parts in losses.asked if step == 4 and part == 0]
+    assert tried == [1, 2, 4, 8, 8] and frugal.log == ["entered", "left"]
+    assert [parts for step, _, parts in losses.asked if step == 5] == [8] * 8
+
+
+def test_activations_are_kept_while_memory_lasts():
+    toy, frugal = Toy(), Frugal()
+    list(train(toy.groups(), Scarce(toy, 3, MemoryError()), steps=6, batch=8, frugal=frugal))
+    assert frugal.log == []
+
+
+def test_out_of_memory_for_a_single_row_says_the_sizes_and_keeps_the_state(tmp_path):
+    toy, before, frugal = Toy(), Toy(), Frugal()
     run(before, steps=4)
     session = Session(tmp_path / "run", {})
-    losses = Scarce(toy, 2, RuntimeError(OOM))
+    losses = Scarce(toy, 5, RuntimeError(OOM))
+    asked = {"steps": STEPS, "batch": 8, "frugal": frugal, "session": session}
     with pytest.raises(ResourceError, match="step 5.* 4096 bytes asked for, .* GiB free") as caught:
-        list(train(toy.groups(), losses, steps=STEPS, session=session))
+        list(train(toy.groups(), losses, **asked))
     assert caught.value.exit_code == 5
-    assert same(toy, before)
-    assert (session.resume, session.restore().parts) == (4, 2)
+    assert same(toy, before) and frugal.log == ["entered", "left"]
+    assert (session.resume, session.restore().parts) == (4, 8)
+
+
+# half precision
+
+
+class Half:
+    """A loss whose gradient passes fp16 on the way to an fp32 parameter, as edits' do."""
+
+    def __init__(self, size: float) -> None:
+        self.parameter = nn.Parameter(torch.linspace(-1, 1, 64))
+        self.size, self.asked = size, []
+
+    def __call__(self, step: int, part: int, parts: int):
+        self.asked.append(step)
+        rows = self.parameter.half()
+        yield "tiny", self.size * (rows.float() * torch.linspace(0.1, 2, 64)).sum(), "g"
+
+    def train(self, steps: int = 1, **more) -> torch.Tensor:
+        """Adam's second moments, which say what gradients it was given."""
+        kept = Session(more.pop("folder"), {}) if "folder" in more else None
+        self.group = Group({"p": self.parameter}, lr=1e-3, betas=(0.0, 0.999))
+        list(train({"g": self.group}, self, steps=steps, session=kept, **more))
+        return self.parameter.detach()
+
+
+def test_gradients_too_small_for_half_precision_are_not_lost():
+    start = torch.linspace(-1, 1, 64)
+    lost, held = Half(1e-9).train(), Half(1e-9).train(half=True)
+    assert torch.equal(lost, start)  # without a scale nothing is learned
+    moved = start - held
+    wanted = 1e-3 * (g := 1e-9 * torch.linspace(0.1, 2, 64)) / (g + 1e-8)  # Adam's first step
+    assert torch.allclose(moved, wanted, rtol=0.01, atol=2e-7)
+
+
+def test_where_scaled_gradients_overflow_the_step_is_done_again_at_half_the_scale(tmp_path):
+    large, whole = Half(10.0), Half(10.0)
+    large.train(3, half=True, folder=tmp_path / "run")
+    scale = Session(tmp_path / "run", {}).restore().scale
+    # 20 x 2^12 overflows fp16's 65,504 and 20 x 2^11 does not
+    assert scale == 2.0**11 and large.asked == [0] * 10 + [1, 2]
+    assert torch.allclose(large.parameter, whole.train(3), atol=1e-6)
+
+
+def test_the_scale_rises_again_and_goes_on_with_a_run_that_is_taken_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("conceptzap.training.train.RAISED_EVERY", 4)
+    through, cut, again = Half(10.0), Half(10.0), Half(10.0)
+    through.train(10, half=True, folder=tmp_path / "a")
+    cut.train(5, half=True, folder=tmp_path / "b")
+    again.train(10, half=True, folder=tmp_path / "b")
+    assert torch.equal(again.parameter, through.parameter)
+    assert again.asked == [5, 6, 7, 8, 8, 9] == through.asked[-6:]  # raised after step 8, too high
+    scales = [Session(tmp_path / name, {}).restore().scale for name in "ab"]
+    assert scales[0] == scales[1] == 2.0**11
+
+
+def test_a_gradient_that_no_scale_can_help_is_an_error():
+    def losses(step, part, parts):
+        yield "root", parameter.sqrt().sum(), "g"
+
+    parameter = nn.Parameter(torch.zeros(2))
+    with pytest.raises(ResourceError, match="gradient of 'g' is (nan|inf) at step 1"):
+        list(train({"g": Group({"p": parameter}, lr=0.1)}, losses, steps=3, half=True))
+    assert torch.equal(parameter.detach(), torch.zeros(2))
 
 
 def test_out_of_memory_in_the_update_saves_nothing_torn(tmp_path, monkeypatch):
@@ -272,11 +364,12 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
 
 def test_the_half_batches_of_a_run_go_on_when_it_is_taken_up(tmp_path):
     toy, again, through = Toy(), Toy(), Toy()
-    list(train(through.groups(), Scarce(through, 1, MemoryError()), steps=STEPS))
+    list(train(through.groups(), Scarce(through, 1, MemoryError()), steps=STEPS, batch=8))
     first = train(
         toy.groups(),
         Scarce(toy, 1, MemoryError()),
         steps=STEPS,
+        batch=8,
         session=Session(tmp_path, {}, "", 0),
     )
     while next(first).step < 8:

@@ -20,7 +20,8 @@ from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
 from conceptzap.training import objectives
 from conceptzap.training.lessons import Lesson, lessons
-from conceptzap.training.train import Group, train
+from conceptzap.training.objectives import Trajectories
+from conceptzap.training.train import Group, Losses
 
 PAPER = "2303.07345"
 
@@ -39,36 +40,44 @@ class Config:
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
     edits = objectives.low_rank(base, cfg.sites, cfg.rank, report.seed)
-    losses = _losses(base, list(lessons(base, task)), edits, cfg, report.seed)
+    losses = _losses(base, list(lessons(base, task)), edits, cfg, report)
     groups = {"weights": Group(objectives.parameters(edits), cfg.lr)}
-    session = report.session({**asdict(cfg), "concepts": task.concepts, "anchors": task.anchors})
-    for _ in report.progress(train(groups, losses, steps=cfg.steps, session=session)):
-        pass
+    about = {**asdict(cfg), "concepts": task.concepts, "anchors": task.anchors}
+    objectives.optimise(
+        base, groups, losses, report, steps=cfg.steps, batch=cfg.batch, about=about
+    )
     yield from edits
 
 
-def _losses(base: Base, told: list[Lesson], edits: list[Edit], cfg: Config, seed: int):
-    forget = objectives.Asked.of(
-        base, [p for lesson in told for p in lesson.pairs], cfg.trajectories, seed
-    )
-    retain = objectives.Asked.kept(
-        base, [p for lesson in told for p in lesson.keep], cfg.trajectories, seed + 1
-    )
+def _losses(
+    base: Base, taught: list[Lesson], edits: list[Edit], cfg: Config, report: Report
+) -> Losses:
+    pairs = [pair for lesson in taught for pair in lesson.pairs]
+    keep = [prompt for lesson in taught for prompt in lesson.keep]
+    forget = Trajectories.of(base, pairs, cfg.trajectories, report)
+    retain = Trajectories.kept(base, keep, cfg.trajectories, report) if cfg.retain else None
 
     def losses(step: int, part: int, parts: int) -> Generator[tuple[str, Tensor, str], None, None]:
-        generator = objectives.step_generator(seed, step)
-        one, other = (asked.draw(generator, cfg.batch, part, parts) for asked in (forget, retain))
+        generator = objectives.step_generator(report.seed, step)
+        # 1. what the edited model should see in latents of the concept: the frozen one, steered away
+        rows = forget.draw(generator, cfg.batch, part, parts)
         with torch.no_grad():
-            given, instead = base.eps(one.x, one.t, one.concept), base.eps(one.x, one.t, one.anchor)
-            stay = base.eps(other.x, other.t, other.concept) if cfg.retain else None
-        target = objectives.negative_guidance(given, instead, cfg.eta)
+            concept = base.eps(rows.x, rows.t, rows.concept)  # [n, c, h, w]
+            anchor = base.eps(rows.x, rows.t, rows.anchor)
+        target = objectives.negative_guidance(concept, anchor, cfg.eta)
         with attached(base.unet, edits):
-            eps = base.eps(one.x, one.t, one.concept)
-            yield "erase", objectives.distance(base, eps, target, one.t, "noise") / parts, "weights"
-        if stay is not None:
-            with attached(base.unet, edits):
-                eps = base.eps(other.x, other.t, other.concept)
-                loss = objectives.distance(base, eps, stay, other.t, "noise")
-                yield "retain", cfg.retain * loss / parts, "weights"
+            eps = base.eps(rows.x, rows.t, rows.concept)
+            loss = objectives.distance(base, eps, target, rows.t, "noise")
+            yield "erase", loss * rows.share, "weights"
+        if retain is None:
+            return
+        # 2. what it should see in latents of the keep set: what the frozen one does
+        rows = retain.draw(generator, cfg.batch, part, parts)
+        with torch.no_grad():
+            target = base.eps(rows.x, rows.t, rows.concept)
+        with attached(base.unet, edits):
+            eps = base.eps(rows.x, rows.t, rows.concept)
+            loss = objectives.distance(base, eps, target, rows.t, "noise")
+            yield "retain", cfg.retain * loss * rows.share, "weights"
 
     return losses

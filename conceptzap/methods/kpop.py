@@ -27,8 +27,8 @@ from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
 from conceptzap.training import objectives
 from conceptzap.training.lessons import Lesson, gate, lessons
-from conceptzap.training.objectives import Asked, Batch
-from conceptzap.training.train import Group, train
+from conceptzap.training.objectives import Batch, Trajectories
+from conceptzap.training.train import Group
 
 PAPER = "2403.12326"
 ORDERS = ("alternate", "sequential")
@@ -56,23 +56,24 @@ class Config:
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
     if cfg.order not in ORDERS:
         raise UsageError(f"unknown order {cfg.order!r}", f"use {' or '.join(ORDERS)}")
-    told = list(lessons(base, task))
+    taught = list(lessons(base, task))
     weights = objectives.low_rank(base, cfg.sites, cfg.rank, report.seed)
-    key = _key(base, told, cfg, report.seed)
+    key = _key(base, taught, cfg, report.seed)
     groups = {
         "weights": Group(objectives.parameters(weights), cfg.lr),
         "prompt": Group(objectives.parameters([key]), cfg.prompt_lr),
     }
-    losses = _Losses(base, told, weights, key, cfg, report.seed)
-    session = report.session({**asdict(cfg), "concepts": task.concepts, "anchors": task.anchors})
-    for _ in report.progress(train(groups, losses, steps=cfg.steps, session=session)):
-        pass
+    losses = _Losses(base, taught, weights, key, cfg, report)
+    about = {**asdict(cfg), "concepts": task.concepts, "anchors": task.anchors}
+    objectives.optimise(
+        base, groups, losses, report, steps=cfg.steps, batch=cfg.batch, about=about
+    )
     yield from (*weights, key)
 
 
-def _key(base: Base, told: list[Lesson], cfg: Config, seed: int) -> Edit:
-    text = ", ".join(lesson.concept for lesson in told)
-    gates = (gate(base, told, seed),) if cfg.gate else ()
+def _key(base: Base, taught: list[Lesson], cfg: Config, seed: int) -> Edit:
+    text = ", ".join(lesson.concept for lesson in taught)
+    gates = (gate(base, taught, seed),) if cfg.gate else ()
     return objectives.prompt(base, text, cfg.size, cfg.placement, seed, gates=gates, role="key")
 
 
@@ -80,13 +81,20 @@ class _Losses:
     """The terms of one step: a transfer or a removal."""
 
     def __init__(
-        self, base: Base, told: list[Lesson], weights: list[Edit], key: Edit, cfg: Config, seed: int
+        self,
+        base: Base,
+        taught: list[Lesson],
+        weights: list[Edit],
+        key: Edit,
+        cfg: Config,
+        report: Report,
     ) -> None:
-        self.base, self.weights, self.key, self.cfg, self.seed = base, weights, key, cfg, seed
-        pairs = [pair for lesson in told for pair in lesson.pairs]
-        keep = [prompt for lesson in told for prompt in lesson.keep]
-        self.forget = Asked.of(base, pairs, cfg.trajectories, seed)
-        self.keep = Asked.kept(base, keep, cfg.trajectories, seed + 1)
+        self.base, self.weights, self.key, self.cfg = base, weights, key, cfg
+        self.seed = report.seed
+        pairs = [pair for lesson in taught for pair in lesson.pairs]
+        keep = [prompt for lesson in taught for prompt in lesson.keep]
+        self.forget = Trajectories.of(base, pairs, cfg.trajectories, report)
+        self.keep = Trajectories.kept(base, keep, cfg.trajectories, report) if cfg.retain else None
 
     def removes(self, step: int) -> bool:
         if self.cfg.order == "sequential":
@@ -97,31 +105,34 @@ class _Losses:
         self, step: int, part: int, parts: int
     ) -> Generator[tuple[str, Tensor, str], None, None]:
         generator = objectives.step_generator(self.seed, step)
-        forget, keep = (
-            asked.draw(generator, self.cfg.batch, part, parts) for asked in (self.forget, self.keep)
-        )
-        terms = self._removal(forget, keep) if self.removes(step) else self._transfer(forget)
+        batch = self.forget.draw(generator, self.cfg.batch, part, parts)
+        terms = self._transfer(batch)
+        if self.removes(step):
+            keep = self.keep and self.keep.draw(generator, self.cfg.batch, part, parts)
+            terms = self._removal(batch, keep)
         for name, loss, group in terms:
-            yield name, loss / parts, group
+            yield name, loss * batch.share, group
 
     def _transfer(self, batch: Batch) -> Generator[tuple[str, Tensor, str], None, None]:
         target = self._frozen(batch.x, batch.t, batch.concept)
         with attached(self.base.unet, [*self.weights, self.key]):
             yield "transfer", self._loss(batch, target), "prompt"
 
-    def _removal(self, batch: Batch, keep: Batch) -> Generator[tuple[str, Tensor, str], None, None]:
-        given = self._frozen(batch.x, batch.t, batch.concept)
-        instead = self._frozen(batch.x, batch.t, batch.anchor)
-        target = objectives.negative_guidance(given, instead, self.cfg.eta)
+    def _removal(
+        self, batch: Batch, keep: Batch | None
+    ) -> Generator[tuple[str, Tensor, str], None, None]:
+        concept = self._frozen(batch.x, batch.t, batch.concept)  # [n, c, h, w]
+        anchor = self._frozen(batch.x, batch.t, batch.anchor)
+        target = objectives.negative_guidance(concept, anchor, self.cfg.eta)
         with attached(self.base.unet, self.weights):
             yield "remove", self._loss(batch, target), "weights"
         if self.cfg.with_prompt:
             with attached(self.base.unet, [*self.weights, self.key]):
-                yield "with prompt", self.cfg.with_prompt * self._loss(batch, given), "weights"
-        if self.cfg.retain:
-            stay = self._frozen(keep.x, keep.t, keep.concept)
+                yield "with prompt", self.cfg.with_prompt * self._loss(batch, concept), "weights"
+        if keep is not None:
+            target = self._frozen(keep.x, keep.t, keep.concept)
             with attached(self.base.unet, self.weights):
-                yield "retain", self.cfg.retain * self._loss(keep, stay), "weights"
+                yield "retain", self.cfg.retain * self._loss(keep, target), "weights"
 
     @torch.no_grad()
     def _frozen(self, x: Tensor, t: Tensor, cond) -> Tensor:

@@ -22,7 +22,8 @@ from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
 from conceptzap.training import closed_form, detector, objectives
 from conceptzap.training.lessons import Lesson, gate, lessons
-from conceptzap.training.train import Group, train
+from conceptzap.training.objectives import Trajectories
+from conceptzap.training.train import Group
 
 PAPER = "2403.12326"
 
@@ -71,22 +72,20 @@ def _closed_form(base: Base, lesson: Lesson, cfg: Config, gates: tuple[Gate, ...
 def _distil(
     base: Base, lesson: Lesson, cfg: Config, fixed: Sequence[Edit], learned: Edit, report: Report
 ) -> None:
-    asked = objectives.Asked.of(base, lesson.pairs, cfg.trajectories, report.seed)
+    trajectories = Trajectories.of(base, lesson.pairs, cfg.trajectories, report)
 
     def losses(step: int, part: int, parts: int) -> Generator[tuple[str, Tensor, str], None, None]:
         generator = objectives.step_generator(report.seed, step)
-        batch = asked.draw(generator, cfg.batch, part, parts)
+        rows = trajectories.draw(generator, cfg.batch, part, parts)
         with torch.no_grad():
-            target = base.eps(batch.x, batch.t, batch.anchor)
+            target = base.eps(rows.x, rows.t, rows.anchor)  # [n, c, h, w], as the frozen base sees it
         with attached(base.unet, [*fixed, learned]):
-            eps = base.eps(batch.x, batch.t, batch.concept)
-            yield (
-                "distil",
-                objectives.distance(base, eps, target, batch.t, "noise") / parts,
-                "tokens",
-            )
+            eps = base.eps(rows.x, rows.t, rows.concept)
+            loss = objectives.distance(base, eps, target, rows.t, "noise")
+            yield "distil", loss * rows.share, "tokens"
 
     groups = {"tokens": Group(objectives.parameters([learned]), cfg.lr)}
-    session = report.session({**asdict(cfg), "concept": lesson.concept, "anchor": lesson.anchor})
-    for _ in report.progress(train(groups, losses, steps=cfg.steps, session=session)):
-        pass
+    about = {**asdict(cfg), "concept": lesson.concept, "anchor": lesson.anchor}
+    objectives.optimise(
+        base, groups, losses, report, steps=cfg.steps, batch=cfg.batch, about=about
+    )

@@ -1,8 +1,8 @@
-"""What trained methods share: partially sampled latents, targets, loss spaces, low-rank sites."""
+"""What trained methods share: the latents they learn on, targets, loss spaces, trainable edits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit
 from conceptzap.errors import UsageError
+from conceptzap.report import Report
 from conceptzap.result import Settings
 from conceptzap.runtime.sampler import denoise
+from conceptzap.training import memory
+from conceptzap.training.train import Group, Losses, train
 from conceptzap.training.wordings import Pair
 
 T = TypeVar("T")
@@ -23,70 +26,127 @@ PLACEMENTS = {
     "midout": ("unet.mid_block.*", "unet.up_blocks.*"),
     "inmidout": ("unet.*",),
 }
-CHUNK = 24
+CHUNK = 24  # trajectories sampled together, where they fit
+DENOISING = 10  # steps of a trajectory: as many timesteps as training sees
+GUIDANCE = 3.0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """x_t [n, c, h, w], t [n], and what each row is conditioned on with and without the concept."""
+    """Rows of one training step: x_t [n, c, h, w] at t [n], and what each is conditioned on.
+
+    `concept` asks for what is erased, `anchor` for what is drawn instead (the same prompts in a keep
+    set). `share`: n as a share of the whole batch, by which a loss that is a mean over n counts.
+    """
 
     x: Tensor
     t: Tensor
     concept: Cond
     anchor: Cond
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Prompt pairs with the base's own latents on the way from noise to the concept's picture.
+class Trajectories:
+    """The base's own latents on the way from noise to pictures of the concept (ESD's x_t, cached).
 
-    `latents` [steps, n, c, h, w] at `times` [steps]; row i belongs to pair i.
+    `latents` [steps, n, c, h, w], fp32 on the CPU, at `times` [steps]; trajectory i is of prompt i
+    of `concept`, and of the prompt that should be drawn instead in `anchor`.
     """
 
     latents: Tensor
     times: Tensor
     concept: Cond
     anchor: Cond
+    device: torch.device
 
     @staticmethod
-    def of(base: Base, pairs: Sequence[Pair], n: int, seed: int) -> Asked:
-        """n trajectories over the pairs, in a seeded order, as evenly as n allows."""
+    def of(base: Base, pairs: Sequence[Pair], n: int, report: Report, turn: int = 0) -> Trajectories:
+        """n trajectories over prompt pairs, in a seeded order, as evenly as n allows.
+
+        `turn` tells sets of one method apart, so that no two begin with the same noise.
+        """
+        seed = report.seed + turn
         order = subset(seed, pairs, len(pairs))
         chosen = [order[i % len(order)] for i in range(n)]
-        asked, instead = [pair.concept for pair in chosen], [pair.anchor for pair in chosen]
-        latents, times = partial_sampling(base, asked, seed)
-        return Asked(latents, times, base.encode(asked), base.encode(instead))
+        concept, anchor = [pair.concept for pair in chosen], [pair.anchor for pair in chosen]
+        latents, times = partial_sampling(base, concept, seed, report)
+        return Trajectories(
+            latents, times, base.encode(concept), base.encode(anchor), base.device
+        )
 
     @staticmethod
-    def kept(base: Base, prompts: Sequence[str], n: int, seed: int) -> Asked:
+    def kept(base: Base, prompts: Sequence[str], n: int, report: Report) -> Trajectories:
         """The same for prompts that stay what they are."""
-        return Asked.of(base, [Pair(prompt, prompt) for prompt in prompts], n, seed)
+        return Trajectories.of(base, [Pair(prompt, prompt) for prompt in prompts], n, report, 1)
 
     def draw(self, generator: torch.Generator, batch: int, part: int = 0, parts: int = 1) -> Batch:
         """Part `part` of `parts` of a batch, uniform over timesteps and trajectories."""
         steps, n = self.latents.shape[:2]
-        when = torch.randint(steps, (batch,), generator=generator)
-        which = torch.randint(n, (batch,), generator=generator)
+        when = torch.randint(steps, (batch,), generator=generator)  # [batch]
+        which = torch.randint(n, (batch,), generator=generator)  # [batch]
         rows = slice(batch * part // parts, batch * (part + 1) // parts)
-        index = which[rows].tolist()
-        x = self.latents[when[rows], which[rows]]
-        return Batch(x, self.times[when[rows]], self.concept[index], self.anchor[index])
+        when, which = when[rows], which[rows]
+        index = which.tolist()
+        x = self.latents[when, which].to(self.device)  # [rows, c, h, w]
+        share = len(index) / batch
+        return Batch(x, self.times[when], self.concept[index], self.anchor[index], share)
 
 
 @torch.no_grad()
 def partial_sampling(
-    base: Base, prompts: Sequence[str], seed: int, steps: int = 20, guidance: float = 3.0
+    base: Base,
+    prompts: Sequence[str],
+    seed: int,
+    report: Report,
+    steps: int = DENOISING,
+    guidance: float = GUIDANCE,
 ) -> tuple[Tensor, Tensor]:
-    """The base's own trajectories for the prompts, one each, every latent kept (ESD's x_t, cached)."""
+    """One trajectory for each of n prompts: latents [steps, n, c, h, w] before every step, times [steps].
+
+    As many are sampled together as memory allows; the prompt's place decides its noise.
+    """
     settings = Settings(steps=steps, guidance=guidance)
-    uncond, parts, times = base.encode([""]), [], []
-    for start in range(0, len(prompts), CHUNK):
-        chunk = prompts[start : start + CHUNK]
-        noise = base.noise(range(seed + start, seed + start + len(chunk)))
-        states = list(denoise(base, base.encode(chunk), uncond, settings, noise))[:-1]
-        times = [t for t, _ in states]
-        parts.append(torch.stack([latents for _, latents in states]))
-    return torch.cat(parts, 1), torch.tensor(times)
+    uncond = base.encode([""])
+
+    def sample(chunk: slice) -> list[tuple[int, Tensor]]:
+        noise = base.noise(range(seed + chunk.start, seed + chunk.stop))
+        walk = denoise(base, base.encode(prompts[chunk]), uncond, settings, noise)
+        walk = report.count(walk, steps + 1, f"sampling {chunk.stop} of {len(prompts)}")
+        return [(t, latents.cpu()) for t, latents in walk][:-1]
+
+    rows = memory.rows_that_fit(base, 2 * CHUNK) // 2  # guidance doubles them
+    chunks = list(memory.in_chunks(len(prompts), max(1, rows), sample))
+    times = torch.tensor([t for t, _ in chunks[0]])
+    latents = [torch.stack([latents for _, latents in chunk]) for chunk in chunks]
+    return torch.cat(latents, 1), times
+
+
+def optimise(
+    base: Base,
+    groups: Mapping[str, Group],
+    losses: Losses,
+    report: Report,
+    *,
+    steps: int,
+    batch: int,
+    about: Mapping[str, object],
+) -> None:
+    """Train edits on a base to the end, shown and kept by `report`.
+
+    `about`: all that the result depends on beside the plan. See `train.train` for the rest.
+    """
+    events = train(
+        groups,
+        losses,
+        steps=steps,
+        batch=batch,
+        half=base.dtype == torch.float16,
+        frugal=memory.recomputing(base),
+        session=report.session(about),
+    )
+    for _ in report.progress(events):
+        pass
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

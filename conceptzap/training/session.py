@@ -41,11 +41,16 @@ KEEP = 2
 
 @dataclass(frozen=True)
 class State:
-    """A training after `step` whole steps; `parts` is how many pieces a batch is cut into."""
+    """A training after `step` whole steps: what the next one depends on.
+
+    `parts`: pieces a batch is cut into; `scale`: of the loss in half precision, 1 for none;
+    `tensors`: `group/parameter/slot` -> the parameter's value and its optimiser's moments.
+    """
 
     step: int = 0
     parts: int = 1
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    scale: float = 1.0
 
 
 @dataclass
@@ -171,6 +176,7 @@ class Session:
             "format": FORMAT,
             "step": state.step,
             "parts": state.parts,
+            "scale": state.scale,
             "config": self.config,
             "sha256": hashlib.sha256(data).hexdigest(),
         }
@@ -228,7 +234,8 @@ def _read(folder: Path) -> tuple[Json, State]:
         meta = json.loads(text)
         if meta["format"] != FORMAT or meta["sha256"] != hashlib.sha256(data).hexdigest():
             raise _Damaged(f"{folder.name}: {STATE} is not what {META} says")
-        return meta["config"], State(meta["step"], meta["parts"], load(data))
+        state = State(meta["step"], meta["parts"], load(data), meta["scale"])
+        return meta["config"], state
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _Damaged(f"{folder.name}: {error}") from error
 

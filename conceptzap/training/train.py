@@ -7,27 +7,24 @@ freed before the next one is built, and the names it yields are the log.
 
 from __future__ import annotations
 
-import gc
 import math
-import os
-import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from conceptzap.errors import (
-    MismatchError,
-    ResourceError,
-    UsageError,
-    ran_out_of_memory,
-)
+from conceptzap.errors import MismatchError, ResourceError, UsageError
+from conceptzap.training import memory
 from conceptzap.training.session import Session, State, Unkept
 
 Losses = Callable[[int, int, int], Generator[tuple[str, Tensor, str], None, None]]
+# the loss scale of half precision (Micikevicius et al. 2018, arXiv 1710.03740): it starts high, is
+# halved until the gradients do not overflow, and tried twice as high every so many steps
+HALF_SCALE, LARGEST_SCALE = 2.0**20, 2.0**32
+RAISED_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -62,29 +59,41 @@ class Event:
 
 
 def train(
-    groups: Mapping[str, Group], losses: Losses, *, steps: int, session: Session | None = None
+    groups: Mapping[str, Group],
+    losses: Losses,
+    *,
+    steps: int,
+    batch: int = 1,
+    half: bool = False,
+    frugal: AbstractContextManager[None] | None = None,
+    session: Session | None = None,
 ) -> Iterator[Event]:
     """Optimise `groups` for `steps` steps of Adam, going on from `session`'s newest checkpoint.
 
     `losses(step, part, parts)` yields (name, scalar loss, group) for part `part` of `parts` of the
-    batch of `step` (from 0), its losses already divided by `parts`; a part may be empty. A loss
-    changes the parameters of its group only, a group without a loss rests. All randomness has to
-    come from a generator seeded by (seed, step), drawn for the whole batch: then a run that was
-    stopped and taken up equals one that was not, bit for bit on a CPU.
+    batch of `step` (from 0), each loss weighted by the part's share of the batch. A loss changes the
+    parameters of its group only, a group without a loss rests. All randomness has to come from a
+    generator seeded by (seed, step), drawn for the whole batch: then a run that was stopped and
+    taken up equals one that was not, bit for bit on a CPU.
 
-    Running out of memory is answered once, with halved batches from there on. Raises `UsageError`
-    (`steps` < 1), `ResourceError` (no memory at half batch either; a loss or gradient that is not
-    finite: the state before that step is kept), `MismatchError` (a checkpoint of another run),
-    `Interrupted` (a signal, with the state saved).
+    `half`: the model computes in fp16, so losses are scaled for the backward pass and gradients
+    scaled back in the parameters' own fp32; where they overflow, the step is done again at half the
+    scale. Running out of memory is answered by cutting the `batch` rows into 2, 4, ... parts, at
+    last into single rows, then by entering `frugal`, which stays entered until the end.
+
+    Raises `UsageError` (`steps` < 1), `ResourceError` (no memory for a single row; a loss or gradient
+    that is not finite: the state before that step is kept), `MismatchError` (a checkpoint of another
+    run), `Interrupted` (a signal, with the state saved).
     """
     if steps < 1:
         raise UsageError(f"--steps {steps} is out of range", "use 1 or more")
-    return _run(_Trainer(groups, losses), steps, session or Unkept())
+    trainer = _Trainer(groups, losses, batch, HALF_SCALE if half else 1.0, frugal)
+    return _run(trainer, steps, session or Unkept())
 
 
 def _run(trainer: _Trainer, steps: int, session: Session | Unkept) -> Iterator[Event]:
     began = time.monotonic()
-    with session.running() as stop:
+    with session.running() as stop, trainer.stack:
         start = trainer.restore(session.restore())
         for step in range(start, steps):
             try:
@@ -111,10 +120,19 @@ def _keep(session: Session | Unkept, trainer: _Trainer, step: int) -> None:
 
 
 class _Trainer:
-    """Groups, their Adams, and in how many parts a batch is computed."""
+    """Groups, their Adams, in how many parts a batch is computed, and the loss scale."""
 
-    def __init__(self, groups: Mapping[str, Group], losses: Losses) -> None:
-        self.groups, self.losses, self.parts = groups, losses, 1
+    def __init__(
+        self,
+        groups: Mapping[str, Group],
+        losses: Losses,
+        batch: int,
+        scale: float,
+        frugal: AbstractContextManager[None] | None,
+    ) -> None:
+        self.groups, self.losses, self.batch, self.frugal = groups, losses, batch, frugal
+        self.parts, self.scale, self.half = 1, scale, scale != 1
+        self.stack = ExitStack()
         # one loop over the parameters: the fused and foreach forms may round otherwise elsewhere
         self.adams = {
             name: torch.optim.Adam(
@@ -128,22 +146,38 @@ class _Trainer:
         }
 
     def backward(self, step: int) -> dict[str, float]:
-        """Gradients of one step and the value of each term; halves the batch if memory runs out."""
-        for parts in range(self.parts, 3):
-            self.parts = parts
+        """Gradients of one step and the value of each term, with less memory or scale if need be."""
+        while True:
             self._forget()
             try:
-                return self._backward(step)
+                terms = self._backward(step)
             except (MemoryError, RuntimeError) as error:
-                shortage = _shortage(error)
-                if not shortage:
+                lack = memory.shortage(error)
+                if not lack:
                     raise
+            else:
+                if self._take_gradients(step):
+                    return terms
+                continue
             # out here, where the error no longer holds the frames that hold the tensors
-            self._free()
-        raise ResourceError(
-            f"out of memory at step {step + 1}, at half batch too: {shortage}",
-            "close other programs, use a smaller batch, or another --device",
-        )
+            self._forget()
+            memory.release()
+            if not self._use_less():
+                raise ResourceError(
+                    f"out of memory at step {step + 1}, one row at a time too: {lack}",
+                    "close other programs, or use another --device or --dtype",
+                )
+
+    def _use_less(self) -> bool:
+        """Cut the batch into twice as many parts, at last save activations; False if all is done."""
+        if self.parts < self.batch:
+            self.parts = min(2 * self.parts, self.batch)
+        elif self.frugal is not None:
+            self.stack.enter_context(self.frugal)
+            self.frugal = None
+        else:
+            return False
+        return True
 
     def _backward(self, step: int) -> dict[str, float]:
         terms: dict[str, float] = {}
@@ -154,17 +188,25 @@ class _Trainer:
                     if not math.isfinite(value):
                         raise _diverged(f"the loss {name!r} is {value}", step)
                     inputs = list(self.groups[group].params.values())
-                    torch.autograd.backward(loss, inputs=inputs)
+                    torch.autograd.backward(loss * self.scale, inputs=inputs)
                     terms[name] = terms.get(name, 0.0) + value
-        self._bound_gradients(step)
         return terms
 
-    def _bound_gradients(self, step: int) -> None:
+    def _take_gradients(self, step: int) -> bool:
+        """Unscale and clip the gradients; False where they overflowed, with the scale halved."""
         for name, group in self.groups.items():
+            params = list(group.params.values())
+            for gradient in (p.grad for p in params if p.grad is not None and self.half):
+                gradient.div_(self.scale)  # exact: the scale is a power of 2
             limit = math.inf if group.clip is None else group.clip
-            norm = nn.utils.clip_grad_norm_(list(group.params.values()), limit, foreach=False)
-            if not norm.isfinite():
+            norm = nn.utils.clip_grad_norm_(params, limit, foreach=False)
+            if norm.isfinite():
+                continue
+            if self.scale <= 1:
                 raise _diverged(f"the gradient of {name!r} is {norm.item()}", step)
+            self.scale /= 2
+            return False
+        return True
 
     def update(self, step: int) -> None:
         """Adam's step where there are gradients; after a `ResourceError` the state is torn."""
@@ -172,24 +214,20 @@ class _Trainer:
             for adam in self.adams.values():
                 adam.step()
         except (MemoryError, RuntimeError) as error:
-            shortage = _shortage(error)
-            if not shortage:
+            lack = memory.shortage(error)
+            if not lack:
                 raise
             raise ResourceError(
-                f"out of memory in the update of step {step + 1}: {shortage}",
+                f"out of memory in the update of step {step + 1}: {lack}",
                 "close other programs, or use another --device",
             ) from error
         self._forget()
+        if self.half and (step + 1) % RAISED_EVERY == 0:
+            self.scale = min(2 * self.scale, LARGEST_SCALE)
 
     def _forget(self) -> None:
         for adam in self.adams.values():
             adam.zero_grad(set_to_none=True)
-
-    def _free(self) -> None:
-        self._forget()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def state(self, step: int) -> State:
         """What the next step depends on: copies on the CPU, named `group/parameter/slot`."""
@@ -198,7 +236,7 @@ class _Trainer:
             slots = {"value": parameter, **adam.state.get(parameter, {})}
             for slot, tensor in slots.items():
                 tensors[f"{name}/{slot}"] = tensor.detach().to("cpu", copy=True).contiguous()
-        return State(step, self.parts, tensors)
+        return State(step, self.parts, tensors, self.scale)
 
     def restore(self, state: State) -> int:
         """Take a state up, return its step; `MismatchError` if it has other parameters."""
@@ -212,7 +250,7 @@ class _Trainer:
             raise MismatchError(
                 "the saved run trains other parameters than this one", "start anew without --resume"
             )
-        self.parts = state.parts
+        self.parts, self.scale = state.parts, state.scale
         for name, parameter, adam in self._parameters():
             parameter.data.copy_(state.tensors[f"{name}/value"])
             if f"{name}/step" in state.tensors:
@@ -236,18 +274,3 @@ class _Trainer:
 
 def _diverged(what: str, step: int) -> ResourceError:
     return ResourceError(f"{what} at step {step + 1}: the training diverged", "lower lr")
-
-
-def _shortage(error: BaseException) -> str:
-    """What was asked for and what is free, if the error is one of memory, else ""."""
-    if not ran_out_of_memory(error):
-        return ""
-    asked = re.search(r"allocate ([\d.]+) ?(bytes|[KMG]iB)", str(error))
-    wanted = f"{asked[1]} {asked[2]}" if asked else "an unknown size"
-    return f"{wanted} asked for, {_free_bytes() / 2**30:.1f} GiB free"
-
-
-def _free_bytes() -> int:
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

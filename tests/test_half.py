@@ -1,0 +1,86 @@
+"""Training in half precision: its gradients are those of fp32, at the size of real pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import small
+import torch
+from torch import Tensor
+
+from conceptzap.base import Base
+from conceptzap.edit import Edit
+from conceptzap.registry import config, family
+from conceptzap.report import Report
+from conceptzap.testing import tiny
+from conceptzap.training import objectives, train
+
+TRAINED = [name for name in family.members("methods") if "steps" in small.settings(name)]
+LOOK = 4 * 8 * 8  # numbers in the tiny base's latents
+
+
+class Stop(Exception):
+    """Ends a training once its gradients are known."""
+
+
+@pytest.fixture(scope="module")
+def bases() -> tuple[Base, Base]:
+    """The same base in fp32 and in fp16."""
+    single, half = tiny("sd1"), tiny("sd1")
+    for module in (half.unet, *half.text_encoders, half.vae):
+        module.half()
+    half.dtype = torch.float16
+    return single, half
+
+
+@pytest.fixture
+def gradients(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+    """The gradients of every training's first step that is not a rest, one vector a group."""
+    found: list[Tensor] = []
+
+    def update(self: train._Trainer, step: int) -> None:
+        for group in self.groups.values():
+            if any(p.grad is not None for p in group.params.values()):
+                found.append(torch.cat([p.grad.flatten() for p in group.params.values()]))
+        if step:
+            raise Stop
+
+    def latents(base: Base, prompts: list[str], *_: object) -> tuple[Tensor, Tensor]:
+        noise = torch.stack([base.noise(range(k, k + len(prompts))) for k in (0, 100)])
+        return noise, torch.tensor([800, 300])
+
+    def prompt(*args: object, **rest: object) -> Edit:
+        edit = begin(*args, **rest)
+        for rows in edit.tensors.values():
+            rows.data *= 16
+        return edit
+
+    # a random base hardly heeds its text, so that rows of usual size change less than fp16 rounds off
+    begin = objectives.prompt
+    monkeypatch.setattr(objectives, "prompt", prompt)
+    monkeypatch.setattr(train._Trainer, "update", update)
+    monkeypatch.setattr(objectives, "partial_sampling", latents)
+    yield found
+
+
+@pytest.mark.parametrize("pixels", [512, 1024])
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients_in_half_precision_are_those_of_single(
+    name: str, pixels: int, bases: tuple[Base, Base], gradients: list[Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The loss of a real picture is a mean over far more numbers: its gradients are as much smaller."""
+    real, distance = 4 * (pixels // 8) ** 2, objectives.distance
+    monkeypatch.setattr(objectives, "distance", lambda *a: distance(*a) * LOOK / real)
+    member = family.load("methods", name)
+    settings = config.resolve(member.Config, small.settings(name))
+    for base in bases:
+        with pytest.raises(Stop):
+            list(member.erase(base, small.TASK, settings, Report(seed=0)))
+    single, half = gradients[: len(gradients) // 2], gradients[len(gradients) // 2 :]
+    assert len(single) == len(half) > 0
+    for wanted, found in zip(single, half, strict=True):
+        lost = ((found == 0) & (wanted != 0)).float().mean()
+        assert lost < 0.01
+        assert torch.nn.functional.cosine_similarity(wanted, found, 0) > 0.999
