@@ -10,6 +10,8 @@ from typing import Any
 from conceptzap.errors import UsageError
 
 MAX_SEED = 2**63 - 1
+LARGEST = 2048  # pixels in height or width
+SAMPLERS = ("ddim", "euler", "dpm++")
 RESULT_SCHEMA = "conceptzap.result/1"
 
 
@@ -17,8 +19,9 @@ RESULT_SCHEMA = "conceptzap.result/1"
 class Settings:
     """How pictures are drawn; two results are comparable only when these are equal.
 
-    `steps` DDIM steps (1 to 1000), `guidance` classifier-free guidance scale (0 to 50, 1 is none),
-    `negative` the negative prompt, `batch` pictures a UNet call.
+    `steps` DDIM steps (1 to 1000), `guidance` classifier-free guidance scale (0 to 50, up to 1 is none),
+    `negative` the negative prompt, `batch` pictures a UNet call, `scheduler` one of `SAMPLERS`,
+    `height` and `width` in pixels (None: the checkpoint's own).
     """
 
     steps: int = 20
@@ -26,6 +29,8 @@ class Settings:
     negative: str = ""
     batch: int = 1
     scheduler: str = "ddim"
+    height: int | None = None
+    width: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
@@ -34,9 +39,18 @@ class Settings:
             raise UsageError(f"--guidance {self.guidance} is out of range", "use 0 to 50")
         if self.batch < 1:
             raise UsageError(f"--batch {self.batch} is out of range", "use 1 or more")
+        if self.scheduler not in SAMPLERS:
+            known = f"use {', '.join(SAMPLERS)}"
+            raise UsageError(f"no sampler is called {self.scheduler!r}", known)
+        for name in ("height", "width"):
+            side = getattr(self, name)
+            if side is not None and not (8 <= side <= LARGEST and side % 8 == 0):
+                hint = f"use a multiple of 8 up to {LARGEST}"
+                raise UsageError(f"--{name} {side} is out of range", hint)
 
     def record(self) -> dict[str, object]:
-        return asdict(self)
+        """All that was said; a size that was not is the checkpoint's own."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def check_seed(seed: int) -> int:

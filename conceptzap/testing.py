@@ -22,13 +22,18 @@ SIDE = 8  # latents are 8 x 8, pictures 16 x 16
 
 
 def tiny(
-    family: str = "sd1", prediction: str | None = None, seed: int = 0, clip: bool = False
+    family: str = "sd1",
+    prediction: str | None = None,
+    seed: int = 0,
+    clip: bool = False,
+    channels: int = 4,
 ) -> Base:
     """A random base on the CPU: 2 UNet levels with 4 cross-attentions or more, 16 px pictures.
 
     `sd1` predicts noise; `sd2` v, with linear projections and another padding token; `sdxl` has two
     text encoders, pooled text and size ids. It knows `WORDS`, or with `clip` CLIP's whole
-    vocabulary. Same arguments, same weights.
+    vocabulary. `channels`: what the UNet reads: 9 for inpainting, 8 for pix2pix, 5 for depth. Same
+    arguments, same weights.
     """
     merges = _merges(WORDS)
     tokenizers = tuple(
@@ -38,7 +43,8 @@ def tiny(
         torch.manual_seed(seed)
         encoders = _text_encoders(family, tokenizers[0])
         width = sum(encoder.config.hidden_size for encoder in encoders)
-        unet, vae = _unet(family, width, encoders[-1].config.projection_dim), _vae()
+        unet = _unet(family, width, encoders[-1].config.projection_dim, channels)
+        vae = _vae()
     return Base(
         unet=unet,
         text_encoders=encoders,
@@ -60,6 +66,7 @@ def tiny(
         revision="",
         device=torch.device("cpu"),
         dtype=torch.float32,
+        zero_negative=family == "sdxl",
     ).frozen()
 
 
@@ -121,7 +128,7 @@ def _text_config(width: int, activation: str, words: Any) -> Any:
     )
 
 
-def _unet(family: str, width: int, pooled: int) -> Any:
+def _unet(family: str, width: int, pooled: int, channels: int) -> Any:
     from diffusers import UNet2DConditionModel
 
     plain = {
@@ -140,6 +147,7 @@ def _unet(family: str, width: int, pooled: int) -> Any:
     }
     return UNet2DConditionModel(
         sample_size=SIDE,
+        in_channels=channels,
         block_out_channels=(16, 32),
         layers_per_block=1,
         norm_num_groups=8,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,10 @@ from conceptzap.base.bpe import clip_tokenizer
 from conceptzap.errors import MismatchError, ResourceError, UsageError
 from conceptzap.testing import WORDS, tiny
 
+ZERO_SNR = {
+    "_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
+    "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False,
+}  # fmt: skip
 SENTENCES = ["a photo of a cat", "van gogh, in oil", ""]
 
 
@@ -115,6 +120,37 @@ def test_pipeline_draws_with_the_same_noise_estimate(base: Base) -> None:
     )
 
 
+def test_noise_where_there_is_no_signal() -> None:
+    """At the end of a schedule of zero terminal SNR the latents are noise and nothing else."""
+    base = replace(tiny("sd2"), scheduler_config=ZERO_SNR)
+    assert base.alphas[-1] == 0
+    latents = base.noise([0])
+    assert base.eps(latents, 999, base.encode(["cat"])).equal(latents)
+
+
+def test_the_second_encoder_of_sdxl_may_read_another_prompt(sdxl: Base) -> None:
+    cond = sdxl.encode(["a cat"], ["a dog"], size=(24, 16))
+    pipe = sdxl.pipeline()
+    states, _, pooled, _ = pipe.encode_prompt("a cat", "a dog", do_classifier_free_guidance=False)
+    assert torch.equal(cond.states, states) and torch.equal(cond.pooled, pooled)
+    assert cond.time_ids.tolist() == [[24, 16, 0, 0, 24, 16]]
+
+
+def test_no_negative_prompt_is_what_the_pipelines_take_for_it(base: Base) -> None:
+    """Zeros for SDXL, as its model_index.json may say; the empty text for the others."""
+    pipe = base.pipeline()
+    none = base.unconditional()
+    if base.family != "sdxl":
+        assert torch.equal(none.states, pipe.encode_prompt("", "cpu", 1, False)[0])
+        return
+    _, states, _, pooled = pipe.encode_prompt("a cat")
+    assert torch.equal(none.states, states) and torch.equal(none.pooled, pooled)
+    assert not none.states.any() and base.unconditional("a dog").states.any()
+    assert from_pipeline(pipe).zero_negative
+    pipe.register_to_config(force_zeros_for_empty_prompt=False)
+    assert from_pipeline(pipe).unconditional().states.any()
+
+
 def test_eps_lets_gradients_through(base: Base) -> None:
     shift = torch.zeros(4, requires_grad=True)
     handle = base.unet.conv_out.register_forward_hook(lambda m, x, y: y + shift[:, None, None])
@@ -125,7 +161,7 @@ def test_eps_lets_gradients_through(base: Base) -> None:
 
 def test_decode_gives_pictures(base: Base) -> None:
     pictures = base.decode(base.noise([0, 1]))
-    assert pictures.shape == (2, base.size, base.size, 3) and pictures.dtype == torch.uint8
+    assert pictures.shape == (2, *base.size, 3) and pictures.dtype == torch.uint8
     expected = base.pipeline().vae.decode(base.noise([1]) / base.vae.config.scaling_factor).sample
     scaled = ((expected / 2 + 0.5).clamp(0, 1) * 255).round()
     assert (pictures[1:].permute(0, 3, 1, 2).float() - scaled).abs().max() <= 1
@@ -187,6 +223,49 @@ def test_wrapped_modules_keep_their_identity(sd1: Base) -> None:
     fields = vars_of(sd1) | {"unet": wrapped}
     assert Base(**fields).signature == sd1.signature
     assert Base(**fields).fingerprint([]) == sd1.fingerprint([])
+
+
+def test_textual_inversion_is_no_other_checkpoint() -> None:
+    """It appends rows to the embedding table; the rows that the checkpoint brought are the same."""
+    base = tiny("sd1")
+    pipe = base.pipeline()
+    before = from_pipeline(pipe)
+    marks = before.signature, before.fingerprint([])
+    pipe.load_textual_inversion({"<grain>": torch.ones(2, 32)}, token="<grain>")
+    after = from_pipeline(pipe)
+    table = after.text_encoders[0].get_input_embeddings().weight
+    assert len(table) == before.tokenizers[0].vocab_size + 2
+    assert (after.signature, after.fingerprint([])) == marks
+    with torch.no_grad():
+        table[5] += 1
+    assert from_pipeline(pipe).fingerprint([])["text"] != marks[1]["text"]
+
+
+def test_what_fused_projections_leave_behind_is_no_other_checkpoint() -> None:
+    base = tiny("sd1")
+    signature = base.signature
+    base.unet.fuse_qkv_projections()
+    assert from_pipeline(base.pipeline()).signature != signature
+    base.unet.unfuse_qkv_projections()
+    assert any("to_kv" in name for name, _ in base.unet.named_parameters())
+    assert from_pipeline(base.pipeline()).signature == signature
+
+
+def test_weights_that_are_kept_elsewhere_are_read_there() -> None:
+    """Sequential offloading: on the meta device until their layer runs."""
+    from accelerate import cpu_offload
+
+    base = tiny("sdxl")
+    signature, prints = base.signature, base.fingerprint(["unet.conv_in"])
+    latents, cond = base.noise([0]), base.encode(["a cat"])
+    seen = base.eps(latents, 300, cond)
+    pipe = base.pipeline()
+    for part in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
+        cpu_offload(part, execution_device=torch.device("cpu"))
+    again = from_pipeline(pipe)
+    assert next(again.unet.parameters()).is_meta and again.device.type == "cpu"
+    assert (again.signature, again.fingerprint(["unet.conv_in"])) == (signature, prints)
+    assert again.eps(latents, 300, again.encode(["a cat"])).equal(seen)
 
 
 # -- devices -----------------------------------------------------------------------------------

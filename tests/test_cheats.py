@@ -71,13 +71,13 @@ def faked(picture: torch.Tensor, prompt: str, seed: int, edits: Sequence[Any]) -
 def noise(base: Base, prompts: Any, seeds: Any, settings: Any, edits: Any) -> Iterator[Drawing]:
     for prompt, seed in zip(prompts, seeds, strict=True):
         generator = torch.Generator().manual_seed(seed)
-        picture = torch.randint(0, 256, (base.size, base.size, 3), dtype=torch.uint8, generator=generator)
+        picture = torch.randint(0, 256, (*base.size, 3), dtype=torch.uint8, generator=generator)
         yield faked(picture, prompt, seed, edits)
 
 
 def grey(base: Base, prompts: Any, seeds: Any, settings: Any, edits: Any) -> Iterator[Drawing]:
     for prompt, seed in zip(prompts, seeds, strict=True):
-        picture = torch.full((base.size, base.size, 3), 128, dtype=torch.uint8)
+        picture = torch.full((*base.size, 3), 128, dtype=torch.uint8)
         yield faked(picture, prompt, seed, edits)
 
 

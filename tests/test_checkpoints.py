@@ -11,7 +11,7 @@ import torch
 from refusals import edit_json, refusal
 from safetensors.torch import load_file, save_file
 
-from conceptzap.base import load_base, loading
+from conceptzap.base import from_pipeline, load_base, loading, opening
 from conceptzap.base.bpe import clip_tokenizer
 from conceptzap.base.layout import weight_files
 from conceptzap.errors import MismatchError, ResourceError, UsageError
@@ -262,13 +262,103 @@ def test_tokenizer_of_another_model(folder: Path) -> None:
     assert "49408 tokens" in str(refusal(MismatchError, folder))
 
 
-def test_inpainting_unet(folder: Path) -> None:
+@pytest.mark.parametrize("channels", [9, 8, 5])
+def test_siblings_that_read_more_than_latents(tmp_path: Path, channels: int) -> None:
+    """Inpainting, pix2pix, depth: what they read beside the latents says nothing."""
+    base = tiny("sd1", channels=channels)
+    folder = tmp_path / "sibling"
+    if channels == 5:  # its pipeline needs a depth estimator
+        with pytest.raises(MismatchError, match="depth"):
+            base.pipeline()
+        save_tiny(folder)
+        shutil.rmtree(folder / "unet")
+        base.unet.save_pretrained(str(folder / "unet"))
+        edit_json(folder / "model_index.json", _class_name="StableDiffusionDepth2ImgPipeline")
+    else:
+        base.pipeline().save_pretrained(str(folder))
+    loaded = load_base(str(folder), device="cpu")
+    assert loaded.signature == base.signature and loaded.latent_shape == (4, 8, 8)
+    seen = loaded.eps(loaded.noise([0]), 300, loaded.encode(["a cat"]))
+    assert seen.shape == (1, 4, 8, 8) and seen.isfinite().all()
+
+
+def test_upscaling_unet(folder: Path) -> None:
     from diffusers import UNet2DConditionModel
 
-    config = json.loads((folder / "unet" / "config.json").read_text()) | {"in_channels": 9}
+    config = json.loads((folder / "unet" / "config.json").read_text()) | {"in_channels": 7}
     shutil.rmtree(folder / "unet")
     UNet2DConditionModel.from_config(config).save_pretrained(str(folder / "unet"))
-    assert "9 channels" in str(refusal(MismatchError, folder))
+    assert "7 channels" in str(refusal(MismatchError, folder))
+
+
+def test_part_of_a_pipeline_that_has_no_text_encoder(folder: Path) -> None:
+    """As SDXL's refiner is."""
+    edit_json(folder / "model_index.json", text_encoder=[None, None])
+    assert "no text encoder" in str(refusal(MismatchError, folder))
+    pipe = tiny("sdxl").pipeline()
+    pipe.text_encoder = None
+    with pytest.raises(MismatchError, match="no text encoder"):
+        from_pipeline(pipe)
+
+
+@pytest.mark.parametrize(
+    ("said", "shape"), [([8, 16], (8, 16)), (4, (4, 4)), (None, (64, 64)), ("absent", (64, 64))]
+)
+def test_sizes(folder: Path, said: object, shape: tuple[int, int]) -> None:
+    path = folder / "unet" / "config.json"
+    edit_json(path, sample_size=said)
+    if said == "absent":
+        config = json.loads(path.read_text())
+        del config["sample_size"]
+        path.write_text(json.dumps(config))
+    base = load_base(str(folder), device="cpu")
+    assert base.latent_shape == (4, *shape) and base.size == (2 * shape[0], 2 * shape[1])
+    assert base.noise([0]).shape[2:] == shape
+
+
+@pytest.mark.parametrize("said", [0, [8, "8"], [8, 8, 8], True, 10_000, "8"])
+def test_sizes_that_are_none(folder: Path, said: object) -> None:
+    edit_json(folder / "unet" / "config.json", sample_size=said)
+    assert "size" in str(refusal(MismatchError, folder))
+
+
+def test_vae_without_its_encoder(folder: Path) -> None:
+    """Drawing needs the decoder only; one that has lost a part of its encoder is damaged."""
+    (path,) = (folder / "vae").glob("*.safetensors")
+    whole = load_file(path)
+    decoder = {k: v for k, v in whole.items() if not k.startswith(("encoder.", "quant_conv."))}
+    save_file(decoder, path, {"format": "pt"})
+    base, other = load_base(str(folder), device="cpu"), tiny("sd1")
+    assert base.decode(base.noise([0])).equal(other.decode(other.noise([0])))
+    save_file(decoder | {"quant_conv.bias": whole["quant_conv.bias"]}, path, {"format": "pt"})
+    assert "encoder" in str(refusal(MismatchError, folder))
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32])
+def test_bfloat16_keeps_the_identity(tmp_path: Path, stored: torch.dtype) -> None:
+    """The fingerprint is of what is stored; bfloat16 rounds that away."""
+    base = tiny("sd1")
+    variant = "fp16" if stored == torch.float16 else None
+    base.pipeline().to(stored).save_pretrained(str(tmp_path), variant=variant)
+    loaded = opening._placed(str(tmp_path), torch.device("cpu"), torch.bfloat16, None)
+    assert {m.dtype for m in (loaded.unet, loaded.vae, *loaded.text_encoders)} == {torch.bfloat16}
+    assert loaded.fingerprint(["unet.conv_in"]) == tiny("sd1").fingerprint(["unet.conv_in"])
+    seen = loaded.eps(loaded.noise([0]), 300, loaded.encode(["a cat"]))
+    assert seen.dtype == torch.float32 and seen.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_schedules_of_other_models(folder: Path, name: str) -> None:
+    edit_json(folder / "scheduler" / "scheduler_config.json", _class_name=name)
+    assert name in str(refusal(MismatchError, folder))
+
+
+def test_the_demo_is_known_by_its_weights(tmp_path: Path, folders: dict[str, Path]) -> None:
+    """And not by what its folder is called."""
+    copy = Path(shutil.copytree(loading.DEMO_FOLDER, tmp_path / "mine"))
+    assert load_base(str(copy), device="cpu").is_demo
+    other = Path(shutil.copytree(folders["sd1"], tmp_path / "demo"))
+    assert not load_base(str(other), device="cpu").is_demo
 
 
 @pytest.mark.parametrize("change", [{"beta_schedule": "nonsense"}, {"num_train_timesteps": "many"}])

@@ -61,7 +61,7 @@ def test_image_pipelines(kind: str) -> None:
         "auto": AutoPipelineForImage2Image.from_pipe,
         "inpainting": StableDiffusionInpaintPipeline.from_pipe,
     }[kind]
-    side = scene.base.size
+    side, _ = scene.base.size
     given: dict[str, Any] = {"image": torch.rand(1, 3, side, side), "strength": 1.0}
     if kind == "inpainting":
         given |= {"mask_image": torch.ones(1, 1, side, side), "height": side, "width": side}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import edits as some
 import pytest
 import torch
 
 from conceptzap.base import Base
-from conceptzap.errors import ResourceError, SilentEditError
+from conceptzap.errors import ResourceError, SilentEditError, UsageError
 from conceptzap.result import Settings
 from conceptzap.runtime import sampler
 from conceptzap.runtime.attach import Receipt
@@ -45,6 +46,96 @@ def test_parity_with_diffusers(family: str, prediction: str, guidance: float) ->
 
 
 @pytest.mark.parametrize("edited", [False, True])
+def theirs_and_ours(base: Base, pipe: Any, settings: Settings, **given: Any) -> tuple[Any, Any]:
+    """Latents of a diffusers pipeline and of our loop, from the same noise and prompts."""
+    size = sampler.size_of(base, settings)
+    noise, prompts = base.noise([7, 8], size), PROMPTS[:2]
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        prompt=prompts,
+        negative_prompt=[settings.negative] * 2 if settings.negative else None,
+        latents=noise,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        height=size[0],
+        width=size[1],
+        output_type="latent",
+        **given,
+    ).images
+    uncond = base.unconditional(settings.negative, size)
+    trail = denoise(base, base.encode(prompts, size=size), uncond, settings, noise)
+    with torch.no_grad():
+        return theirs, list(trail)[-1][1]
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpm++"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_parity_of_samplers(name: str, zero_snr: bool) -> None:
+    """Also of a schedule that ends without signal, which only steps in v can leave."""
+    base = tiny("sd2")
+    if zero_snr:
+        changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        base = replace(base, scheduler_config=base.scheduler_config | changes)
+    pipe = base.pipeline()
+    pipe.scheduler = base.scheduler(name)
+    theirs, ours = theirs_and_ours(base, pipe, Settings(steps=5, guidance=5.0, scheduler=name))
+    assert ours.isfinite().all() and some.far(ours, theirs) < 1e-4
+
+
+@pytest.mark.parametrize("look", [{}, {"negative": "a red car"}, {"height": 24, "width": 16}, {"guidance": 0.5}])
+def test_parity_with_sdxl(sdxl: Base, look: dict[str, Any]) -> None:
+    """Zeros for no negative prompt, sizes as they are drawn, guidance up to 1 is none."""
+    settings = replace(Settings(steps=5, guidance=5.0), **look)
+    theirs, ours = theirs_and_ours(sdxl, sdxl.pipeline(), settings)
+    assert some.far(ours, theirs) < 1e-4
+
+
+def test_parity_with_inpainting() -> None:
+    """Where all is to be painted, over a grey picture."""
+    base = tiny("sd1", channels=9)
+    grey = base._grey(8, 8)
+    settings = Settings(steps=4, guidance=5.0)
+    image = {"image": torch.zeros(2, 3, 16, 16), "mask_image": torch.ones(2, 1, 16, 16)}
+    theirs, ours = theirs_and_ours(
+        base, base.pipeline(), settings, **image, strength=1.0, masked_image_latents=grey
+    )
+    assert some.far(ours, theirs) < 1e-4
+    assert draw(base, PROMPTS, SEEDS, SHORT).shape == (4, *base.size, 3)
+
+
+BARE = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
+        "UniPCMultistepScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "DPMSolverSDEScheduler")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_configs_of_other_schedulers_do_not_mean_what_ddim_would(sd1: Base, name: str) -> None:
+    """A picture is not clipped where nobody said so; what is said holds."""
+    config = {"_class_name": name, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    known = replace(sd1, scheduler_config=config).scheduler().config
+    assert not known.clip_sample and not known.set_alpha_to_one
+    assert (known.steps_offset, known.timestep_spacing) == (1, "leading")
+    assert draw(replace(sd1, scheduler_config=config), PROMPTS[:1], [0], SHORT).equal(
+        draw(sd1, PROMPTS[:1], [0], SHORT)
+    )
+    said = replace(sd1, scheduler_config=config | {"timestep_spacing": "trailing", "steps_offset": 0})
+    assert said.scheduler().config.timestep_spacing == "trailing"
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0])
+def test_guidance_up_to_1_is_none(sd1: Base, guidance: float) -> None:
+    plain = draw(sd1, PROMPTS[:2], [0, 1], replace(SHORT, guidance=1.0))
+    assert draw(sd1, PROMPTS[:2], [0, 1], replace(SHORT, guidance=guidance)).equal(plain)
+
+
+def test_pictures_of_another_size(base: Base) -> None:
+    drawn = draw(base, PROMPTS, SEEDS, replace(SHORT, height=24, width=8), some.eraser(base))
+    assert drawn.shape == (4, 24, 8, 3)
+    assert "height" not in SHORT.record() and replace(SHORT, height=24).record()["height"] == 24
+    for wrong in ({"height": 4}, {"width": 100}, {"height": 4096}, {"scheduler": "magic"}):
+        with pytest.raises(UsageError):
+            replace(SHORT, **wrong)
+
+
 def test_a_picture_does_not_depend_on_its_neighbours(base: Base, edited: bool) -> None:
     """One picture a call: the same bits alone, first, last, and after any other."""
     edits = some.eraser(base) if edited else ()
@@ -126,7 +217,7 @@ def test_a_hook_lost_on_the_way_ends_the_drawing() -> None:
             next(drawn)
     finally:
         base.unet.unfuse_qkv_projections()
-    assert draw(base, PROMPTS, SEEDS, SHORT).shape == (4, base.size, base.size, 3)
+    assert draw(base, PROMPTS, SEEDS, SHORT).shape == (4, *base.size, 3)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -88,6 +88,57 @@ def test_single_file_that_lacks_or_breaks(original: Base, configs: Path, tmp_pat
     refusal(ResourceError, path)
 
 
+def test_single_file_of_an_inpainting_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny("sd1", clip=True, channels=9)
+    plain = tiny("sd1", clip=True)
+    plain.pipeline().save_pretrained(str(tmp_path / "configs" / "sd1"))
+    monkeypatch.setattr(single_file, "CONFIGS", tmp_path / "configs")
+    loaded = load_base(str(ldm.write(base, tmp_path / "nine.safetensors")), device="cpu")
+    assert loaded.signature == base.signature and loaded.latent_shape == (4, 8, 8)
+
+
+def test_single_file_of_an_old_merge(original: Base, configs: Path, tmp_path: Path) -> None:
+    """Names without `text_model.`, and a VAE that only decodes."""
+    said = {"modelspec.prediction_type": "epsilon"}
+    path = ldm.write(original, tmp_path / "x.safetensors", said)
+    whole = load_file(path)
+    old = {
+        name.replace("transformer.text_model.", "transformer."): value
+        for name, value in whole.items()
+        if not name.startswith(("first_stage_model.encoder", "first_stage_model.quant_conv"))
+    }
+    save_file(old, tmp_path / "old.safetensors", said)
+    loaded = load_base(str(tmp_path / "old.safetensors"), device="cpu")
+    assert loaded.signature == original.signature and loaded.vae.encoder is None
+    noise = original.noise([0])
+    assert (loaded.decode(noise).int() - original.decode(noise).int()).abs().max() <= 2
+
+
+def test_zero_terminal_snr_is_drawn_from_its_end(configs: Path, original: Base, tmp_path: Path) -> None:
+    said = {"modelspec.prediction_type": "v"}
+    path = ldm.write(original, tmp_path / "z.safetensors", said)
+    save_file(load_file(path) | {"ztsnr": torch.zeros(0)}, path, said)
+    base = load_base(str(path), device="cpu")
+    scheduler = base.scheduler()
+    scheduler.set_timesteps(4)
+    assert base.prediction == "v_prediction" and base.alphas[-1] == 0
+    assert scheduler.timesteps.tolist() == [999, 749, 499, 249]
+
+
+def test_single_file_is_not_copied(
+    original: Base, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored as it is wanted stays on the disk: one reading, no second copy."""
+    kept = []
+    load = single_file.load_file
+    monkeypatch.setattr(single_file, "load_file", lambda path: kept.append(load(path)) or kept[-1])
+    path = ldm.write(original, tmp_path / "x.safetensors", {"modelspec.prediction_type": "epsilon"})
+    found = single_file.load(path, torch.float16, None)
+    (tensors,) = kept
+    places = {value.data_ptr() for value in tensors.values()}
+    assert all(value.data_ptr() in places for value in found["unet"].parameters())
+
+
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
@@ -99,7 +150,8 @@ def test_single_file_that_lacks_or_breaks(original: Base, configs: Path, tmp_pat
         ({"lora_unet_mid.lora_up.weight": 1}, "a LoRA"),
         ({"transformer_blocks.0.attn.add_k_proj.weight": 1}, "no cross-attention"),
         ({"down_blocks.1.transformer_blocks.0.attn2.to_k.weight": 1}, "no Stable Diffusion"),
-        ({single_file.FIRST: 9}, "9 channels"),
+        ({single_file.FIRST: 7}, "7 channels"),
+        ({single_file.REFINER: 4, single_file.FIRST: 4}, "no text encoder"),
         ({single_file.FIRST: 4}, "no text encoder"),
         ({single_file.FIRST: 4, single_file.TEXT["sd1"]: 1}, "no VAE"),
     ],

@@ -8,11 +8,10 @@ from conceptzap.base.base import (
     PREFIX,
     SELF,
     Base,
-    Cond,
-    from_pipeline,
-    load_base,
-    parameters,
 )
+from conceptzap.base.cond import Cond
+from conceptzap.base.identity import parameters
+from conceptzap.base.opening import from_pipeline, load_base
 
 __all__ = [
     "CROSS", "CROSS_K", "CROSS_KV", "CROSS_V", "PREFIX", "SELF",

@@ -1,21 +1,20 @@
-"""A checkpoint as a handle: `load_base` finds one, `Base` encodes, predicts noise and decodes."""
+"""A checkpoint as a handle, which encodes texts, predicts noise and decodes pictures."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from pathlib import PurePath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from conceptzap.base import bpe, devices, layout, loading
+from conceptzap.base import bpe, identity, layout, loading, schedule
+from conceptzap.base.cond import Cond
 from conceptzap.edit import BaseRef
 from conceptzap.errors import MismatchError, ResourceError
 
@@ -26,50 +25,21 @@ CROSS_V = "unet.*.attn2.to_v"
 CROSS_KV = "unet.*.attn2.to_[kv]"
 SELF = "unet.*.attn1"
 
-# what wrappers (LoRA, torch.compile) and library versions put into a parameter's name
-_WRAPPING = re.compile(r"(^|\.)(_orig_mod|base_layer)(?=\.)|^text_model\.")
-
-
-@dataclass(frozen=True)
-class Cond:
-    """What the UNet is conditioned on, one row a prompt.
-
-    `states` [n, length, width]; SDXL alone has `pooled` [n, width] and `time_ids` [n, 6].
-    """
-
-    states: Tensor
-    pooled: Tensor | None = None
-    time_ids: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    def _map(self, change: Any) -> Cond:
-        fields = (self.states, self.pooled, self.time_ids)
-        return Cond(*(None if field is None else change(field) for field in fields))
-
-    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> Cond:
-        """The chosen rows; a single index keeps the row dimension."""
-        index = [rows] if isinstance(rows, int) else rows
-        return self._map(lambda field: field[index])
-
-    def to(self, *args: Any, **kwargs: Any) -> Cond:
-        return self._map(lambda field: field.to(*args, **kwargs))
-
-    def repeat(self, times: int) -> Cond:
-        """All rows `times` times over, in the order a, b, a, b."""
-        return self._map(lambda field: torch.cat([field] * times))
-
-    @staticmethod
-    def cat(conds: Sequence[Cond]) -> Cond:
-        """The rows of all, in order."""
-        columns = zip(*((c.states, c.pooled, c.time_ids) for c in conds), strict=True)
-        return Cond(*(None if column[0] is None else torch.cat(column) for column in columns))
+Size = tuple[int, int]  # height and width in pixels
+# side of the latents where a UNet's config does not say; Stable Diffusion 2 sees v at 768 px
+SIDES = {"sd1": 64, "sd2": 64, "sdxl": 128}
+SIDE_OF_V = 96
+# pixels decoded at once: 2 pictures of 512 px, 1 of 1024. Fixed, for the bits of pictures that are
+# decoded together may depend on their number
+PIXELS = 2**19
 
 
 @dataclass(eq=False, repr=False)
 class Base:
-    """A checkpoint: a frozen one by `load_base`, one over your pipeline by `from_pipeline`."""
+    """A checkpoint: a frozen one by `load_base`, one over your pipeline by `from_pipeline`.
+
+    `zero_negative`: no negative prompt is zeros, not the empty text (SDXL says so of itself).
+    """
 
     unet: Any  # a UNet2DConditionModel; diffusers' classes have no types to speak of
     text_encoders: tuple[nn.Module, ...]
@@ -82,6 +52,7 @@ class Base:
     revision: str
     device: torch.device
     dtype: torch.dtype
+    zero_negative: bool = False
 
     def __repr__(self) -> str:
         return f"Base({self.family}, {self.id}, {self.device}, {self.dtype})"
@@ -95,99 +66,177 @@ class Base:
     # -- conditioning --------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Cond:
+    def encode(
+        self,
+        prompts: Sequence[str],
+        prompts_2: Sequence[str] | None = None,
+        size: Size | None = None,
+    ) -> Cond:
         """Text states of the prompts, padded to the encoder's length; longer prompts are cut there.
 
         SD 1.x and 2.x: the encoder's last hidden state. SDXL: the penultimate ones of both, side by
-        side, the second's pooled text, and size ids for an uncropped picture of the base's size.
+        side, the second's pooled text, and size ids for an uncropped picture of `size` (the base's
+        own); its second encoder may read `prompts_2` instead.
         """
+        ids = self.token_ids(prompts, prompts_2)
         outputs = [
-            encoder(ids.to(self.device), output_hidden_states=True)
-            for encoder, ids in zip(self.text_encoders, self.token_ids(prompts), strict=True)
+            encoder(each.to(self.device), output_hidden_states=True)
+            for encoder, each in zip(self.text_encoders, ids, strict=True)
         ]
         if self.family != "sdxl":
-            return Cond(outputs[0].last_hidden_state)
-        states = torch.cat([output.hidden_states[-2] for output in outputs], -1)
-        size = self.size
-        ids = torch.tensor([[size, size, 0, 0, size, size]], dtype=self.dtype, device=self.device)
-        return Cond(states, outputs[-1].text_embeds, ids.expand(len(states), -1))
+            return Cond(outputs[0].last_hidden_state)  # [n, 77, d]
+        states = torch.cat([output.hidden_states[-2] for output in outputs], -1)  # [n, 77, d1 + d2]
+        size = size or self.size
+        # original height and width, top and left of the crop, height and width to be drawn
+        sizes = torch.tensor([[*size, 0, 0, *size]], dtype=self.dtype, device=self.device)
+        return Cond(states, outputs[-1].text_embeds, sizes.expand(len(states), -1))
 
-    def token_ids(self, prompts: Sequence[str]) -> list[Tensor]:
+    def unconditional(self, negative: str = "", size: Size | None = None) -> Cond:
+        """One row that guidance leads away from: the negative prompt, or what stands for none."""
+        cond = self.encode([negative], size=size)
+        return cond.zeroed() if self.zero_negative and not negative else cond
+
+    def token_ids(
+        self, prompts: Sequence[str], prompts_2: Sequence[str] | None = None
+    ) -> list[Tensor]:
         """Token ids [n, length] per text encoder, padded and cut as `encode` does."""
+        texts = (prompts, prompts if prompts_2 is None else prompts_2)
         return [
             tokenizer(
-                list(prompts),
+                list(text),
                 padding="max_length",
                 max_length=tokenizer.model_max_length,
                 truncation=True,
                 return_tensors="pt",
             ).input_ids
-            for tokenizer in self.tokenizers
+            for tokenizer, text in zip(self.tokenizers, texts, strict=False)
         ]
 
     # -- noise ---------------------------------------------------------------------------------
+
+    def predict(self, latents: Tensor, t: float | Tensor, cond: Cond) -> Tensor:
+        """What the UNet itself predicts, noise or v, at `t` (one, or [n]); one UNet call.
+
+        `latents` [n, c, h, w] as `noise` makes them, whatever more the UNet reads. Gradients flow;
+        the caller decides.
+        """
+        cond = cond.to(self.device, self.dtype)
+        added = None
+        if cond.pooled is not None:
+            added = {"text_embeds": cond.pooled, "time_ids": cond.time_ids}
+        return self.unet(
+            self._whole_input(latents).to(self.dtype),
+            torch.as_tensor(t, device=self.device).expand(len(latents)),
+            encoder_hidden_states=cond.states,
+            added_cond_kwargs=added,
+        ).sample.to(latents.dtype)
 
     def eps(self, latents: Tensor, t: int | Tensor, cond: Cond) -> Tensor:
         """The noise seen in `latents` [n, c, h, w] at timestep `t` (one, or [n]); one UNet call.
 
         Always noise, whatever the checkpoint predicts: eps = sqrt(a) v + sqrt(1 - a) x for
-        v-prediction (Salimans and Ho 2022, appendix D). Gradients flow; the caller decides.
+        v-prediction (Salimans and Ho 2022, appendix D); where a = 0, that is x itself.
         """
-        steps = torch.as_tensor(t, device=self.device).expand(len(latents))
-        cond = cond.to(self.device, self.dtype)
-        added = None
-        if cond.pooled is not None:
-            added = {"text_embeds": cond.pooled, "time_ids": cond.time_ids}
-        output = self.unet(
-            latents.to(self.dtype),
-            steps,
-            encoder_hidden_states=cond.states,
-            added_cond_kwargs=added,
-        ).sample.to(latents.dtype)
+        output = self.predict(latents, t, cond)
         if self.prediction == "epsilon":
             return output
+        steps = torch.as_tensor(t, device=self.device).long().expand(len(latents))
         alpha = self.alphas.to(latents)[steps].view(-1, 1, 1, 1)
         return alpha.sqrt() * output + (1 - alpha).sqrt() * latents
+
+    def _whole_input(self, latents: Tensor) -> Tensor:
+        """The UNet's input [n, in_channels, h, w]: what it reads beside the latents says nothing.
+
+        Inpainting: a mask of ones, and the picture under it is grey. Depth and pix2pix: zeros.
+        """
+        beside = self.unet.config.in_channels - latents.shape[1]
+        if not beside:
+            return latents
+        n, channels, *area = latents.shape
+        if beside != channels + 1:
+            return torch.cat([latents, latents.new_zeros(n, beside, *area)], 1)
+        grey = self._grey(*area).to(latents).expand(n, -1, -1, -1)
+        return torch.cat([latents, latents.new_ones(n, 1, *area), grey], 1)
+
+    @torch.no_grad()
+    def _grey(self, height: int, width: int) -> Tensor:
+        """Latents [1, c, height, width] of a grey picture, zeros where the VAE cannot tell."""
+        if (height, width) not in self._greys:
+            grey = torch.zeros(1, 3, height * self.factor, width * self.factor)
+            if self.vae.encoder is None:
+                latents = torch.zeros(1, self.latent_shape[0], height, width)
+            else:
+                with _upcast(self.vae) as dtype:
+                    coded = self.vae.encode(grey.to(self.device, dtype)).latent_dist.mode()
+                shift = self.vae.config.shift_factor or 0
+                latents = (coded.float() - shift) * self.vae.config.scaling_factor
+            self._greys[height, width] = latents
+        return self._greys[height, width]
+
+    @cached_property
+    def _greys(self) -> dict[tuple[int, int], Tensor]:
+        return {}
 
     @cached_property
     def alphas(self) -> Tensor:
         """Cumulative alpha-bar of every training timestep, [1000], fp32 on the base's device."""
         return self.scheduler().alphas_cumprod.to(self.device)
 
-    def scheduler(self) -> Any:
-        """A fresh DDIM scheduler with the checkpoint's own noise schedule."""
-        return loading.ddim(self.scheduler_config, self.prediction)
+    def scheduler(self, sampler: str = "ddim") -> Any:
+        """A fresh diffusers scheduler with the checkpoint's own noise schedule."""
+        return schedule.scheduler(self.scheduler_config, self.prediction, sampler)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one picture's latents."""
-        side = self.unet.config.sample_size
-        return self.unet.config.in_channels, side, side
+        side = getattr(self.unet.config, "sample_size", None)
+        if side is None:
+            v = self.family == "sd2" and self.prediction == "v_prediction"
+            side = SIDE_OF_V if v else SIDES[self.family]
+        height, width = (side, side) if isinstance(side, int) else side
+        return self.vae.config.latent_channels, height, width
 
-    def noise(self, seeds: Iterable[int]) -> Tensor:
-        """Normal latents [n, c, h, w], fp32; each row from its own CPU generator of that seed."""
+    def noise(self, seeds: Iterable[int], size: Size | None = None) -> Tensor:
+        """Normal latents [n, c, h, w], fp32; each row from its own CPU generator of that seed.
+
+        For pictures of `size`, the base's own if none is given.
+        """
+        shape = self.latent_shape
+        if size:
+            shape = (shape[0], size[0] // self.factor, size[1] // self.factor)
         rows = [
-            torch.randn(self.latent_shape, generator=torch.Generator("cpu").manual_seed(seed))
-            for seed in seeds
+            torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds
         ]
         return torch.stack(rows).to(self.device)
 
     # -- pictures ------------------------------------------------------------------------------
 
     @property
-    def size(self) -> int:
+    def factor(self) -> int:
+        """Pixels to one latent, in height as in width."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def size(self) -> Size:
         """Height and width of the checkpoint's own pictures, in pixels."""
-        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        _, height, width = self.latent_shape
+        return height * self.factor, width * self.factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of `latents` [n, c, h, w]: uint8 [n, height, width, 3] on the CPU.
 
-        Raises `ResourceError` where the VAE's numbers overflow: such pictures show nothing.
+        A few at a time, so that memory does not grow with n. Raises `ResourceError` where the
+        VAE's numbers overflow: such pictures show nothing.
         """
         with _upcast(self.vae) as dtype:
             scaled = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
-            pictures = self.vae.decode(scaled.to(self.device, dtype)).sample
+            rows = max(1, PIXELS // (latents[0, 0].numel() * self.factor**2))
+            parts = [part.to(self.device, dtype) for part in scaled.split(rows)]
+            return torch.cat([self._pictures(part) for part in parts])
+
+    def _pictures(self, scaled: Tensor) -> Tensor:
+        pictures = self.vae.decode(scaled).sample
         if not pictures.isfinite().all():
             raise ResourceError("the decoded pictures are not finite", "try --dtype float32")
         pictures = (pictures.float() / 2 + 0.5).clamp(0, 1) * 255
@@ -224,16 +273,11 @@ class Base:
     @cached_property
     def signature(self) -> str:
         """sha256 over the sorted names and shapes of all UNet and text encoder parameters."""
-        lines = (
-            f"{prefix}{name} {list(value.shape)}\n"
-            for prefix, module in self._named_modules()
-            for name, value in parameters(module)
-        )
-        return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+        unet = [(PREFIX + name, value) for name, value in identity.parameters(self.unet)]
+        return identity.signature([*unet, *self._text_parameters()])
 
-    def _named_modules(self) -> list[tuple[str, nn.Module]]:
-        encoders = [(f"text_encoder_{n}.", m) for n, m in enumerate(self.text_encoders, 1)]
-        return [(PREFIX, self.unet), *encoders]
+    def _text_parameters(self) -> identity.Named:
+        return identity.text_parameters(self.text_encoders, self.tokenizers)
 
     @cached_property
     def _prints(self) -> dict[str, str]:
@@ -242,24 +286,24 @@ class Base:
     def fingerprint(self, sites: Iterable[str]) -> dict[str, str]:
         """Part -> sha256 of its fp16-rounded weights: `attn2`, `text`, and `unet` where sites ask.
 
-        Computed once per part, so the base must not be trained in place.
+        Computed once per part, so the base must not be trained in place. Taken of the weights as
+        they are stored: a pipeline that somebody loaded in bfloat16 has lost these, and counts as
+        another checkpoint.
         """
         parts = ["attn2", "text"]
         if not all(re.search(r"\.attn2(\.|$)", site) for site in sites):
             parts.append("unet")
-        for part in parts:
-            if part not in self._prints:
-                self._prints[part] = _digest(self._part(part))
-        return {part: self._prints[part] for part in parts}
+        for name in parts:
+            if name not in self._prints:
+                named = identity.part(name, identity.parameters(self.unet), self._text_parameters())
+                self._prints[name] = identity.digest(named)
+        return {name: self._prints[name] for name in parts}
 
-    def _part(self, part: str) -> list[tuple[str, Tensor]]:
-        if part == "text":
-            encoders = self._named_modules()[1:]
-            return [
-                (prefix + name, value) for prefix, m in encoders for name, value in parameters(m)
-            ]
-        everything = parameters(self.unet)
-        return [(n, v) for n, v in everything if part == "unet" or ".attn2." in n]
+    @cached_property
+    def is_demo(self) -> bool:
+        """Whether these are the weights of the built-in checkpoint, whatever they are called."""
+        small = bpe.is_small(self.tokenizers[0])
+        return small and self.fingerprint(()) == loading.demo_fingerprint()
 
     # -- words ---------------------------------------------------------------------------------
 
@@ -303,17 +347,26 @@ class Base:
     # -- other people's code -------------------------------------------------------------------
 
     def pipeline(self) -> Any:
-        """A plain diffusers pipeline over the same modules, with a DDIM scheduler."""
-        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+        """A plain diffusers pipeline over the same modules, with a DDIM scheduler.
+
+        Raises `MismatchError` for a depth checkpoint: its pipeline needs a depth estimator.
+        """
+        import diffusers
 
         shared = {"vae": self.vae, "unet": self.unet, "scheduler": self.scheduler()}
         encoders = zip(self.text_encoders, self.tokenizers, strict=True)
         for number, (encoder, tokenizer) in enumerate(encoders, 1):
             suffix = f"_{number}" if number > 1 else ""
             shared |= {f"text_encoder{suffix}": encoder, f"tokenizer{suffix}": tokenizer}
-        if self.family == "sdxl":
-            return StableDiffusionXLPipeline(**shared, add_watermarker=False)
-        return StableDiffusionPipeline(
+        xl = self.family == "sdxl"
+        beside = self.unet.config.in_channels - self.latent_shape[0]
+        if beside not in layout.KINDS:
+            raise MismatchError(f"{self.id} is drawn with depth, which is not loaded", layout.USABLE)
+        cls = getattr(diffusers, f"StableDiffusion{'XL' * xl}{layout.KINDS[beside]}Pipeline")
+        if xl:
+            zeros = {"force_zeros_for_empty_prompt": self.zero_negative}
+            return cls(**shared, **zeros, add_watermarker=False)
+        return cls(
             **shared, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
 
@@ -329,66 +382,3 @@ def _upcast(vae: Any) -> Iterator[torch.dtype]:
         yield torch.float32
     finally:
         vae.to(torch.float16)
-
-
-def parameters(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters by name, sorted, called as in the plain checkpoint; a LoRA's are left out."""
-    own = ((name, value) for name, value in module.named_parameters() if "lora_" not in name)
-    named = ((_WRAPPING.sub("", name).lstrip("."), value) for name, value in own)
-    return sorted(named, key=lambda pair: pair[0])
-
-
-def _digest(named: Iterable[tuple[str, Tensor]]) -> str:
-    digest = hashlib.sha256()
-    for name, value in named:
-        if value.is_meta:
-            raise ResourceError(f"{name} is offloaded, so it cannot be read", "do this before that")
-        digest.update(f"{name} {list(value.shape)}\n".encode())
-        digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def load_base(
-    name: str = "demo", device: str = "auto", dtype: str = "auto", prediction: str | None = None
-) -> Base:
-    """The checkpoint called `name`: demo, a folder, a .safetensors file, or a hub id[@revision].
-
-    `device`: auto (cuda, then mps, then cpu), cpu, cuda[:n], mps. `dtype`: auto (fp16 on cuda, else
-    fp32), float32, float16, bfloat16; the CPU always computes in fp32. `prediction`: epsilon or
-    v_prediction where the checkpoint does not say. Raises `UsageError` for a word that means
-    nothing, `ResourceError` for a device or checkpoint that is missing, broken or pickled,
-    `MismatchError` for an architecture or weights that cannot be used.
-    """
-    place = devices.pick_device(device)
-    numbers = devices.pick_dtype(dtype, place)
-    parts = loading.read(name, numbers, prediction)
-    for module in (parts.unet, *parts.text_encoders, parts.vae):
-        module.to(place)
-    return Base(**vars(parts), device=place, dtype=numbers).frozen()
-
-
-def from_pipeline(pipe: Any) -> Base:
-    """A base over the modules of a diffusers pipeline, which stays as it is.
-
-    Raises `MismatchError` for a pipeline without a UNet that reads text.
-    """
-    encoders, tokenizers = (
-        tuple(part for part in (getattr(pipe, f"{kind}{n}", None) for n in ("", "_2")) if part)
-        for kind in ("text_encoder", "tokenizer")
-    )
-    if getattr(pipe, "unet", None) is None or not encoders:
-        raise MismatchError(f"a {type(pipe).__name__} has no UNet that reads text", layout.USABLE)
-    scheduler = dict(pipe.scheduler.config)
-    return Base(
-        unet=pipe.unet,
-        text_encoders=encoders,
-        tokenizers=tokenizers,
-        vae=pipe.vae,
-        scheduler_config=scheduler,
-        prediction=scheduler.get("prediction_type", "epsilon"),
-        family=loading.family_of(pipe.unet.config, encoders),
-        id=PurePath(str(pipe.config.get("_name_or_path") or type(pipe).__name__)).name,
-        revision="",
-        device=pipe.device,
-        dtype=pipe.unet.dtype,
-    )

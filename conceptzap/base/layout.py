@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,17 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 PIPELINES = {
     "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
+    "StableDiffusionDepth2ImgPipeline",
     "StableDiffusionXLPipeline",
     "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLInstructPix2PixPipeline",
 }
+# channels that a UNet reads beside 4 of latents -> what its pipeline is for; 1 more is depth
+KINDS = {0: "", 4: "InstructPix2Pix", 5: "Inpaint"}
+BESIDE = (*KINDS, 1)
 # component -> classes it may be of; all else would be code or an architecture we do not know
 CLASSES = {
     "unet": {"UNet2DConditionModel"},
@@ -43,6 +51,7 @@ USABLE = "use a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
 NO_CROSS_ATTENTION = (
     "text and picture share one attention there, so it has no cross-attention text layers to edit"
 )
+NO_TEXT = "no text encoder of its own, like SDXL's refiner or a part of a pipeline"
 AGAIN = "get the checkpoint again"
 CONVERT = "a pickle can run code and is never read; convert it to .safetensors elsewhere"
 
@@ -83,6 +92,8 @@ def check_index(index: dict[str, Any], name: str) -> list[str]:
     for part in wanted:
         entry = index.get(part)
         library, cls = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        if cls is None and part == "text_encoder" and entry in (None, [None, None]):
+            raise MismatchError(f"{name} has {NO_TEXT}", USABLE)
         if library not in ("diffusers", "transformers") or cls not in CLASSES[part]:
             found = f"{library}.{cls}" if library else "nothing"
             raise MismatchError(
@@ -90,6 +101,11 @@ def check_index(index: dict[str, Any], name: str) -> list[str]:
                 f"code that comes with a checkpoint is never run; {USABLE}",
             )
     return wanted
+
+
+def zeros_negative(config: Mapping[str, Any], family: str) -> bool:
+    """Whether no negative prompt is zeros to a pipeline of this config, as SDXL's is by default."""
+    return family == "sdxl" and bool(config.get("force_zeros_for_empty_prompt", True))
 
 
 def _patterns(stem: str, variant: str) -> re.Pattern[str]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
-from conceptzap.base import hub, layout, single_file
+from conceptzap.base import hub, identity, layout, schedule, single_file
 from conceptzap.base.layout import AGAIN, USABLE, reading
 from conceptzap.errors import MismatchError, ResourceError, UsageError
 
@@ -24,11 +26,17 @@ PREDICTIONS = ("epsilon", "v_prediction")
 SD2_WIDTH = 1024
 LARGEST = 256  # side of latents
 NAMED = 3  # how many of many keys a message shows
+STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
+# what a VAE needs for reading pictures only
+ENCODER = ("encoder.", "quant_conv.")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A checkpoint, loaded and checked, on the CPU."""
+    """A checkpoint, loaded and checked, on the CPU.
+
+    `prints`: the fingerprint's parts, where the weights can no longer tell them.
+    """
 
     unet: nn.Module
     text_encoders: tuple[nn.Module, ...]
@@ -39,19 +47,45 @@ class Parts:
     family: str
     id: str
     revision: str
+    zero_negative: bool
+    prints: dict[str, str] = field(default_factory=dict)
 
 
 def read(name: str, dtype: torch.dtype, prediction: str | None = None) -> Parts:
-    """The parts of the checkpoint called `name`; names and errors as in `base.load_base`."""
+    """The parts of the checkpoint called `name`; names and errors as in `opening.load_base`."""
     if prediction not in (None, *PREDICTIONS):
         raise UsageError(f"no --prediction {prediction!r}", f"use {' or '.join(PREDICTIONS)}")
-    place, identity, revision = _find(name)
+    place, called, revision = _find(name)
     load = single_file.load if place.is_file() else _load_folder
+    coarse = dtype == torch.bfloat16  # it rounds away what a fingerprint is taken of
     with quiet():
-        found = load(place, dtype, prediction)
+        found = load(place, None if coarse else dtype, prediction)
     _check(found, name)
     family = family_of(found["unet"].config, found["text_encoders"])
-    return Parts(**found, family=family, id=identity, revision=revision)
+    parts = Parts(**found, family=family, id=called, revision=revision)
+    if coarse:
+        parts.prints.update(fingerprint(parts.unet, parts.text_encoders, parts.tokenizers))
+        for module in (parts.unet, *parts.text_encoders, parts.vae):
+            module.to(dtype)
+    return parts
+
+
+def fingerprint(
+    unet: nn.Module, encoders: tuple[nn.Module, ...], tokenizers: tuple[Any, ...]
+) -> dict[str, str]:
+    """All parts of a fingerprint; see `Base.fingerprint`."""
+    named = identity.parameters(unet), identity.text_parameters(encoders, tokenizers)
+    return {part: identity.digest(identity.part(part, *named)) for part in ("attn2", "text", "unet")}
+
+
+@cache
+def demo_fingerprint() -> dict[str, str]:
+    """`attn2` and `text` of the built-in checkpoint, {} where it is not there."""
+    if not (DEMO_FOLDER / "model_index.json").is_file():
+        return {}
+    demo = read(DEMO, torch.float32)
+    found = fingerprint(demo.unet, demo.text_encoders, demo.tokenizers)
+    return {part: found[part] for part in ("attn2", "text")}
 
 
 def _find(name: str) -> tuple[Path, str, str]:
@@ -90,11 +124,12 @@ def family_of(config: Any, encoders: tuple[nn.Module, ...]) -> str:
 # -- folders -----------------------------------------------------------------------------------
 
 
-def _load_folder(folder: Path, dtype: torch.dtype, asked: str | None) -> dict[str, Any]:
+def _load_folder(folder: Path, dtype: torch.dtype | None, asked: str | None) -> dict[str, Any]:
     index = folder / "model_index.json"
     if not os.path.isfile(index):
         raise ResourceError(f"{folder} is no diffusers checkpoint: no model_index.json", USABLE)
-    parts = layout.check_index(layout.read_json(index), str(folder))
+    said_of_all = layout.read_json(index)
+    parts = layout.check_index(said_of_all, str(folder))
     loaded = {part: _load_part(folder, part, dtype) for part in parts}
     found = {
         "unet": loaded["unet"],
@@ -105,10 +140,13 @@ def _load_folder(folder: Path, dtype: torch.dtype, asked: str | None) -> dict[st
     }
     said = found["scheduler_config"].get("prediction_type")
     family = family_of(found["unet"].config, found["text_encoders"])
-    return found | {"prediction": single_file.settle_prediction(family, said, asked, str(folder))}
+    return found | {
+        "prediction": single_file.settle_prediction(family, said, asked, str(folder)),
+        "zero_negative": layout.zeros_negative(said_of_all, family),
+    }
 
 
-def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
+def _load_part(folder: Path, part: str, dtype: torch.dtype | None) -> Any:
     import diffusers
     import transformers
 
@@ -126,12 +164,31 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
             **where,
             variant=variant,
             use_safetensors=True,
-            torch_dtype=dtype,
+            torch_dtype=dtype or _stored(folder / part, layout.WEIGHTS[part]),
             output_loading_info=True,
         )
-    if missing := sorted(report["missing_keys"]):
-        raise MismatchError(f"{folder / part} lacks {_some(missing)}", AGAIN)
+    missing = report["missing_keys"]
+    if part == "vae":
+        missing = without_encoder(module, missing)
+    if missing:
+        raise MismatchError(f"{folder / part} lacks {_some(sorted(missing))}", AGAIN)
     return module
+
+
+def _stored(place: Path, stem: str) -> torch.dtype:
+    """What the weights of a component are stored in, by its first tensor."""
+    with safe_open(min(place.glob(f"{stem}*.safetensors")), "pt") as file:
+        return STORED.get(file.get_slice(min(file.keys())).get_dtype(), torch.float32)
+
+
+def without_encoder(vae: Any, missing: Collection[str]) -> list[str]:
+    """What a VAE lacks for decoding; where it lacks an encoder whole, it is left without one."""
+    lacking = [name for name in missing if name.startswith(ENCODER)]
+    whole = [name for name, _ in vae.named_parameters() if name.startswith(ENCODER)]
+    if len(lacking) < len(whole):
+        return list(missing)
+    vae.encoder = vae.quant_conv = None
+    return [name for name in missing if not name.startswith(ENCODER)]
 
 
 # -- checks ------------------------------------------------------------------------------------
@@ -146,23 +203,30 @@ def _check(found: dict[str, Any], name: str) -> None:
             f" its UNet reads {unet.config.cross_attention_dim}",
             "the text encoder is another model's",
         )
-    if unet.config.in_channels != found["vae"].config.latent_channels:
-        raise MismatchError(
-            f"{name} takes {unet.config.in_channels} channels: inpainting or upscaling", USABLE
-        )
-    side = unet.config.sample_size
-    if type(side) is not int or not 1 <= side <= LARGEST:
-        raise MismatchError(
-            f"{name} does not draw square pictures of up to {8 * LARGEST} px: size {side!r}", USABLE
-        )
-    if found["prediction"] not in PREDICTIONS:
-        raise MismatchError(f"{name} predicts {found['prediction']!r}, not noise or v", USABLE)
+    beside = unet.config.in_channels - found["vae"].config.latent_channels
+    if beside not in layout.BESIDE:
+        raise MismatchError(f"{name} takes {unet.config.in_channels} channels: upscaling?", USABLE)
+    _check_size(unet.config.get("sample_size"), name)
+    check_prediction(found["prediction"], name)
     for encoder, tokenizer in zip(encoders, found["tokenizers"], strict=True):
         _check_tokenizer(encoder.config, tokenizer, name)
     with reading(f"the scheduler of {name}"):
-        ddim(found["scheduler_config"], found["prediction"])
+        schedule.scheduler(found["scheduler_config"], found["prediction"])
     for part in (unet, *encoders, found["vae"]):
         _check_weights(part, name)
+
+
+def _check_size(said: Any, name: str) -> None:
+    """A side of the latents, height and width, or nothing said."""
+    sides = said if isinstance(said, (list, tuple)) and len(said) == 2 else (said,)
+    if said is not None and not all(type(side) is int and 1 <= side <= LARGEST for side in sides):
+        largest = f"pictures of up to {8 * LARGEST} px"
+        raise MismatchError(f"{name} does not draw {largest}: size {said!r}", USABLE)
+
+
+def check_prediction(said: Any, name: str) -> None:
+    if said not in PREDICTIONS:
+        raise MismatchError(f"{name} predicts {said!r}, not noise or v", USABLE)
 
 
 def _check_tokenizer(config: Any, tokenizer: Any, name: str) -> None:
@@ -177,26 +241,26 @@ def _check_tokenizer(config: Any, tokenizer: Any, name: str) -> None:
 
 def _check_weights(module: nn.Module, name: str) -> None:
     kind = type(module).__name__
-    if missing := [key for key, value in module.named_parameters() if value.is_meta]:
+    missing = [key for key, value in module.named_parameters() if value.is_meta]
+    if kind == "AutoencoderKL":
+        missing = without_encoder(module, missing)
+    if missing:
         raise MismatchError(f"the {kind} of {name} lacks {_some(missing)}", AGAIN)
-    broken = [key for key, value in module.named_parameters() if not value.isfinite().all()]
-    if broken:
+    if broken := [key for key, value in module.named_parameters() if not _finite(value)]:
         raise ResourceError(
             f"the {kind} of {name} holds NaN or infinity in {_some(broken)}",
             f"{AGAIN}, or use --dtype float32",
         )
 
 
+def _finite(value: torch.Tensor) -> bool:
+    """Whether no number is NaN or infinite: one pass for the sum, a second only in doubt."""
+    return bool(value.sum(dtype=torch.float32).isfinite() or value.isfinite().all())
+
+
 def _some(keys: list[str]) -> str:
     more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
     return ", ".join(keys[:NAMED]) + more
-
-
-def ddim(config: dict[str, Any], prediction: str) -> Any:
-    """A DDIM scheduler with the noise schedule of another scheduler's config."""
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler.from_config(config | {"prediction_type": prediction})
 
 
 @contextmanager

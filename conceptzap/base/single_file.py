@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,19 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from conceptzap.base.bpe import END, clip_tokenizer
 from conceptzap.base.layout import (
+    BESIDE,
     CONVERT,
     NO_CROSS_ATTENTION,
+    NO_TEXT,
     PICKLES,
     USABLE,
     read_json,
     reading,
+    zeros_negative,
 )
 from conceptzap.errors import MismatchError, ResourceError, UsageError
 
@@ -35,6 +40,10 @@ TEXT = {
     "sd2": "cond_stage_model.model.token_embedding.weight",
     "sd1": "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
 }
+# old merges of Stable Diffusion 1 leave out `text_model.`
+OLD = re.compile(r"^cond_stage_model\.transformer\.(?=embeddings\.|encoder\.|final_layer_norm\.)")
+NEW = "cond_stage_model.transformer.text_model."
+REFINER = "conditioner.embedders.0.model.token_embedding.weight"
 # parts of tensor names of SD3, FLUX and their like, in the original and in diffusers' layout
 JOINT = ("joint_blocks.", "double_blocks.", ".add_k_proj.", "cap_embedder.")
 
@@ -56,10 +65,12 @@ def sketch(path: Path) -> Sketch:
     if path.suffix != ".safetensors":
         raise ResourceError(f"{path} is no .safetensors file", USABLE)
     with reading(str(path)), safe_open(path, "pt") as file:
-        keys, said = set(file.keys()), file.metadata() or {}
+        keys, said = {OLD.sub(NEW, key) for key in file.keys()}, file.metadata() or {}
         channels = file.get_slice(FIRST).get_shape()[1] if FIRST in keys else 0
     _check_keys(path, keys, said, channels)
     family = next((family for family, key in TEXT.items() if key in keys), None)
+    if REFINER in keys:
+        raise MismatchError(f"{path} has {NO_TEXT}", USABLE)
     if family is None or VAE not in keys:
         part = "text encoder" if family is None else "VAE"
         raise MismatchError(f"{path} has no {part}", "use a whole checkpoint, not the UNet alone")
@@ -74,10 +85,10 @@ def sketch(path: Path) -> Sketch:
 def _check_keys(path: Path, keys: set[str], said: dict[str, str], channels: int) -> None:
     if said.get("format", "").startswith("lprompt/"):
         raise MismatchError(f"{path} is an erasure, not a checkpoint", "give it as --with instead")
-    if channels == 4:
+    if channels - 4 in BESIDE:
         return
     if channels:
-        raise MismatchError(f"{path} takes {channels} channels: inpainting or alike", USABLE)
+        raise MismatchError(f"{path} takes {channels} channels: upscaling or alike", USABLE)
     if any(marker in key for key in keys for marker in JOINT):
         raise MismatchError(f"{path} has a transformer for a UNet: {NO_CROSS_ATTENTION}", USABLE)
     what = "a LoRA" if any("lora" in key for key in keys) else "no Stable Diffusion checkpoint"
@@ -99,68 +110,79 @@ def settle_prediction(family: str, said: str | None, asked: str | None, name: st
     return "epsilon"
 
 
-def load(path: Path, dtype: torch.dtype, asked: str | None) -> dict[str, Any]:
-    """Modules, tokenizers and scheduler config of the file, built by the shipped configs."""
+def load(path: Path, dtype: torch.dtype | None, asked: str | None) -> dict[str, Any]:
+    """Modules, tokenizers and scheduler config of the file, built by the shipped configs.
+
+    Weights that are stored in `dtype` (None: all) are views of the file on the disk, not copies.
+    """
     found = sketch(path)
     prediction = settle_prediction(found.family, found.prediction, asked, str(path))
     config = CONFIGS / found.family
-    tokenizers = tuple(clip_tokenizer(pad) for pad in PADS[found.family])
     with reading(str(path)):
-        pipe = _assemble(path, found.family, tokenizers, dtype)
+        unet, vae, encoders = _assemble(path, found.family, dtype)
     if found.family == "sd2" and prediction == "v_prediction":
-        pipe.unet.register_to_config(sample_size=V_SIZE)
+        unet.register_to_config(sample_size=V_SIZE)
     scheduler = read_json(config / "scheduler" / "scheduler_config.json")
-    second = (pipe.text_encoder_2,) if found.family == "sdxl" else ()
+    if found.zero_snr:  # such a model must be asked at the last timestep, too (Lin et al. 2023)
+        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return {
-        "unet": pipe.unet,
-        "text_encoders": (pipe.text_encoder, *second),
-        "tokenizers": tokenizers,
-        "vae": pipe.vae,
-        "scheduler_config": scheduler | {"rescale_betas_zero_snr": found.zero_snr},
+        "unet": unet,
+        "text_encoders": encoders,
+        "tokenizers": tuple(clip_tokenizer(pad) for pad in PADS[found.family]),
+        "vae": vae,
+        "scheduler_config": scheduler,
         "prediction": prediction,
+        "zero_negative": zeros_negative(read_json(config / "model_index.json"), found.family),
     }
 
 
-def _assemble(path: Path, family: str, tokenizers: tuple[Any, ...], dtype: torch.dtype) -> Any:
-    """diffusers' own assembly of the file, with the UNet and the VAE handed in.
+def _assemble(
+    path: Path, family: str, dtype: torch.dtype | None
+) -> tuple[nn.Module, nn.Module, tuple[nn.Module, ...]]:
+    """UNet, VAE and text encoders, by diffusers' own tables of names.
 
-    Handed in because diffusers fails on a missing tensor of these two without naming it; what is
-    missing stays on the meta device here, and the caller says what it is.
+    Not by its pipelines: these read the file a second time, and fail on a missing tensor without
+    naming it. What is missing stays on the meta device here, and the caller says what it is.
     """
-    from diffusers import (
-        AutoencoderKL,
-        StableDiffusionPipeline,
-        StableDiffusionXLPipeline,
-        UNet2DConditionModel,
-    )
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from diffusers.loaders import single_file_utils as layouts
 
-    tensors = load_file(path)
+    tensors = {OLD.sub(NEW, name): value for name, value in load_file(path).items()}
     config = CONFIGS / family
-    kinds = {
-        "unet": (UNet2DConditionModel, layouts.convert_ldm_unet_checkpoint),
-        "vae": (AutoencoderKL, layouts.convert_ldm_vae_checkpoint),
-    }
-    given: dict[str, Any] = {
-        part: _convert(cls, convert, tensors, config / part, dtype)
-        for part, (cls, convert) in kinds.items()
-    }
-    given["tokenizer"] = tokenizers[0]
-    if family == "sdxl":
-        given["tokenizer_2"] = tokenizers[1]
-    pipeline = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
-    return pipeline.from_single_file(
-        str(path), config=str(config), local_files_only=True, torch_dtype=dtype, **given
-    )
+    unet = _hollow(UNet2DConditionModel, config / "unet", in_channels=tensors[FIRST].shape[1])
+    vae = _hollow(AutoencoderKL, config / "vae")
+    _fill(unet, layouts.convert_ldm_unet_checkpoint(tensors, unet.config), dtype)
+    _fill(vae, layouts.convert_ldm_vae_checkpoint(tensors, vae.config), dtype)
+    encoders = _text_encoders(config, family)
+    for number, encoder in enumerate(encoders):
+        if family == "sd2" or number:
+            prefix = TEXT[family].removesuffix("token_embedding.weight")
+            named = layouts.convert_open_clip_checkpoint(encoder, tensors, prefix)
+        else:
+            named = layouts.convert_ldm_clip_checkpoint(tensors)
+        if not hasattr(encoder, "text_model"):  # so before transformers 5.6, and with a projection
+            named = {name.removeprefix("text_model."): value for name, value in named.items()}
+        _fill(encoder, named, dtype)
+    return unet, vae, encoders
 
 
-def _convert(
-    cls: Any, convert: Any, tensors: dict[str, torch.Tensor], config: Path, dtype: torch.dtype
-) -> nn.Module:
+def _hollow(cls: Any, config: Path, **changes: Any) -> Any:
+    """A diffusers module that has shapes only."""
     with init_empty_weights():
-        module = cls.from_config(cls.load_config(str(config)))
-    values = convert(tensors, module.config)
-    # copied, for what is loaded is a view of the file, and files get overwritten
-    own = {name: value.to(dtype, copy=True) for name, value in values.items() if value is not None}
+        return cls.from_config({**cls.load_config(str(config)), **changes})
+
+
+def _text_encoders(config: Path, family: str) -> tuple[nn.Module, ...]:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    classes = (CLIPTextModel, CLIPTextModelWithProjection)[: len(PADS[family])]
+    with init_empty_weights():
+        return tuple(
+            cls(CLIPTextConfig.from_pretrained(str(folder)))
+            for cls, folder in zip(classes, sorted(config.glob("text_encoder*")), strict=True)
+        )
+
+
+def _fill(module: nn.Module, values: Mapping[str, Tensor | None], dtype: torch.dtype | None) -> None:
+    own = {name: value.to(dtype) for name, value in values.items() if value is not None}
     module.load_state_dict(own, strict=False, assign=True)
-    return module

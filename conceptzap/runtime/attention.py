@@ -37,7 +37,7 @@ def look(
     base: Base, prompt: str, words: Sequence[str], seed: int, settings: Settings, edits: Sequence[Edit]
 ) -> Maps:
     """Attention while one picture is drawn under the edits; words that the prompt lacks are left out."""
-    cond, uncond = base.encode([prompt]), base.encode([settings.negative])
+    cond, uncond = base.encode([prompt]), base.unconditional(settings.negative)
     columns = {"concept": positions(base, prompt, words)}
     total: dict[str, list[Tensor]] = {}
     with attached(base.unet, edits):

@@ -1,5 +1,7 @@
-"""The one denoising loop: DDIM without noise (Song et al. 2021, eq. 12), as a generator.
+"""The one denoising loop, as a generator: DDIM without noise (Song et al. 2021, eq. 12) by default.
 
+Every step is made in what the checkpoint itself predicts, by diffusers' own scheduler: noise cannot
+be stepped with where there is no signal, at the first step of a schedule that ends in pure noise.
 Whoever needs latents on the way stops early by leaving the loop. Every picture has a generator of
 its own; with one picture a UNet call it depends on nothing but prompt, seed and settings.
 """
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit
-from conceptzap.errors import ResourceError
+from conceptzap.errors import ResourceError, UsageError
 from conceptzap.result import Settings
 from conceptzap.runtime.attach import Receipt, attached
 
@@ -31,26 +33,35 @@ class Drawing:
 
 def denoise(
     base: Base, cond: Cond, uncond: Cond, settings: Settings, noise: Tensor
-) -> Iterator[tuple[int, Tensor]]:
+) -> Iterator[tuple[float, Tensor]]:
     """Yield (t, latents [n, c, h, w]) before every UNet call and (-1, latents) at the end.
 
-    `cond` has n rows, `uncond` one or n; with guidance 1 the unconditional half is left out.
+    `cond` has n rows, `uncond` one or n; with guidance up to 1 the unconditional half is left out.
     """
-    from diffusers import DDIMScheduler
-
-    scheduler = DDIMScheduler.from_config(base.scheduler().config, prediction_type="epsilon")
+    scheduler = base.scheduler(settings.scheduler)
     scheduler.set_timesteps(settings.steps)
-    n, guided = len(noise), settings.guidance != 1
+    n, guided = len(noise), settings.guidance > 1
     both = Cond.cat([uncond if len(uncond) == n else uncond[[0] * n], cond]) if guided else cond
-    latents = noise * scheduler.init_noise_sigma
-    for t in scheduler.timesteps.tolist():
-        yield t, latents
-        eps = base.eps(latents.repeat(2, 1, 1, 1) if guided else latents, t, both)
+    latents = noise * scheduler.init_noise_sigma  # [n, c, h, w]
+    for t in scheduler.timesteps:
+        yield t.item(), latents
+        x = scheduler.scale_model_input(latents, t)
+        output = base.predict(x.repeat(2, 1, 1, 1) if guided else x, t, both)
         if guided:
-            without, given = eps.chunk(2)
-            eps = without + settings.guidance * (given - without)
-        latents = scheduler.step(eps, t, latents).prev_sample
+            without, given = output.chunk(2)
+            output = without + settings.guidance * (given - without)
+        latents = scheduler.step(output, t, latents).prev_sample
     yield -1, latents
+
+
+def size_of(base: Base, settings: Settings) -> tuple[int, int]:
+    """Height and width of the pictures, in pixels: as asked, else the base's own."""
+    height, width = base.size
+    size = (settings.height or height, settings.width or width)
+    if any(side % base.factor for side in size):
+        hint = f"{base.id} draws multiples of {base.factor}"
+        raise UsageError(f"pictures of {size[0]} x {size[1]} px cannot be drawn", hint)
+    return size
 
 
 def drawings(
@@ -65,7 +76,8 @@ def drawings(
     The receipt of every batch is verified before its latents are decoded: raises `SilentEditError`
     and makes no picture where an edit did not run, `ResourceError` where the latents diverged.
     """
-    uncond = base.encode([settings.negative])
+    size = size_of(base, settings)
+    uncond = base.unconditional(settings.negative, size)
     for start in range(0, len(prompts), settings.batch):
         chunk = slice(start, start + settings.batch)
         latents, receipt = _batch(base, prompts[chunk], seeds[chunk], settings, edits, uncond)
@@ -84,9 +96,10 @@ def _batch(
     edits: Sequence[Edit],
     uncond: Cond,
 ) -> tuple[Tensor, Receipt]:
-    calls = -1
+    calls, size = -1, size_of(base, settings)
     with attached(base.unet, edits) as receipt:
-        for _, latents in denoise(base, base.encode(prompts), uncond, settings, base.noise(seeds)):
+        cond, noise = base.encode(prompts, size=size), base.noise(seeds, size)
+        for _, latents in denoise(base, cond, uncond, settings, noise):
             calls += 1
     receipt.verify(calls)
     if not latents.isfinite().all():

@@ -107,7 +107,7 @@ def partial_sampling(
     As many are sampled together as memory allows; the prompt's place decides its noise.
     """
     settings = Settings(steps=steps, guidance=guidance)
-    uncond = base.encode([""])
+    uncond = base.unconditional()
 
     def sample(chunk: slice) -> list[tuple[int, Tensor]]:
         noise = base.noise(range(seed + chunk.start, seed + chunk.stop))
@@ -158,13 +158,13 @@ def distance(base: Base, eps: Tensor, target: Tensor, t: Tensor, space: str) -> 
     """Mean squared error per row in noise space, or in the x0 space of the EAP and KPOP code.
 
     x0 = (x_t - sqrt(1 - a) eps) / sqrt(a), so that space weighs a step by (1 - a) / a: about 200 at
-    t = 1000 and .01 at t = 20.
+    t = 1000 and .01 at t = 20. Where a schedule ends without signal (a = 0) it weighs 1000.
     """
     if space not in SPACES:
         raise UsageError(f"unknown loss space {space!r}", f"use {' or '.join(SPACES)}")
     error = (eps - target).pow(2).flatten(1).mean(1)
     if space == "x0":
-        alpha = base.alphas[t.to(base.alphas.device)].to(error)
+        alpha = base.alphas[t.to(base.alphas.device)].to(error).clamp(min=1e-3)
         error = error * (1 - alpha) / alpha
     return error.mean()
 

@@ -55,7 +55,7 @@ class Request:
 
 def usual(base: Base) -> Settings:
     """The settings a base is drawn with when nobody says: the demo's own, or Stable Diffusion's."""
-    return Settings() if base.id == "demo" else Settings(steps=30, guidance=7.5)
+    return Settings() if base.is_demo else Settings(steps=30, guidance=7.5)
 
 
 def described(base: Base) -> str:

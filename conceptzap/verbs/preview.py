@@ -26,7 +26,7 @@ def before_and_after(
         for when, edits in (("before", ()), ("after", erasure.edits)):
             drawn = sampler.drawings(base, wanted, seeds, settings, edits)
             rows.append((f"{label} {when}", [one.picture.numpy() for one in drawn]))
-    sheet = pictures.side_by_side(rows, max(1, SIDE // base.size))
+    sheet = pictures.side_by_side(rows, max(1, SIDE // max(base.size)))
     text = {"concepts": ", ".join(task.concepts), "digest": erasure.digest}
     return pictures.encode_png(sheet, text)
 
