@@ -1,13 +1,14 @@
-"""Shared fixtures: tiny random bases of every family, one thread, and no network at all."""
+"""Shared fixtures: tiny random bases of every family, the demo, one thread, and no network at all."""
 
 from __future__ import annotations
 
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # read once, when torch and the hub's client are imported
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Python programs that the tests start run this source, and reach the network no more than they do
@@ -20,34 +21,69 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import offline.sitecustomize  # noqa: F401  (blocks the sockets of this process)
 import pytest
-import torch
-from evaluations import church, demo_base, own_cache, tiny_folder  # noqa: F401
 
-from conceptzap.base import Base
-from conceptzap.testing import FAMILIES, tiny
+if TYPE_CHECKING:
+    from conceptzap.base import Base
 
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+# fixtures import what they need: tests without a model start without torch
 
 
 @pytest.fixture(scope="session")
 def sd1() -> Base:
-    return tiny("sd1")
+    return _tiny("sd1")
 
 
 @pytest.fixture(scope="session")
 def sd2() -> Base:
-    return tiny("sd2")
+    return _tiny("sd2")
 
 
 @pytest.fixture(scope="session")
 def sdxl() -> Base:
-    return tiny("sdxl")
+    return _tiny("sdxl")
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(scope="session", params=("sd1", "sd2", "sdxl"))
 def base(request: pytest.FixtureRequest) -> Base:
     """Each family in turn."""
     return request.getfixturevalue(request.param)
+
+
+def _tiny(family: str) -> Base:
+    from conceptzap.testing import tiny
+
+    return tiny(family)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, so that every picture of a test is its own."""
+    monkeypatch.setenv("CONCEPTZAP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny sd1 as a folder for `--base`."""
+    from conceptzap.testing import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def church(sd1: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An erasure made for it."""
+    from erasures import write
+
+    return write(sd1, "church", tmp_path_factory.mktemp("erasure"))
+
+
+@pytest.fixture(scope="session")
+def demo_base() -> Base:
+    """The built-in checkpoint."""
+    from conceptzap.base import load_base
+    from conceptzap.terminal.environment import DEMO, DEMO_UNET
+
+    if not DEMO_UNET.is_file():
+        pytest.skip("the built-in checkpoint is not there")
+    return load_base(str(DEMO))
