@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Json = Any
 Tensors = Mapping[str, "torch.Tensor | Raw"]
 ROLES = ("erase", "key", "attack")
+MAX_ROWS = 1024  # learned tokens behind the text of one cross-attention that can be open at once
 NAME_DIGITS = 12
 FILE_DTYPES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bool": "BOOL"}
 
@@ -66,24 +67,58 @@ def content_name(record: Json, tensors: Tensors) -> str:
     return digest.hexdigest()[:NAME_DIGITS]
 
 
-@dataclass(frozen=True)
-class Gate:
+class Named:
+    """A value named by its content: equal where the names are, whatever holds the tensors.
+
+    The name is hashed once and kept for as long as no tensor can have changed: one that is trained,
+    or in inference mode, is hashed at every use.
+    """
+
+    tensors: Tensors
+
+    def record(self) -> dict[str, Json]:
+        raise NotImplementedError
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """The versions of the tensors; None where one can change without a new version."""
+        held = [tensor for tensor in self.tensors.values() if not isinstance(tensor, Raw)]
+        if any(tensor.requires_grad or tensor.is_inference() for tensor in held):
+            return None
+        return tuple(tensor._version for tensor in held)
+
+    @property
+    def name(self) -> str:
+        stamp = self._stamp()
+        stamped, name = self.__dict__.get("_name", (None, ""))
+        if stamp is None or stamped != stamp:
+            name = content_name(self.record(), self.tensors)
+            self.__dict__["_name"] = (stamp, name)
+        return name
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Gate(Named):
     """A factor 0..1 on an edit, read from the text states or the timestep (`gates.py` has the kinds)."""
 
     kind: str
     params: Mapping[str, Json] = field(default_factory=dict)
     tensors: Tensors = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Gate({self.kind}, {self.name})"
+
     def record(self) -> dict[str, Json]:
         return {"kind": self.kind, "params": dict(self.params)}
 
-    @property
-    def name(self) -> str:
-        return content_name(self.record(), self.tensors)
 
-
-@dataclass(frozen=True)
-class Edit:
+@dataclass(frozen=True, eq=False, repr=False)
+class Edit(Named):
     """At these named modules (`sites`), do this `op` with these `tensors`, under these `gates`.
 
     All sites share the tensors. The gates multiply; none means always. `scale` is the strength,
@@ -99,6 +134,16 @@ class Edit:
     scale: float = 1.0
     role: str = "erase"
 
+    def __repr__(self) -> str:
+        slots, gates = " ".join(sorted(self.tensors)), " ".join(gate.kind for gate in self.gates)
+        sites = "1 site" if len(self.sites) == 1 else f"{len(self.sites)} sites"
+        return f"Edit({self.op} {slots} at {sites}, {gates or 'no gate'}, {self.scale:g}, {self.name})"
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """That of the gates, too, for their names are part of the record."""
+        stamps = [super()._stamp(), *(gate._stamp() for gate in self.gates)]
+        return None if None in stamps else tuple(n for stamp in stamps for n in stamp)
+
     def record(self) -> dict[str, Json]:
         return {
             "op": self.op,
@@ -109,12 +154,8 @@ class Edit:
             "role": self.role,
         }
 
-    @property
-    def name(self) -> str:
-        return content_name(self.record(), self.tensors)
-
     def scaled(self, strength: float) -> Edit:
-        return replace(self, scale=self.scale * strength)
+        return self if strength == 1 else replace(self, scale=self.scale * strength)
 
 
 @dataclass(frozen=True)
@@ -162,23 +203,57 @@ class Header:
     extra: Mapping[str, Json] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Erasure:
     """A header and its edits, sorted by name so that one value has one form.
 
-    `digest` is the identity: sha256 of the canonical file without itself, set by `format`.
+    `digest` is the identity: sha256 of the canonical file without itself, set by `format`. Two
+    erasures are equal when headers and edits are, sealed or not.
     """
 
     header: Header
     edits: tuple[Edit, ...]
     digest: str = ""
 
+    def __repr__(self) -> str:
+        pairs = zip(self.header.concepts, self.header.anchors, strict=False)
+        concepts = ", ".join(f"{concept} to {anchor}" if anchor else concept for concept, anchor in pairs)
+        digest = f", {self.digest[:NAME_DIGITS]}" if self.digest else ""
+        return f"Erasure({concepts}: {len(self.edits)} edits for {self.header.base.family}{digest})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Erasure):
+            return NotImplemented
+        return self._names() == other._names() and self.header == other.header
+
+    def __hash__(self) -> int:
+        return hash(self._names())
+
+    def _names(self) -> frozenset[str]:
+        return frozenset(edit.name for edit in self.edits)
+
     def scaled(self, strength: float) -> Erasure:
-        """The same erasure, weaker or stronger (0 to 2; 0 is absent, 1 as made)."""
-        return replace(self, edits=tuple(edit.scaled(strength) for edit in self.edits))
+        """The same erasure, weaker or stronger (0 to 2; 0 is absent, 1 as made), as a new value.
+
+        It loses its scores, which were earned at another strength. Its self-test is still the one at
+        the strength as made, and says so: what a gated edit does at half strength follows from
+        nothing stored. One of strength 0 has none left, so no base admits its file.
+        """
+        if strength == 1:
+            return self
+        names = {edit.name: edit.scaled(strength).name for edit in self.edits}
+        tests = [_scaled_test(test, names, strength) for test in self.header.canary.values() if strength]
+        header = replace(self.header, scores={}, canary={test["edits"][0]: test for test in tests})
+        return Erasure(header, sort_edits(edit.scaled(strength) for edit in self.edits))
 
     def with_role(self, role: str) -> tuple[Edit, ...]:
         return tuple(edit for edit in self.edits if edit.role == role)
+
+
+def _scaled_test(test: Mapping[str, Json], names: Mapping[str, str], strength: float) -> dict[str, Json]:
+    """A self-test of edits that have new names, with the strength at which its numbers were not made."""
+    edits = sorted(names.get(name, name) for name in test["edits"])
+    return {**test, "edits": edits, "scale": test.get("scale", 1.0) * strength}
 
 
 def sort_edits(edits: Iterable[Edit]) -> tuple[Edit, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import edits as some
@@ -14,6 +14,7 @@ import torch
 from conceptzap.base import CROSS, CROSS_K, Base
 from conceptzap.errors import MismatchError, RefusedError, SilentEditError
 from conceptzap.runtime.attach import Attachment, attached, find_module
+from conceptzap.runtime.receipt import Ledger
 
 MIXED = (some.ASKED[0], some.OTHER[0], some.ASKED[1], some.OTHER[1])
 BOTH = (some.tokens, some.shared)
@@ -185,6 +186,31 @@ def test_one_call_at_a_time(sd1: Base) -> None:
     assert receipt.calls == 1
 
 
+def test_two_threads_that_ask_at_the_same_moment(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second asks while the first reads its gates: past the question, before its first module."""
+    reading, go_on = Event(), Event()
+    read = Ledger._read
+
+    def slowly(ledger: Ledger, *given: Any) -> Any:
+        if not reading.is_set():
+            reading.set()
+            go_on.wait(60)
+        return read(ledger, *given)
+
+    alone, drawn = some.eps(sd1, MIXED[:2], some.eraser(sd1)), []
+    monkeypatch.setattr(Ledger, "_read", slowly)
+    with attached(sd1.unet, some.eraser(sd1)) as receipt:
+        first = Thread(target=lambda: drawn.append(call(sd1)))
+        first.start()
+        assert reading.wait(60)
+        raised = _error(lambda: call(sd1))
+        go_on.set()
+        first.join()
+        assert isinstance(raised, RefusedError) and "threads" in str(raised)
+        assert drawn[0].equal(alone) and receipt.calls == 1
+        assert call(sd1).equal(alone)
+
+
 def _error(run: Any) -> Exception:
     with pytest.raises(Exception) as caught:  # noqa: PT011
         run()
@@ -232,27 +258,43 @@ def test_a_copy_is_erased_on_its_own(sd1: Base) -> None:
     assert attachment.receipt.calls == 1
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_reach_the_edits(sd1: Base, checkpointing: bool) -> None:
-    """Checkpointing runs modules once more during backward; the gradients are the same."""
-    base = replace(sd1, unet=copy.deepcopy(sd1.unet))
-    edit = some.tokens(base, gates=[some.gate(base)])
+MAKERS = {
+    "rows": some.tokens,
+    "key rows": some.key_values,
+    "shared": some.shared,
+    "low rank": some.low_rank,
+    "delta": some.delta,
+    "adapter": some.adapter,
+}
+
+
+def gradients(sd1: Base, name: str, checkpointing: bool, dtype: torch.dtype = torch.float32) -> list:
+    """Of a gated edit of that kind, beside a second of its kind that is not trained."""
+    base = replace(sd1, unet=copy.deepcopy(sd1.unet).to(dtype), dtype=dtype)
+    edit = MAKERS[name](base, gates=[some.gate(sd1)])
     tensors = {slot: torch.nn.Parameter(t) for slot, t in edit.tensors.items()}
-    edits = [replace(edit, tensors=tensors), some.shared(base)]
     if checkpointing:
         base.unet.enable_gradient_checkpointing()
         base.unet.train()
-    with attached(base.unet, edits) as receipt:
-        base.eps(base.noise([0, 1]), some.TIME, base.encode(MIXED[:2])).pow(2).mean().backward()
+    with attached(base.unet, [replace(edit, tensors=tensors), MAKERS[name](base, seed=9)]) as receipt:
+        cond = base.encode(MIXED[:2])
+        base.eps(base.noise([0, 1]), some.TIME, cond).pow(2).mean().backward()
         receipt.verify(1)
-    gradients = [tensors[slot].grad for slot in sorted(tensors)]
-    assert all(gradient.abs().max() > 0 for gradient in gradients)
-    _GRADIENTS.append(gradients)
-    for one, two in zip(_GRADIENTS[0], _GRADIENTS[-1], strict=True):
-        assert torch.allclose(one, two, rtol=1e-3, atol=1e-7)
+    return [tensors[slot].grad for slot in sorted(tensors)]
 
 
-_GRADIENTS: list[list[torch.Tensor]] = []
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_gradients_reach_the_edits(sd1: Base, name: str) -> None:
+    """Checkpointing runs modules once more during backward; the gradients are the same."""
+    plain, again = (gradients(sd1, name, checkpointing) for checkpointing in (False, True))
+    for one, two in zip(plain, again, strict=True):
+        assert one.abs().max() > 0 and torch.allclose(one, two, rtol=1e-3, atol=1e-7)
+
+
+def test_gradients_flow_through_a_cast(sd1: Base) -> None:
+    """Parameters in fp32 on a UNet in bf16: cast inside the graph."""
+    for one, two in zip(*(gradients(sd1, "shared", False, t) for t in (torch.float32, torch.bfloat16)), strict=True):
+        assert two.dtype == torch.float32 and torch.cosine_similarity(one.flatten(), two.flatten(), 0) > 0.98
 
 
 def test_find_module(sd1: Base) -> None:

@@ -141,8 +141,10 @@ def _nothing(*given: Any) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("maker", "owner", "name"),
     [
-        (some.shared, ops, "shift"),
-        (some.low_rank, ops, "change"),
+        (some.shared, ops, "low_rank"),
+        (some.low_rank, ops, "low_rank"),
+        (some.mask, ops, "masked"),
+        (some.delta, ops, "change"),
         (some.adapter, ops, "change"),
         (some.tokens, LayerHook, "_prompt"),
         (some.key_values, LayerHook, "_rows"),
@@ -155,8 +157,12 @@ def test_an_effect_that_does_not_arrive_is_found(
     erasure = some.erasure(sd1, [maker(sd1)])
     canary.check(sd1, erasure)
     mutes = {
-        "_prompt": lambda hook, edit, x: x.new_zeros(len(x), ops.token_count(edit), x.shape[2]),
-        "_rows": lambda hook, learned, output, start: [output[:, start:]],
+        "_prompt": lambda hook, call, index, x: x.new_zeros(
+            len(x), ops.token_count(hook.ledger.edits[index]), x.shape[2]
+        ),
+        "_rows": lambda hook, call, learned, output, start: [output[:, start:]],
+        "low_rank": lambda pair, strength, module, x: torch.zeros_like(x if module is None else module.forward(x)),
+        "masked": lambda parts, strengths, module, x: torch.zeros_like(module.forward(x)),
     }
     monkeypatch.setattr(owner, name, mutes.get(name, _nothing))
     assert "self-test failed" in refused(sd1, erasure)

@@ -15,7 +15,7 @@ from conceptzap.base import CROSS_KV, Base
 from conceptzap.edit import Edit, Gate
 from conceptzap.errors import MismatchError
 from conceptzap.runtime.attach import attached
-from conceptzap.runtime.gates import Signal, check, factor, scores
+from conceptzap.runtime.gates import Detectors, Panel, Signal, check, factor, scores
 
 QUERY = {"query": torch.eye(3), "mean": torch.zeros(3)}
 
@@ -76,6 +76,69 @@ def test_gates_multiply_and_positions_stay_apart() -> None:
     window = some.window(0, 10)
     for order in ([token, half, window], [window, half, token], [half, token, window]):
         assert factors(order, states, [5.0, 11.0]) == [[0.5, 0], [0, 0]]
+
+
+def test_zero_states_are_shut() -> None:
+    """SDXL's empty negative prompt is all zeros: never NaN, never open, also where the mean is not."""
+    tensors = {"query": torch.eye(3), "mean": torch.tensor([-5.0, 0.0, 0.0])}
+    states = torch.zeros(2, 4, 3)
+    states[1, 0] = torch.tensor([1.0, 0, 0])
+    assert factors([Gate("match", {"threshold": 0.5}, tensors)], states, [0.0, 0.0]) == [0, 1]
+    assert factors([Gate("token", {"threshold": 0.5}, tensors)], states, [0.0, 0.0]) == [[0] * 4, [1, 0, 0, 0]]
+    assert not scores(Gate("match", {"threshold": 0.5}, tensors), states).isnan().any()
+
+
+def test_parts_are_at_unit_length_each() -> None:
+    """What one encoder says cannot be drowned by the length of what the other says."""
+    tensors = {"query": torch.tensor([[1.0, 0, 0, 0]]), "mean": torch.zeros(4)}
+    whole, halves = (Gate("match", {"threshold": 0.9, **more}, tensors) for more in ({}, {"parts": [2, 2]}))
+    states = torch.tensor([[[1.0, 0.0, 30.0, 40.0]], [[0.0, 1.0, 0.0, 0.0]]])
+    assert factors([whole], states, [0.0, 0.0]) == [0, 0]
+    assert factors([halves], states, [0.0, 0.0]) == [1, 0]
+    assert scores(halves, states).tolist() == [[1.0], [0.0]]
+    for parts in ([2], [2, 3], [6, -2], ["2", "2"], [True, 3]):
+        with pytest.raises(MismatchError, match="wide"):
+            check(Gate("match", {"threshold": 0.9, "parts": parts}, tensors), 4)
+
+
+def random_gate(seed: int, **more: object) -> Gate:
+    count = 1 + seed % 4
+    tensors = {"query": 4 * some.randn(count, 8, seed=seed), "mean": some.randn(8, seed=seed + 1) / 8}
+    return Gate("match", {"threshold": 3.0, **more}, tensors)
+
+
+def test_many_gates_are_read_as_one_by_one() -> None:
+    """Different numbers of queries, halves and wholes, shared gates, half precision: one reading."""
+    states = some.randn(6, 5, 8, seed=99)
+    gates = [random_gate(seed, **({"parts": [3, 5]} if seed % 3 else {})) for seed in range(30)]
+    gates += [replace(gates[0], tensors={s: t.half() for s, t in gates[0].tensors.items()})]
+    edits = [Edit("weight", (f"unet.{i}",), {}, gates=(gate, gates[0])[: 1 + i % 2]) for i, gate in enumerate(gates)]
+    panel = Panel(edits)
+    found = panel.strengths(panel.text(states), None).rows
+    alone = torch.stack([factor(edit, Signal(states, torch.zeros(6))) for edit in edits])
+    assert found.equal(alone) and 0 < found.mean() < 1
+    assert len(panel.match) == len({gate.name for gate in gates})
+
+
+def test_a_timed_gate_does_not_make_the_text_be_read_again(
+    sd1: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text gates once a text and once a gate; timed ones at every step, and the strengths are right."""
+    timed = some.adapter(sd1, gates=[some.window(400, 600), some.gate(sd1)])
+    edits = [some.tokens(sd1, gates=[some.gate(sd1)]), some.shared(sd1, gates=[some.gate(sd1)]), timed]
+    read, found = [], Detectors.scores
+    monkeypatch.setattr(Detectors, "scores", lambda *given: read.append(len(given[0].query)) or found(*given))
+    cond, latents = sd1.encode([some.ASKED[0], some.OTHER[0]]), sd1.noise([0, 1])
+    with attached(sd1.unet, edits) as receipt, torch.no_grad():
+        drawn = [sd1.eps(latents, t, cond) for t in (800, 600, 500, 300)]
+        assert read == [1]
+        sd1.eps(latents, 800, sd1.encode(some.OTHER[:2]))
+        assert read == [1, 1]
+    assert [(t.open, t.shut) for t in receipt.tallies] == [(4, 6), (4, 6), (2, 8)]
+    for t, seen in zip((800, 600, 500, 300), drawn, strict=True):
+        acting = edits if 400 <= t <= 600 else edits[:2]
+        with attached(sd1.unet, [replace(edit, gates=(some.gate(sd1),)) for edit in acting]), torch.no_grad():
+            assert some.far(sd1.eps(latents, t, cond), seen) < 1e-5
 
 
 def test_reads_states_not_prompts(base: Base) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import edits as some
 import pytest
@@ -10,10 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from conceptzap.base import CROSS, CROSS_K, CROSS_KV, Base
-from conceptzap.edit import Edit
+from conceptzap.edit import Edit, Gate
 from conceptzap.errors import MismatchError
 from conceptzap.runtime import ops
-from conceptzap.runtime.attach import attached
+from conceptzap.runtime.attach import Attachment, attached, bake
+from conceptzap.runtime.hooks import LayerHook
 
 PROMPTS = (some.ASKED[0], some.OTHER[1])
 
@@ -52,12 +56,106 @@ def test_a_mask_keeps_and_cuts(base: Base) -> None:
     assert torch.allclose(y, F.linear(x, module.weight * edit.tensors["keep"], module.bias), atol=1e-5)
 
 
+def overlapping(base: Base, pattern: str) -> list[Edit]:
+    """Two masks that prune about an eighth of the weights both."""
+    made = [some.mask(base, pattern, seed=seed) for seed in (0, 1)]
+    assert not (made[0].tensors["keep"] | made[1].tensors["keep"]).all()
+    return made
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (1.0, 0.5), (0.5, 0.25)])
+@pytest.mark.parametrize("pattern", [some.FEED, some.CONVS])
+def test_masks_multiply(sd1: Base, pattern: str, scales: tuple[float, float]) -> None:
+    """What two masks prune is pruned once, never turned into -W; baked or attached."""
+    made = [replace(m, scale=s) for m, s in zip(overlapping(sd1, pattern), scales, strict=True)]
+    module = sd1.module(made[0].sites[0])
+    kept = [1 + m.scale * (m.tensors["keep"].float() - 1) for m in made]
+    weight = module.weight * kept[0] * kept[1]
+    x, y = at(sd1, made[0].sites[0], made)
+    run = F.linear if pattern == some.FEED else partial(F.conv2d, stride=module.stride, padding=module.padding)
+    assert torch.allclose(y, run(x, weight, module.bias), atol=1e-5)
+    assert torch.allclose(module.weight + ops.weight_delta(made, module), weight, atol=1e-6)
+    assert torch.allclose(bake(sd1.unet, made)[f"{made[0].sites[0][5:]}.weight"], weight, atol=1e-6)
+
+
+def test_masks_multiply_row_by_row(sd1: Base) -> None:
+    """One behind a gate, one on a curve of time: every row has a product of its own."""
+    one, two = overlapping(sd1, some.FEED)
+    times = {"times": torch.tensor([0.0, 1000.0]), "values": torch.tensor([0.0, 1.0])}
+    gated = replace(one, gates=(some.gate(sd1),))
+    fading = replace(two, gates=(Gate("curve", {}, times),))
+    latents, cond = sd1.noise(range(4)), sd1.encode([*PROMPTS, *PROMPTS])
+    t = torch.tensor([900, 900, 0, 0])
+    with attached(sd1.unet, [gated, fading, some.delta(sd1)]), torch.no_grad():
+        mixed = sd1.eps(latents, t, cond)
+    for row in range(4):
+        alone = [some.delta(sd1), replace(two, scale=t[row].item() / 1000)]
+        alone += [one] if row % 2 == 0 else []
+        with attached(sd1.unet, alone), torch.no_grad():
+            assert some.far(mixed[[row]], sd1.eps(latents[[row]], int(t[row]), cond[row])) < 1e-5
+
+
+@pytest.mark.parametrize("maker", [some.low_rank, some.shared, partial(some.low_rank, pattern=some.CONVS)])
+def test_pairs_are_one_along_the_rank(sd1: Base, maker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten low-rank files cost one pair of products, each at its own strength, in any order."""
+    made = [replace(maker(sd1, seed=seed), scale=0.1 + 0.2 * seed) for seed in range(9)]
+    gated = replace(maker(sd1, seed=20), gates=(some.gate(sd1),))
+    ran, low_rank = [], ops.low_rank
+    monkeypatch.setattr(ops, "low_rank", lambda *given: ran.append(given) or low_rank(*given))
+    fused = some.eps(sd1, PROMPTS, [*made, gated])
+    assert len({id(given[0].down) for given in ran}) == 1 and len(ran[0][0].ranks) == 10
+    sums = [replace(m, tensors=m.tensors | {"down": m.scale * m.tensors["down"]}, scale=1.0) for m in made]
+    monkeypatch.setattr(LayerHook, "_low_rank", _one_by_one)
+    assert some.far(some.eps(sd1, PROMPTS, [*sums, gated]), fused) < 1e-5
+    monkeypatch.undo()
+    assert some.far(some.eps(sd1, PROMPTS, [gated, *made[::-1]]), fused) < 1e-5
+
+
+def _one_by_one(hook: LayerHook, call: Any, indices: tuple, up: str, module: Any, x: torch.Tensor) -> Any:
+    total: Any = 0
+    for index in indices:
+        pair = hook.ledger.pair((index,), up, x)
+        total = total + ops.low_rank(pair, call.strength((index,), x, pair.ranks), module, x)
+    return total
+
+
+MAKERS = (some.tokens, some.key_values, some.shared, some.low_rank, some.delta, some.mask, some.adapter)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_an_overflow_behind_a_shut_gate_stays_there(sd1: Base, maker: Any) -> None:
+    """A row of a mixed call that is shut is finite and the base's, whatever the edit would give it."""
+    edit = maker(sd1, gates=[some.gate(sd1)])
+    # of a pair the product with `down` is what overflows; its `up` and `into` are finite in every file
+    slots = {"down"} if edit.op == "weight" and "down" in edit.tensors else set(edit.tensors)
+    wild = {s: torch.full(edit.tensors[s].shape, torch.inf) for s in slots}
+    mixed = some.eps(sd1, PROMPTS, [replace(edit, tensors=edit.tensors | wild)])
+    plain = some.eps(sd1, PROMPTS)
+    assert not mixed[0].isfinite().all()
+    assert some.far(mixed[[1]], plain[[1]]) < 1e-5
+
+
+def test_placed_once(sd1: Base) -> None:
+    """Tensors in another dtype than the UNet's are cast once, not at every module of every call."""
+    base = replace(sd1, unet=copy.deepcopy(sd1.unet).bfloat16(), dtype=torch.bfloat16)
+    edits = [some.tokens(base), some.shared(base), some.low_rank(base), some.adapter(base)]
+    attachment = Attachment(base.unet, edits)
+    seen = []
+    for _ in range(2):
+        with torch.no_grad():
+            base.eps(base.noise([0]), some.TIME, base.encode([PROMPTS[0]]))
+        parts = attachment._ledger.parts
+        seen.append([{key: id(value) for key, value in part._placed.items()} for part in parts])
+    attachment.remove()
+    assert seen[0] == seen[1] and [len(placed) for placed in seen[0]] == [2, 2, 2, 4]
+
+
 @pytest.mark.parametrize("maker", [some.low_rank, some.delta, some.mask])
 def test_convolutions(base: Base, maker: object) -> None:
     edit = maker(base, some.CONVS)
     module = base.module(edit.sites[0])
     x, y = at(base, edit.sites[0], [edit])
-    weight = module.weight + ops.weight_delta(edit, module)
+    weight = module.weight + ops.weight_delta([edit], module)
     assert torch.allclose(y, F.conv2d(x, weight, module.bias, module.stride, module.padding), atol=1e-4)
 
 

@@ -125,7 +125,7 @@ def _largest(change: Tensor, rank: int | None) -> Factors:
 
 def _change(edits: Sequence[Edit], module: nn.Module) -> Tensor:
     """What `edits` add to the weight, [out, in times kernel]."""
-    return torch.stack([ops.weight_delta(edit, module).flatten(1) for edit in edits]).sum(0)
+    return ops.weight_delta(edits, module).flatten(1)
 
 
 def _padded(layer: Factors, rank: int, dtype: torch.dtype) -> Factors:

@@ -50,7 +50,8 @@ GATES = {
     # open where max_j max_i q_i . unit(c_j - mean) > threshold, c_j the text states of a row
     "match": Kind(
         _sets("query mean"),
-        params={"threshold": (float,), "false_open": (dict,), "false_shut": (dict,)},
+        # parts: widths of the encoders side by side in the states, each brought to unit length
+        params={"threshold": (float,), "false_open": (dict,), "false_shut": (dict,), "parts": (list,)},
         required=frozenset({"threshold"}),
     ),
     # open where low <= t <= high
@@ -61,6 +62,8 @@ GATES = {
     "curve": Kind(_sets("times values")),
     # factor per text position (K/V weight edits only)
     "token": Kind(
-        _sets("query mean"), params={"threshold": (float,)}, required=frozenset({"threshold"})
+        _sets("query mean"),
+        params={"threshold": (float,), "parts": (list,)},
+        required=frozenset({"threshold"}),
     ),
 }

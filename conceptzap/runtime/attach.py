@@ -16,7 +16,7 @@ concept, and nothing here looks at images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,11 +44,15 @@ def find_module(unet: nn.Module, site: str) -> nn.Module:
 
 
 class Attachment:
-    """Edits hooked into a UNet until `remove()`. Use `attached` where a block is enough."""
+    """Edits hooked into a UNet until `remove()`. Use `attached` where a block is enough.
 
-    def __init__(self, unet: nn.Module, edits: Iterable[Edit]) -> None:
+    Those of strength 0 are left out. `only` [edits, rows], 1 or 0, confines each edit to some rows of
+    every call; the edits must all be of some strength then.
+    """
+
+    def __init__(self, unet: nn.Module, edits: Iterable[Edit], only: Tensor | None = None) -> None:
         self.edits = tuple(edit for edit in edits if edit.scale)
-        self._ledger = Ledger(self.edits)
+        self._ledger = Ledger(self.edits, only)
         self._handles: list[Any] = []
         self._compiled = _is_compiled(unet)
         try:
@@ -76,29 +80,31 @@ class Attachment:
             torch.compiler.reset()
 
     def _install(self, unet: nn.Module) -> None:
-        if any(isinstance(owner(hook), UNetHook) for hook in unet._forward_pre_hooks.values()):
+        if edits_on(unet) is not None:
             raise RefusedError(
                 "this UNet has erasures attached already",
                 "remove them first, or attach all edits together",
             )
+        modules = _checked(unet, self.edits)
         cross: dict[str, Site] = {}
         plain: dict[str, Site] = {}
-        for index, edit in enumerate(self.edits):
-            _check_gates(edit, unet.config.cross_attention_dim)
-            for path in edit.sites:
-                ops.check(edit, find_module(unet, path), path)
-                sites = cross if edit.op == "tokens" else plain
-                sites.setdefault(path, Site(path)).edits.append(index)
+        for (tokens, paths), indices in _by_sites(self.edits).items():
+            for path in paths:
+                sites = cross if tokens else plain
+                sites.setdefault(path, Site(path)).edits.extend(indices)
+        for site in (*cross.values(), *plain.values()):
+            site.edits.sort()
         if self.edits:
             self._hook(unet, UNetHook(self._ledger))
         for path, site in cross.items():
-            self._hook(find_module(unet, path), CrossHook(self._ledger, site), path)
+            around = CrossHook(self._ledger, site)
+            self._hook(modules[path], around, path)
             for letter in "kv":
                 inner = f"{path}.to_{letter}"
-                layer = LayerHook(self._ledger, plain.pop(inner, Site(inner)), site.edits, letter)
+                layer = LayerHook(self._ledger, plain.pop(inner, Site(inner)), around, letter)
                 self._hook(find_module(unet, inner), layer, inner)
         for path, site in plain.items():
-            self._hook(find_module(unet, path), LayerHook(self._ledger, site), path)
+            self._hook(modules[path], LayerHook(self._ledger, site), path)
 
     def _hook(self, module: nn.Module, hook: Hook, path: str = "") -> None:
         self._handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
@@ -115,12 +121,48 @@ def _is_compiled(unet: nn.Module) -> bool:
     return hasattr(unet, "_orig_mod") or any(inside)
 
 
-def _check_gates(edit: Edit, width: int) -> None:
+def edits_on(unet: nn.Module) -> tuple[Edit, ...] | None:
+    """The edits that are hooked into a UNet (or into the one that torch.compile wraps), None: none."""
+    hooks = map(owner, getattr(unet, "_orig_mod", unet)._forward_pre_hooks.values())
+    return next((hook.ledger.edits for hook in hooks if isinstance(hook, UNetHook)), None)
+
+
+def _by_sites(edits: Sequence[Edit]) -> dict[tuple[bool, tuple[str, ...]], list[int]]:
+    """Indices of the edits that are at the same modules: at cross-attentions or not, paths -> indices."""
+    groups: dict[tuple[bool, tuple[str, ...]], list[int]] = {}
+    for index, edit in enumerate(edits):
+        groups.setdefault((edit.op == "tokens", edit.sites), []).append(index)
+    return groups
+
+
+def _checked(unet: nn.Module, edits: Sequence[Edit]) -> dict[str, nn.Module]:
+    """Path -> module for all sites; raises `MismatchError` unless every edit and gate fits."""
+    modules: dict[str, nn.Module] = {}
+    alike: set[tuple] = set()
+    gates_seen: set[str] = set()
+    for edit in edits:
+        _check_gates(edit, unet.config.cross_attention_dim, gates_seen)
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in edit.tensors.items())
+        kind = (edit.op, edit.sites, ops.reads_output(edit), shapes)
+        if kind in alike:  # of a thousand files most are made alike
+            continue
+        for path in edit.sites:
+            if path not in modules:
+                modules[path] = find_module(unet, path)
+            ops.check(edit, modules[path], path)
+        alike.add(kind)
+    return modules
+
+
+def _check_gates(edit: Edit, width: int, seen: set[str]) -> None:
     for gate in edit.gates:
-        gates.check(gate, width)
+        if gate.name not in seen:
+            gates.check(gate, width)
+            seen.add(gate.name)
     per_position = any(gate.kind == "token" for gate in edit.gates)
-    on_text = edit.op == "weight" and all(s.endswith((".attn2.to_k", ".attn2.to_v")) for s in edit.sites)
-    if per_position and not on_text:
+    if not per_position:
+        return
+    if edit.op != "weight" or not all(s.endswith((".attn2.to_k", ".attn2.to_v")) for s in edit.sites):
         raise MismatchError(
             f"a 'token' gate cannot stand on a {edit.op!r} edit of this site",
             "it belongs on weight edits of attn2.to_k and attn2.to_v",
@@ -128,12 +170,14 @@ def _check_gates(edit: Edit, width: int) -> None:
 
 
 @contextmanager
-def attached(unet: nn.Module, edits: Iterable[Edit]) -> Iterator[Receipt]:
+def attached(
+    unet: nn.Module, edits: Iterable[Edit], only: Tensor | None = None
+) -> Iterator[Receipt]:
     """Hooks in place inside the block; bit-exact restoration after it.
 
     Raises `SilentEditError` when the block ends well although the UNet never ran with the edits.
     """
-    attachment = Attachment(unet, edits)
+    attachment = Attachment(unet, edits, only)
     try:
         yield attachment.receipt
     finally:
@@ -148,7 +192,7 @@ def bake(unet: nn.Module, edits: Iterable[Edit]) -> dict[str, Tensor]:
     All changes are taken from the base's own weights before any is added. Raises `RefusedError` for
     an edit that only hooks can express.
     """
-    totals: dict[str, Tensor] = {}
+    at: dict[str, list[Edit]] = {}
     for edit in edits:
         if edit.op != "weight" or edit.gates:
             raise RefusedError(
@@ -156,9 +200,11 @@ def bake(unet: nn.Module, edits: Iterable[Edit]) -> dict[str, Tensor]:
                 "load the file with conceptzap instead",
             )
         for site in edit.sites:
-            module = find_module(unet, site)
-            ops.check(edit, module, site)
-            name = f"{site.removeprefix(PREFIX)}.weight"
-            start = totals[name] if name in totals else module.weight.detach().float()
-            totals[name] = start + ops.weight_delta(edit, module)
-    return totals
+            ops.check(edit, find_module(unet, site), site)
+            at.setdefault(site, []).append(edit)
+    modules = {site: find_module(unet, site) for site in at}
+    return {
+        f"{site.removeprefix(PREFIX)}.weight": module.weight.detach().float()
+        + ops.weight_delta(at[site], module)
+        for site, module in modules.items()
+    }

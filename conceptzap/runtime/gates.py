@@ -2,17 +2,26 @@
 
 `match` and `window` are hard (0 or 1, a row is in or out), `curve` is soft, `token` is hard per text
 position. A gate never sees the prompt's string, so embeddings handed in directly are judged like any.
+
+A `Panel` holds all gates of an attachment, each once however many edits share it. Its text part
+(`match`, `token`) is one matrix product over the stacked queries, done once a text; its timed part
+(`window`, `curve`) is a few numbers a step, on the CPU.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from conceptzap.edit import Edit, Gate
 from conceptzap.errors import MismatchError
+
+TEXT = ("match", "token")
+TIMED = ("window", "curve")
 
 
 @dataclass(frozen=True)
@@ -22,17 +31,14 @@ class Signal:
     states: Tensor
     timesteps: Tensor
 
-    @property
-    def rows(self) -> int:
-        return len(self.states)
-
 
 def check(gate: Gate, width: int) -> None:
     """Raise `MismatchError` unless the gate's tensors fit text states of this width, and each other."""
     shapes = {slot: tuple(tensor.shape) for slot, tensor in gate.tensors.items()}
-    if gate.kind in ("match", "token"):
-        query, mean = shapes["query"], shapes["mean"]
-        if len(query) != 2 or query[1] != width or mean != (width,):
+    if gate.kind in TEXT:
+        query, mean, parts = shapes["query"], shapes["mean"], gate.params.get("parts") or [width]
+        sound = all(type(part) is int and part > 0 for part in parts) and sum(parts) == width
+        if len(query) != 2 or query[1] != width or mean != (width,) or not sound:
             raise MismatchError(
                 f"a {gate.kind!r} gate reads text states {query[-1]} wide, this base has {width}",
                 "the erasure was made for another architecture",
@@ -47,51 +53,169 @@ def check(gate: Gate, width: int) -> None:
             )
 
 
-def scores(gate: Gate, states: Tensor) -> Tensor:
-    """max_i query_i . (c / |c| - mean) at every text position: [rows, length].
+# text
 
-    Unit length makes the score blind to prompt weighting, which only scales the states.
+
+def unit(states: Tensor, parts: Sequence[int] = ()) -> Tensor:
+    """States [..., width] in fp32, each of the `parts` (widths; one by default) at unit length.
+
+    Unit length makes a score blind to prompt weighting, which only scales the states. With the
+    widths of SDXL's two encoders as parts, neither can drown what the other says.
     """
-    query, mean = (gate.tensors[slot].to(states.device, torch.float32) for slot in ("query", "mean"))
-    unit = torch.nn.functional.normalize(states.float(), dim=-1) - mean
-    return (unit @ query.T).amax(-1)
+    split = states.float().split(list(parts) or states.shape[-1], -1)
+    return torch.cat([normalize(part, dim=-1) for part in split], -1)
 
 
-def _match(gate: Gate, signal: Signal) -> Tensor:
-    return (scores(gate, signal.states).amax(-1) > gate.params["threshold"]).float()
+class Detectors:
+    """Text gates with the same `parts`, their queries stacked: [gates, most, width]."""
+
+    def __init__(self, gates: Sequence[Gate]) -> None:
+        self.parts = tuple(gates[0].params.get("parts") or ())
+        most = max(len(gate.tensors["query"]) for gate in gates)
+        query = torch.stack([_repeated(gate.tensors["query"].float(), most) for gate in gates])
+        mean = torch.stack([gate.tensors["mean"].to(query) for gate in gates])
+        self.query = query  # [gates, most, width]
+        self.offset = (query * mean[:, None]).sum(-1)  # query_i . mean: [gates, most]
+
+    def scores(self, states: Tensor) -> Tensor:
+        """max_i query_i . (u(c) - mean) at every text position: [gates, rows, length].
+
+        An all-zero state says nothing (SDXL's empty negative prompt): its score is -inf.
+        """
+        self.query, self.offset = self.query.to(states.device), self.offset.to(states.device)
+        found = unit(states, self.parts) @ self.query.flatten(0, 1).T  # [rows, length, gates * most]
+        best = (found.unflatten(-1, self.offset.shape) - self.offset).amax(-1)  # [rows, length, gates]
+        blank = (states == 0).all(-1, keepdim=True)
+        return best.masked_fill(blank, -torch.inf).movedim(-1, 0)
 
 
-def _token(gate: Gate, signal: Signal) -> Tensor:
-    return (scores(gate, signal.states) > gate.params["threshold"]).float()
+def _repeated(query: Tensor, most: int) -> Tensor:
+    """`most` queries: the first once more where there are fewer, which no maximum notices."""
+    return torch.cat([query, query[:1].expand(most - len(query), -1)])
 
 
-def _window(gate: Gate, signal: Signal) -> Tensor:
-    t = signal.timesteps
-    return ((t >= gate.params["low"]) & (t <= gate.params["high"])).float()
+def scores(gate: Gate, states: Tensor) -> Tensor:
+    """What a `match` or `token` gate compares with its threshold, at every position: [rows, length]."""
+    return Detectors([gate]).scores(states)[0]
 
 
-def _curve(gate: Gate, signal: Signal) -> Tensor:
+# time
+
+
+def _timed(gate: Gate, times: Tensor) -> Tensor:
+    """The factor of a `window` or `curve` gate at timesteps [rows]: [rows]."""
+    if gate.kind == "window":
+        return ((times >= gate.params["low"]) & (times <= gate.params["high"])).float()
+    return _interpolated(times, *(gate.tensors[slot].to(times) for slot in ("times", "values")))
+
+
+def _interpolated(asked: Tensor, times: Tensor, values: Tensor) -> Tensor:
     """Linear between the given times, constant beyond them, never outside 0..1."""
-    times, values = (gate.tensors[slot].to(signal.timesteps) for slot in ("times", "values"))
-    right = torch.searchsorted(times, signal.timesteps).clamp(max=len(times) - 1)
+    right = torch.searchsorted(times, asked).clamp(max=len(times) - 1)
     left = (right - 1).clamp(min=0)
     gap = (times[right] - times[left]).clamp(min=1e-6)
-    part = ((signal.timesteps - times[left]) / gap).clamp(0, 1)
+    part = ((asked - times[left]) / gap).clamp(0, 1)
     return (values[left] + part * (values[right] - values[left])).clamp(0, 1)
 
 
-KINDS = {"match": _match, "token": _token, "window": _window, "curve": _curve}
-TIMED = ("window", "curve")  # these read the timestep, the others the text alone
+# together
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the text gates say of some text states, whatever the timestep.
+
+    `match`: [match gates, rows]; `places`: edit -> [rows, length], the product of its `token` gates,
+    on the device of the states; `peaks`: [edits, rows], the largest of that in each row, else 1.
+    """
+
+    match: Tensor
+    places: Mapping[int, Tensor]
+    peaks: Tensor
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """How strongly each edit acts on each row, its scale included.
+
+    `rows` [edits, rows] on the CPU; an edit behind `token` gates has [rows, length] in `places`
+    instead. `levels` [edits, rows]: the largest absolute strength in each row.
+    """
+
+    rows: Tensor
+    places: Mapping[int, Tensor]
+    levels: Tensor
+
+
+class Panel:
+    """All gates of some edits, each of them once: `text`, then `strengths` at every timestep."""
+
+    def __init__(self, edits: Iterable[Edit]) -> None:
+        self.edits = tuple(edits)
+        gates = {gate.name: gate for edit in self.edits for gate in edit.gates}
+        self.match = {name: gate for name, gate in gates.items() if gate.kind == "match"}
+        self.token = {name: gate for name, gate in gates.items() if gate.kind == "token"}
+        self.timed = {name: gate for name, gate in gates.items() if gate.kind in TIMED}
+        self.behind_token = {
+            index: [gate.name for gate in edit.gates if gate.kind == "token"]
+            for index, edit in enumerate(self.edits)
+            if any(gate.kind == "token" for gate in edit.gates)
+        }
+        self.scale = torch.tensor([[float(edit.scale)] for edit in self.edits])  # [edits, 1]
+        self._columns = self._lines()
+        self._detectors = self._stacked()
+
+    def _lines(self) -> Tensor:
+        """[edits, most]: where the table of row factors has each edit's gates, padded with its ones."""
+        places = {name: line for line, name in enumerate([*self.match, *self.timed])}
+        lines = [[places[g.name] for g in e.gates if g.name in places] for e in self.edits]
+        most = max(map(len, lines), default=0)
+        return torch.tensor([line + [len(places)] * (most - len(line)) for line in lines]).long()
+
+    def _stacked(self) -> list[tuple[list[str], Tensor, Detectors]]:
+        """Names, thresholds and detectors of the text gates, one stack for each kind of `parts`."""
+        groups: dict[tuple[int, ...], dict[str, Gate]] = {}
+        for name, gate in (self.match | self.token).items():
+            groups.setdefault(tuple(gate.params.get("parts") or ()), {})[name] = gate
+        return [
+            (list(g), torch.tensor([x.params["threshold"] for x in g.values()]), Detectors(list(g.values())))
+            for g in groups.values()
+        ]
+
+    @torch.no_grad()
+    def text(self, states: Tensor) -> Text:
+        """Read every `match` and `token` gate for text states [rows, length, width]."""
+        match = torch.ones(len(self.match), len(states))
+        order = {name: line for line, name in enumerate(self.match)}
+        opened: dict[str, Tensor] = {}  # token gate -> [rows, length]
+        for names, thresholds, detectors in self._detectors:
+            found = detectors.scores(states.detach())  # [gates, rows, length]
+            above = found > thresholds.to(found.device)[:, None, None]
+            rows = above.any(-1).float().cpu()  # the one wait for the device
+            for line, name in enumerate(names):
+                if name in order:
+                    match[order[name]] = rows[line]
+                else:
+                    opened[name] = above[line].float()
+        places = {i: torch.stack([opened[n] for n in ns]).prod(0) for i, ns in self.behind_token.items()}
+        peaks = torch.ones(len(self.edits), len(states))
+        for index, place in places.items():
+            peaks[index] = place.amax(-1).cpu()
+        return Text(match, places, peaks)
+
+    @torch.no_grad()
+    def strengths(self, text: Text, times: Tensor | None) -> Strengths:
+        """Every edit's strength for a text at timesteps [rows] (on the CPU; None without timed gates)."""
+        ones = torch.ones(1, text.match.shape[1])
+        timed = [_timed(gate, times)[None] for gate in self.timed.values()] if times is not None else []
+        table = torch.cat([text.match, *timed, ones])  # [gates + 1, rows]
+        rows = self.scale * table[self._columns].prod(1)  # [edits, rows]
+        places = {i: rows[i].to(place.device)[:, None] * place for i, place in text.places.items()}
+        return Strengths(rows, places, rows.abs() * text.peaks)
 
 
 def factor(edit: Edit, signal: Signal) -> Tensor:
     """The product of an edit's gates: [rows], or [rows, length] when a `token` gate takes part."""
-    product = torch.ones(signal.rows, device=signal.states.device)
-    for gate in edit.gates:
-        value = KINDS[gate.kind](gate, signal)
-        if value.ndim > product.ndim:
-            product = product[:, None]
-        elif value.ndim < product.ndim:
-            value = value[:, None]
-        product = product * value
-    return product
+    panel = Panel([replace(edit, scale=1.0)])
+    found = panel.strengths(panel.text(signal.states), signal.timesteps.float().cpu())
+    return found.places.get(0, found.rows[0]).to(signal.states.device)

@@ -6,14 +6,15 @@ others, a hook on the module is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conceptzap.edit import Edit
+from conceptzap.edit import MAX_ROWS
 from conceptzap.errors import RefusedError, SilentEditError
 from conceptzap.runtime import ops
 from conceptzap.runtime.receipt import STRIPPED, Call, Ledger
@@ -24,6 +25,8 @@ ARGUMENTS = (
     "attention_mask", "cross_attention_kwargs", "added_cond_kwargs",
 )  # fmt: skip
 SIDE_DOORS = ("added_cond_kwargs", "cross_attention_kwargs")
+MASK_STEP = 8  # xformers reads masks whose length is a multiple of this
+
 
 @dataclass
 class Site:
@@ -58,6 +61,7 @@ class UNetHook(Hook):
         self.ledger = ledger
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        refuse_recording()
         named = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
         beside = {key for name in SIDE_DOORS for key in named.get(name) or ()}
         bypassed = beside & {"image_embeds", "gligen"}
@@ -74,126 +78,191 @@ class UNetHook(Hook):
 
 
 class CrossHook(Hook):
-    """At an `attn2`: lengthen context and mask by the learned rows of the open `tokens` edits."""
+    """At an `attn2`: lengthen context and mask by the learned rows of the open `tokens` edits.
+
+    The hooks of its key and value layers write into these rows; `extra` says how many stand behind
+    the text in this call.
+    """
 
     def __init__(self, ledger: Ledger, site: Site) -> None:
         self.ledger, self.site = ledger, site
-        self.key = ("context", *site.edits)
+        self.edits = frozenset(site.edits)
+        self.extra = 0
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         call = self.ledger.enter(self.site.path, len(args[0]))
-        if call.idle or not any(map(call.acts, self.site.edits)):
+        tokens, self.extra = call.among(self.edits), 0
+        if not tokens:
             return None
         args = list(args)
-        states = args.pop(1) if len(args) > 1 else kwargs.get("encoder_hidden_states")
+        states = _text_states(args.pop(1) if len(args) > 1 else kwargs.get("encoder_hidden_states"))
         mask = args.pop(1) if len(args) > 1 else kwargs.get("attention_mask")
         if mask is None:
-            longer = call.once(self.key, _text_states(states), self._lengthen)
+            longer = call.once(("context", tokens), states, self._lengthen)
         else:
-            longer = self._lengthen(call, _text_states(states), mask)
+            longer = self._lengthen(call, states, mask)
+        self.extra = longer["encoder_hidden_states"].shape[1] - states.shape[1]
         return tuple(args), kwargs | longer
 
     def _lengthen(
         self, call: Call, states: Tensor, mask: Tensor | None = None
     ) -> dict[str, Tensor | None]:
-        tokens = [index for index in self.site.edits if call.acts(index)]
+        tokens = call.among(self.edits)
         counts = [ops.token_count(self.ledger.edits[index]) for index in tokens]
-        pad = states.new_zeros(len(states), sum(counts), states.shape[2])
-        if mask is not None or any(set(call.levels[index]) != {1.0} for index in tokens):
-            logs = [call.strengths[index].log() for index in tokens]
-            bias = [log[:, None].expand(-1, n) for log, n in zip(logs, counts, strict=True)]
-            mask = states.new_zeros(len(states), 1, states.shape[1]) if mask is None else mask
-            mask = torch.cat([mask, torch.cat(bias, 1)[:, None].to(mask)], -1)
+        rows, length, width = states.shape
+        extra, strengths = sum(counts), call.table(tokens)  # [rows, edits], None where all are 1
+        if extra > MAX_ROWS:
+            raise RefusedError(
+                f"{extra} learned tokens are open at once for one prompt, the limit is {MAX_ROWS}",
+                "use fewer erasures together, or ones without learned tokens",
+            )
+        if mask is not None or strengths is not None:
+            extra += -(length + extra) % MASK_STEP
+            if strengths is None:
+                strengths = torch.ones(rows, len(tokens))
+            bias = strengths.log().repeat_interleave(torch.tensor(counts), 1)  # [rows, learned]
+            bias = F.pad(bias, (0, extra - bias.shape[1]), value=-torch.inf)  # [rows, extra]
+            mask = states.new_zeros(rows, 1, length) if mask is None else mask
+            mask = torch.cat([mask, bias[:, None].to(mask)], -1)  # [rows, 1, length + extra]
+        pad = states.new_zeros(rows, extra, width)
+        # [rows, length + extra, width]
         return {"encoder_hidden_states": torch.cat([states, pad], 1), "attention_mask": mask}
 
 
 class LayerHook(Hook):
     """At a Linear or Conv2d: input shifts and learned rows before it, output changes after it.
 
-    `beside` are the `tokens` edits of the cross-attention around it, as whose key or value layer
-    (`letter`) it works.
+    Inside a cross-attention with `tokens` edits it works for its hook (`cross`) as key or value
+    layer (`letter`).
     """
 
     def __init__(
-        self, ledger: Ledger, site: Site, beside: Sequence[int] = (), letter: str = ""
+        self, ledger: Ledger, site: Site, cross: CrossHook | None = None, letter: str = ""
     ) -> None:
-        self.ledger, self.site, self.beside, self.letter = ledger, site, beside, letter
+        self.ledger, self.site, self.cross, self.letter = ledger, site, cross, letter
         self.of_text = site.path.endswith((".attn2.to_k", ".attn2.to_v"))
-        shifts = [ops.shifts_input(ledger.edits[index]) for index in site.edits]
-        self.shifting = [index for index, moves in zip(site.edits, shifts, strict=True) if moves]
-        self.changing = [index for index in site.edits if index not in self.shifting]
-        given = [f"tokens_{letter}" in ledger.edits[index].tensors for index in beside]
-        self.writes = bool(self.changing) or any(given)
-        self.key = (letter, *self.shifting, "beside", *beside)
+        edits = ledger.edits
+        self.shifting = frozenset(index for index in site.edits if ops.shifts_input(edits[index]))
+        self.pairs = frozenset(index for index in site.edits if ops.is_low_rank(edits[index]))
+        self.masks = frozenset(index for index in site.edits if ops.is_mask(edits[index]))
+        self.others = frozenset(site.edits) - self.shifting - self.pairs - self.masks
+        self.changing = self.pairs | self.masks | self.others
+        self.learned = cross.edits if cross else frozenset()
+        written = any(f"tokens_{letter}" in edits[index].tensors for index in self.learned)
+        self.writes = bool(self.changing) or written
         self.text: Tensor | None = None
-
-    def _learned(self, call: Call) -> list[Edit]:
-        return [self.ledger.edits[index] for index in self.beside if call.acts(index)]
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         x = args[0]
         call = self.ledger.enter(self.site.path, len(x))
         if call.idle:
             return None
-        new = call.once(self.key, x, self._input) if self.of_text else self._input(call, x)
-        self.text = self._text(call, x) if self.writes else None
-        return None if new is x else ((new, *args[1:]), kwargs)
+        self.text = self._text(x) if self.writes else None
+        shifting, learned = call.among(self.shifting), call.among(self.learned)
+        if not shifting and not learned:
+            return None
+        key = (self.letter, shifting, "beside", learned)
+        new = call.once(key, x, self._input) if self.of_text else self._input(call, x)
+        return (new, *args[1:]), kwargs
 
-    def _text(self, call: Call, x: Tensor) -> Tensor:
+    def _text(self, x: Tensor) -> Tensor:
         """x without the rows that stand in it for the learned ones."""
-        learned = self._learned(call)
-        return x[:, : x.shape[1] - sum(map(ops.token_count, learned))] if learned else x
+        extra = self.cross.extra if self.cross else 0
+        return x[:, : x.shape[1] - extra] if extra else x
 
     def _input(self, call: Call, x: Tensor) -> Tensor:
-        total = text = self._text(call, x)
-        for index in filter(call.acts, self.shifting):
-            moved = ops.shift(self.ledger.edits[index], text)
-            total = total + call.strength(index, moved) * moved
-        rows = [self._prompt(edit, x) for edit in self._learned(call)]
-        return torch.cat([total, *rows], 1) if rows else total
+        total = text = self._text(x)  # [rows, length, width]
+        if shifting := call.among(self.shifting):
+            total = total + self._low_rank(call, shifting, "into", None, text)
+        if not (learned := call.among(self.learned)):
+            return total
+        rows = [self._prompt(call, index, x) for index in learned]
+        spare = x.shape[1] - text.shape[1] - sum(row.shape[1] for row in rows)
+        # [rows, length + learned + spare, width]
+        return torch.cat([total, *rows, x.new_zeros(len(x), spare, x.shape[2])], 1)
 
-    def _prompt(self, edit: Edit, x: Tensor) -> Tensor:
-        """The learned rows in context space; those in K/V space are written after the projection."""
-        name = f"prompt_{self.letter}"
-        if name not in edit.tensors:
-            return x.new_zeros(len(x), ops.token_count(edit), x.shape[2])
-        return ops.slot(edit, name, x).expand(len(x), -1, -1)
+    def _prompt(self, call: Call, index: int, x: Tensor) -> Tensor:
+        """An edit's learned rows in context space, [rows, n, width]; zeros where they are shut.
+
+        Those in key or value space are written after the projection; here they are zeros, too.
+        """
+        part, name = self.ledger.parts[index], f"prompt_{self.letter}"
+        if name not in part.edit.tensors:
+            return x.new_zeros(len(x), ops.token_count(part.edit), x.shape[2])
+        return self._where_open(call, index, part.slot(name, x).expand(len(x), -1, -1))
+
+    def _where_open(self, call: Call, index: int, rows: Tensor) -> Tensor:
+        """Zeros in shut rows: a key that overflows must not meet their mask of -inf, as NaN."""
+        strength = call.strength((index,), rows)
+        return rows if strength is None else torch.where(strength[..., None] == 0, 0, rows)
 
     def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
         call, text, self.text = self.ledger.call, self.text, None
         call.leave(self.site.path, len(output))
-        acting = [index for index in self.changing if call.acts(index)]
-        learned = self._learned(call)
-        written = any(f"tokens_{self.letter}" in edit.tensors for edit in learned)
-        if not acting and not written:
+        changing, learned = call.among(self.changing), call.among(self.learned)
+        name = f"tokens_{self.letter}"
+        written = any(name in self.ledger.edits[index].tensors for index in learned)
+        if not changing and not written:
             return None
-        length = output.shape[1] - sum(map(ops.token_count, learned)) if learned else None
-        total = output[:, :length] if learned else output
-        base = self._unshifted(call, module, text, total, acting)
-        for index in acting:
-            change = ops.change(self.ledger.edits[index], module, text, base)
-            total = total + call.strength(index, change) * change
+        length = text.shape[1] if learned else None
+        total = output[:, :length] if learned else output  # [rows, length, out]
+        if changing:
+            total = total + self._change(call, module, text, total)
         if not learned:
             return total
-        return torch.cat([total, *self._rows(learned, output, length)], 1)
+        return torch.cat([total, *self._rows(call, learned, output, length)], 1)
 
-    def _unshifted(
-        self, call: Call, module: nn.Module, text: Tensor, output: Tensor, acting: list[int]
+    def _change(self, call: Call, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """What the open edits add to the output y for x: pairs as one, masks as one, others in turn."""
+        others = call.among(self.others)
+        shifted = bool(call.among(self.shifting))
+        if shifted and any(ops.reads_output(self.ledger.edits[index]) for index in others):
+            y = module.forward(x)  # the module's own, where others have shifted the input
+        changes = []
+        if pairs := call.among(self.pairs):
+            changes.append(self._low_rank(call, pairs, "up", module, x))
+        if masks := call.among(self.masks):
+            parts = [self.ledger.parts[index] for index in masks]
+            changes.append(ops.masked(parts, call.distinct(masks), module, x))
+        for index in others:
+            change = ops.change(self.ledger.parts[index], module, x, y)
+            strength = call.strength((index,), change)
+            changes.append(ops.weigh(None if strength is None else strength[..., 0], change))
+        return sum(changes[1:], changes[0])
+
+    def _low_rank(
+        self, call: Call, indices: tuple[int, ...], up: str, module: nn.Module | None, x: Tensor
     ) -> Tensor:
-        """The module's own output, for edits that read it where others have shifted the input."""
-        shifted = any(call.acts(index) for index in self.shifting)
-        read = any(ops.reads_output(self.ledger.edits[index]) for index in acting)
-        return module.forward(text) if shifted and read else output
+        pair = self.ledger.pair(indices, up, x)
+        return ops.low_rank(pair, call.strength(indices, x, pair.ranks), module, x)
 
-    def _rows(self, learned: list[Edit], output: Tensor, start: int) -> Iterator[Tensor]:
-        for edit in learned:
-            stop = start + ops.token_count(edit)
-            name = f"tokens_{self.letter}"
-            if name in edit.tensors:
-                yield ops.slot(edit, name, output).expand(len(output), -1, -1)
+    def _rows(self, call: Call, learned: tuple[int, ...], output: Tensor, start: int) -> Iterator[Tensor]:
+        """What stands behind the text in the output: [rows, n, out] of each edit, then what is spare."""
+        for index in learned:
+            part, name = self.ledger.parts[index], f"tokens_{self.letter}"
+            stop = start + ops.token_count(part.edit)
+            if name in part.edit.tensors:
+                own = part.slot(name, output).expand(len(output), -1, -1)
+                yield self._where_open(call, index, own)
             else:
                 yield output[:, start:stop]
             start = stop
+        yield output[:, start:]
+
+
+def refuse_recording() -> None:
+    """Raise while a UNet call is recorded: what is kept would run for any text as it did for this one."""
+    recording = {
+        "torch.jit.trace": torch.jit.is_tracing(),
+        "torch.onnx.export": torch.onnx.is_in_onnx_export(),
+        "torch.export": torch.compiler.is_exporting(),
+    }
+    for name, found in recording.items():
+        if found:
+            raise RefusedError(
+                f"{name} of an erased UNet would keep what the erasures did for one prompt, and no more",
+                "remove the erasures first, or write ungated ones into the weights with conceptzap.export",
+            )
 
 
 def _text_states(states: Any) -> Tensor:

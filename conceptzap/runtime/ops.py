@@ -1,18 +1,27 @@
-"""Ops: what an edit does at a module. Arithmetic only; `attach` decides when and on which rows.
+"""Ops: what an edit does at a module. Arithmetic only; the hooks decide when and on which rows.
 
-`weight`  y + s dW x, with dW = up down | W into down | delta | W (keep - 1), on Linear and Conv2d.
+`weight`  y + s dW x, with dW = up down | W into down | delta, on Linear and Conv2d; masks multiply:
+          y + (W o prod_i (1 + s_i (keep_i - 1)) - W) x.
 `adapter` y + s up phi(down (x - center) + bias).
 `tokens`  n learned rows behind the text of a cross-attention, as keys and values.
+
+x is the module's input [rows, ..., in] ([rows, in, h, w] at a convolution), y its output; strengths
+are per row, [rows], or per text position, [rows, length]. Every edit starts from the base's own x, y
+and W, whatever others do there.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conceptzap.edit import Edit
-from conceptzap.errors import MismatchError
+from conceptzap.errors import MismatchError, RefusedError
 
 PHI = {
     "none": lambda h: h,
@@ -29,14 +38,18 @@ def token_count(edit: Edit) -> int:
     return next(iter(edit.tensors.values())).shape[0]
 
 
-def slot(edit: Edit, name: str, like: Tensor) -> Tensor:
-    """A tensor of the edit on the device and in the dtype of the activations it meets."""
-    return edit.tensors[name].to(like.device, like.dtype)
-
-
 def shifts_input(edit: Edit) -> bool:
     """W into down x = W (into down x): this encoding moves the input instead of adding an output."""
     return edit.op == "weight" and "into" in edit.tensors
+
+
+def is_low_rank(edit: Edit) -> bool:
+    """Whether the edit is a pair that can be concatenated with others along the rank."""
+    return edit.op == "weight" and "up" in edit.tensors
+
+
+def is_mask(edit: Edit) -> bool:
+    return edit.op == "weight" and "keep" in edit.tensors
 
 
 def reads_output(edit: Edit) -> bool:
@@ -44,9 +57,79 @@ def reads_output(edit: Edit) -> bool:
     return edit.op == "adapter" and edit.params.get("reads", "x") == "y"
 
 
-def shift(edit: Edit, x: Tensor) -> Tensor:
-    """into (down x): what to add to the input x [..., in]."""
-    return F.linear(F.linear(x, slot(edit, "down", x)), slot(edit, "into", x))
+class Part:
+    """An edit's tensors where its modules compute: each moved and cast once a device and dtype.
+
+    Placed by the activation they meet, so that offloaded modules may come and go. A tensor that is
+    trained is cast at every use, inside the graph. Masks of bits stay bits.
+    """
+
+    def __init__(self, edit: Edit) -> None:
+        self.edit = edit
+        self.trained = any(tensor.requires_grad for tensor in edit.tensors.values())
+        self._placed: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+
+    def slot(self, name: str, like: Tensor) -> Tensor:
+        tensor = self.edit.tensors[name]
+        dtype = tensor.dtype if tensor.dtype == torch.bool else like.dtype
+        if tensor.requires_grad or (tensor.device, tensor.dtype) == (like.device, dtype):
+            return tensor.to(like.device, dtype)
+        key = (name, like.device, dtype)
+        if key not in self._placed:
+            with torch.inference_mode(False):  # it may be used where gradients are recorded
+                self._placed[key] = tensor.to(like.device, dtype)
+        return self._placed[key]
+
+
+# sets of strengths, each with the rows [rows] or places [rows, length] that have it (None: all do)
+Distinct = Sequence[tuple[Sequence[float], Tensor | None]]
+
+
+class Pair(NamedTuple):
+    """Low-rank pairs as one: `down` [R, in], `up` [out, R] (convolutions with their kernels behind).
+
+    `ranks`: how many of the R rows belong to each edit, in order.
+    """
+
+    down: Tensor
+    up: Tensor
+    ranks: tuple[int, ...]
+
+
+def fuse(parts: Sequence[Part], up: str, like: Tensor) -> Pair:
+    """The pairs (`up` or `into`, `down`) of several edits, concatenated along the rank.
+
+    sum_i s_i up_i down_i x = [up_1 ..] diag(s_1 .., s_2 ..) [down_1; ..] x
+    """
+    downs, ups = ([part.slot(name, like) for part in parts] for name in ("down", up))
+    ranks = tuple(len(down) for down in downs)
+    if len(parts) == 1:
+        return Pair(downs[0], ups[0], ranks)
+    return Pair(torch.cat(downs), torch.cat(ups, 1), ranks)
+
+
+def weigh(strength: Tensor | None, value: Tensor) -> Tensor:
+    """`value` [rows, ...] times `strength` [rows, ...], shaped to it; None is 1 everywhere.
+
+    What is shut is dropped and not multiplied by 0, so that an overflow there cannot become NaN.
+    """
+    if strength is None:
+        return value
+    strength = strength.view(*strength.shape, *(1,) * (value.ndim - strength.ndim))
+    return torch.where(strength == 0, 0, strength * value)
+
+
+def low_rank(pair: Pair, strength: Tensor | None, module: nn.Module | None, x: Tensor) -> Tensor:
+    """up (s down x): x [rows, ..., in] -> [rows, ..., out]; without a module as a Linear does.
+
+    `strength` [rows, R] or [rows, length, R], one for each row of `down`.
+    """
+    conv = module is not None and is_conv(module)
+    inner = _apply(pair.down, module, x) if conv else F.linear(x, pair.down)  # [rows, ..., R]
+    if strength is not None:
+        between = () if conv else (1,) * (inner.ndim - strength.ndim)
+        inner = weigh(strength.view(len(strength), *between, *strength.shape[1:]), inner)
+    return F.conv2d(inner, pair.up) if conv else F.linear(inner, pair.up)
 
 
 def _apply(weight: Tensor, module: nn.Module, x: Tensor) -> Tensor:
@@ -54,6 +137,47 @@ def _apply(weight: Tensor, module: nn.Module, x: Tensor) -> Tensor:
     if not is_conv(module):
         return F.linear(x, weight)
     return F.conv2d(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
+
+
+def masked(parts: Sequence[Part], strengths: Distinct, module: nn.Module, x: Tensor) -> Tensor:
+    """(W o prod_i (1 + s_i (keep_i - 1)) - W) x: masks multiply, so what two prune is pruned once.
+
+    The weight is one for each set of `strengths` that occurs (one number a mask); rows that are shut
+    for every mask are in none of them.
+    """
+    weight = original(module).to(x)
+    total: Tensor | None = None
+    keeps = [part.slot("keep", x) for part in parts]
+    for numbers, where in strengths:
+        change = _apply(weight * (_product(keeps, numbers) - 1).to(weight.dtype), module, x)
+        if where is None:
+            return change
+        where = where.view(*where.shape, *(1,) * (change.ndim - where.ndim))
+        total = torch.where(where, change, torch.zeros_like(change) if total is None else total)
+    return torch.zeros_like(_apply(weight, module, x)) if total is None else total
+
+
+def _product(keeps: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
+    """prod_i (1 + s_i (keep_i - 1)), also of masks in bits, which are 1 - s_i where they prune."""
+    factors = [
+        torch.where(keep, 1.0, 1.0 - s) if keep.dtype == torch.bool else 1 + s * (keep - 1)
+        for keep, s in zip(keeps, strengths, strict=True)
+    ]
+    return math.prod(factors)
+
+
+def original(module: nn.Module) -> Tensor:
+    """The module's weight, also where accelerate keeps it elsewhere while the module is idle."""
+    weight, hook = module.weight, getattr(module, "_hf_hook", None)
+    if not weight.is_meta:
+        return weight
+    for one in getattr(hook, "hooks", (hook,)):
+        if (kept := getattr(one, "weights_map", None)) is not None:
+            return kept["weight"]
+    raise RefusedError(
+        "a weight that an edit changes is offloaded and cannot be read",
+        "attach without offloading, or use enable_model_cpu_offload",
+    )
 
 
 def _activate(edit: Edit, h: Tensor) -> Tensor:
@@ -64,38 +188,37 @@ def _activate(edit: Edit, h: Tensor) -> Tensor:
     return PHI[phi](h)
 
 
-def _adapter(edit: Edit, x: Tensor) -> Tensor:
-    if "center" in edit.tensors:
-        x = x - slot(edit, "center", x)
-    bias = slot(edit, "bias", x) if "bias" in edit.tensors else None
-    return F.linear(_activate(edit, F.linear(x, slot(edit, "down", x), bias)), slot(edit, "up", x))
+def _adapter(part: Part, x: Tensor) -> Tensor:
+    tensors = part.edit.tensors
+    if "center" in tensors:
+        x = x - part.slot("center", x)
+    bias = part.slot("bias", x) if "bias" in tensors else None
+    inner = _activate(part.edit, F.linear(x, part.slot("down", x), bias))  # [..., r]
+    return F.linear(inner, part.slot("up", x))
 
 
-def change(edit: Edit, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """What a `weight` or `adapter` edit of strength 1 adds to y, the module's output for x."""
-    if edit.op == "adapter":
-        return _adapter(edit, y if reads_output(edit) else x)
-    if "up" in edit.tensors:
-        inner = _apply(slot(edit, "down", x), module, x)
-        up = slot(edit, "up", x)
-        return F.conv2d(inner, up) if is_conv(module) else F.linear(inner, up)
-    if "delta" in edit.tensors:
-        return _apply(slot(edit, "delta", x), module, x)
-    weight = module.weight.to(x.dtype)
-    return _apply(weight * (slot(edit, "keep", x) - 1), module, x)
+def change(part: Part, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """What an `adapter` or a `delta` of strength 1 adds to y, the module's output for x."""
+    if part.edit.op == "adapter":
+        return _adapter(part, y if reads_output(part.edit) else x)
+    return _apply(part.slot("delta", x), module, x)
 
 
-def weight_delta(edit: Edit, module: nn.Module) -> Tensor:
-    """dW of a `weight` edit at its strength, fp32, in the shape of the module's weight."""
-    weight = module.weight.detach().float()
-    t = {name: tensor.detach().to(weight) for name, tensor in edit.tensors.items()}
-    if "into" in t:
-        delta = weight @ t["into"] @ t["down"]
-    elif "up" in t:
-        delta = (t["up"].flatten(1) @ t["down"].flatten(1)).view_as(weight)
-    else:
-        delta = t["delta"] if "delta" in t else weight * (t["keep"] - 1)
-    return edit.scale * delta
+def weight_delta(edits: Iterable[Edit], module: nn.Module) -> Tensor:
+    """dW of all `weight` edits of one module at their strengths, fp32, in the shape of its weight."""
+    weight = original(module).detach().float()
+    total, kept = torch.zeros_like(weight), torch.ones_like(weight)
+    for edit in edits:
+        t = {name: tensor.detach().to(weight) for name, tensor in edit.tensors.items()}
+        if "keep" in t:
+            kept = kept * (1 + edit.scale * (t["keep"] - 1))
+        elif "into" in t:
+            total += edit.scale * (weight @ t["into"] @ t["down"])
+        elif "up" in t:
+            total += edit.scale * (t["up"].flatten(1) @ t["down"].flatten(1)).view_as(weight)
+        else:
+            total += edit.scale * t["delta"]
+    return total + weight * (kept - 1)
 
 
 def _expected(edit: Edit, module: nn.Module) -> dict[str, tuple[int | None, ...]]:
@@ -121,7 +244,8 @@ def _expected(edit: Edit, module: nn.Module) -> dict[str, tuple[int | None, ...]
 def check(edit: Edit, module: nn.Module, site: str) -> None:
     """Raise `MismatchError` unless the edit's op and tensors fit the module at `site`."""
     wanted = ("to_k", "to_v") if edit.op == "tokens" else ("weight",)
-    if not all(hasattr(module, name) for name in wanted):
+    fits = all(getattr(module, name, None) is not None for name in wanted)
+    if not fits or (edit.op != "tokens" and module.weight.ndim not in (2, 4)):
         raise MismatchError(
             f"{site} is a {type(module).__name__}, which cannot take {edit.op!r}",
             "the erasure was made for another architecture",

@@ -8,18 +8,19 @@ call it was missing in.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from conceptzap.edit import Edit
 from conceptzap.errors import RefusedError, SilentEditError
-from conceptzap.runtime.gates import TIMED, Signal, factor
+from conceptzap.runtime.gates import Panel, Strengths, Text
+from conceptzap.runtime.ops import Pair, Part, fuse
 
 STRIPPED = (
     "something replaced or bypassed the module: fused QKV projections, a rebuilt layer, or a graph"
@@ -28,12 +29,12 @@ STRIPPED = (
 MEMO_LIMIT = 64
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tally:
     """UNet rows an edit was open and shut for, by position in the batch, over all calls."""
 
-    opened: Counter[int] = field(default_factory=Counter)
-    shut: int = 0
+    opened: Counter[int]
+    shut: int
 
     @property
     def open(self) -> int:
@@ -44,21 +45,51 @@ class Tally:
         return self.open > 0
 
 
-@dataclass
+@dataclass(repr=False)
 class Receipt:
-    """The proof of a picture: UNet calls seen, and for every edit open + shut = rows of those calls."""
+    """The proof of a picture: UNet calls seen, and for every edit open + shut = rows of those calls.
+
+    `opened` [edits, positions in the batch] counts open rows, `shut` [edits] the others.
+    """
 
     edits: tuple[Edit, ...]
     calls: int = 0
     rows: int = 0
-    tallies: list[Tally] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.tallies = self.tallies or [Tally() for _ in self.edits]
+        self.opened = np.zeros((len(self.edits), 0), np.int64)
+        self.shut = np.zeros(len(self.edits), np.int64)
 
-    @cached_property
+    def __repr__(self) -> str:
+        fired = int(self.opened.any(1).sum())
+        return f"Receipt({self.calls} calls, {self.rows} rows, {fired} of {len(self.edits)} edits fired)"
+
+    def add(self, levels: np.ndarray) -> None:
+        """Count one call, by the largest strength of each edit in each row, [edits, rows]."""
+        is_open, more = levels > 0, levels.shape[1] - self.opened.shape[1]
+        if more > 0:
+            self.opened = np.pad(self.opened, ((0, 0), (0, more)))
+        self.opened[:, : levels.shape[1]] += is_open
+        self.shut += (~is_open).sum(1)
+        self.calls += 1
+        self.rows += levels.shape[1]
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """One for each edit, as of now."""
+        counts = zip(self.opened.tolist(), self.shut.tolist(), strict=True)
+        return [Tally(Counter({i: n for i, n in enumerate(row) if n}), shut) for row, shut in counts]
+
+    @property
     def by_name(self) -> dict[str, Tally]:
         return {edit.name: tally for edit, tally in zip(self.edits, self.tallies, strict=True)}
+
+    def fired(self, positions: Sequence[int] | None = None) -> frozenset[str]:
+        """Names of the edits that were open for any row, or any at these positions in the batch."""
+        opened = self.opened
+        if positions is not None:
+            opened = opened[:, [p for p in positions if p < opened.shape[1]]]
+        return frozenset(self.edits[index].name for index in np.flatnonzero(opened.any(1)))
 
     def verify(self, calls: int) -> None:
         """Raise unless every edit was accounted for at exactly `calls` UNet calls."""
@@ -66,22 +97,28 @@ class Receipt:
             raise SilentEditError(
                 f"{calls} UNet calls were made but the edits saw {self.calls}", STRIPPED
             )
-        for edit, tally in zip(self.edits, self.tallies, strict=True):
-            if tally.open + tally.shut != self.rows:
-                raise SilentEditError(
-                    f"a {edit.op!r} edit accounts for {tally.open + tally.shut} of {self.rows} rows",
-                    STRIPPED,
-                )
+        counted = self.opened.sum(1) + self.shut
+        for index in np.flatnonzero(counted != self.rows):
+            op = self.edits[index].op
+            message = f"an edit {op!r} accounts for {counted[index]} of {self.rows} rows"
+            raise SilentEditError(message, STRIPPED)
 
 
-class Reading(NamedTuple):
+class Reading:
     """What the gates said of some text states, and what was made of these states meanwhile."""
 
-    strengths: list[Tensor]  # per edit: [rows] or [rows, length], scale included
-    levels: list[tuple[float, ...]]  # per edit: the largest strength in each row
-    acting: list[bool]  # per edit: whether it acts on any row
-    idle: bool  # whether none does
-    memo: dict[Any, Any]
+    def __init__(self, strengths: Strengths) -> None:
+        self.strengths = strengths
+        self.levels = strengths.levels.numpy()  # [edits, rows]
+        self.acting = tuple(np.flatnonzero(self.levels.any(1)).tolist())
+        self.memo: dict[tuple, Any] = {}  # made of the strengths
+        self.texts: dict[tuple, tuple[Tensor, Any]] = {}  # made of a text, which is kept beside it
+
+    def once(self, key: tuple, make: Callable[[], Any]) -> Any:
+        """What `make` makes of the strengths alone, made once."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]
 
 
 @dataclass
@@ -89,15 +126,14 @@ class Call:
     """One UNet call: how strongly each edit acts on each row, and which rows each module saw."""
 
     rows: int
-    strengths: list[Tensor]
-    levels: list[tuple[float, ...]]
-    acting: list[bool]
-    idle: bool
-    memo: dict[Any, Any]
+    reading: Reading
     entered: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     left: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    thread: int = field(default_factory=get_ident)
     running: bool = True
+
+    @property
+    def idle(self) -> bool:
+        return not self.reading.acting
 
     def leave(self, path: str, rows: int) -> None:
         """Count rows that leave a module, which must have entered it before."""
@@ -105,13 +141,55 @@ class Call:
         if self.left[path] > self.entered[path]:
             raise SilentEditError(f"{path} was left without being entered", STRIPPED)
 
-    def acts(self, index: int) -> bool:
-        return self.acting[index]
+    def among(self, indices: frozenset[int]) -> tuple[int, ...]:
+        """Those of the edits that act on any row, in order."""
+        return tuple(filter(indices.__contains__, self.reading.acting)) if indices else ()
 
-    def strength(self, index: int, like: Tensor) -> Tensor:
-        """Strength of an edit, shaped to multiply `like` [rows, ...]."""
-        value = self.strengths[index].to(like.dtype)
-        return value.view(*value.shape, *(1,) * (like.ndim - value.ndim))
+    def table(self, indices: tuple[int, ...]) -> Tensor | None:
+        """Strengths [rows, m], or [rows, length, m] where a `token` gate is among them; None: all are 1."""
+        return self.reading.once(("table", indices), lambda: self._table(indices))
+
+    def _table(self, indices: tuple[int, ...]) -> Tensor | None:
+        rows, places = self.reading.strengths.rows, self.reading.strengths.places
+        if not any(index in places for index in indices):
+            found = rows[list(indices)].T  # [rows, m]
+            return None if bool((found == 1).all()) else found
+        shape = next(iter(places.values()))  # [rows, length]
+        columns = [places.get(index, rows[index].to(shape)[:, None]).expand_as(shape) for index in indices]
+        return torch.stack(columns, -1)
+
+    def strength(
+        self, indices: tuple[int, ...], like: Tensor, times: Sequence[int] | None = None
+    ) -> Tensor | None:
+        """`table` where `like` is, in its dtype, column i repeated `times`[i] times."""
+
+        def make() -> Tensor | None:
+            table = self.table(indices)
+            if table is None:
+                return None
+            if times is not None:
+                table = table.repeat_interleave(torch.tensor(times, device=table.device), -1)
+            return table.to(like.device, like.dtype)
+
+        return self.reading.once(("strength", indices, times, like.device, like.dtype), make)
+
+    def distinct(self, indices: tuple[int, ...]) -> list[tuple[list[float], Tensor | None]]:
+        """Each set of strengths that some row (or place) has, with a mask of where; shut ones left out."""
+
+        def make() -> list[tuple[list[float], Tensor | None]]:
+            table = self.table(indices)
+            if table is None:
+                return [([1.0] * len(indices), None)]
+            sets, which = torch.unique(table.flatten(0, -2), dim=0, return_inverse=True)
+            which = which.view(table.shape[:-1])  # [rows] or [rows, length]
+            everywhere = len(sets) == 1
+            return [
+                (numbers, None if everywhere else which == line)
+                for line, numbers in enumerate(sets.tolist())
+                if any(numbers)
+            ]
+
+        return self.reading.once(("distinct", indices), make)
 
     def once(self, key: tuple, text: Tensor, make: Callable[[Call, Tensor], Any]) -> Any:
         """What `make` makes of the text states, once a text: all cross-attentions read the same.
@@ -121,26 +199,34 @@ class Call:
         """
         if torch.is_grad_enabled():
             return make(self, text)
-        key = (*key, id(text))
-        if key not in self.memo:
-            if len(self.memo) >= MEMO_LIMIT:  # every module reads a copy of its own, as under offloading
-                self.memo.clear()
-            self.memo[key] = (text, make(self, text))
-        return self.memo[key][1]
+        memo, key = self.reading.texts, (*key, id(text))
+        if key not in memo:
+            if len(memo) >= MEMO_LIMIT:  # every module reads a copy of its own, as under offloading
+                memo.clear()
+            memo[key] = (text, make(self, text))
+        return memo[key][1]
 
 
 class Ledger:
-    """Opens a `Call` when the UNet is entered, closes it when it is left, and keeps the receipt."""
+    """Opens a `Call` when the UNet is entered, closes it when it is left, and keeps the receipt.
 
-    def __init__(self, edits: Iterable[Edit]) -> None:
+    `only` [edits, rows] confines each edit to some rows of every call (1 there, 0 elsewhere).
+    """
+
+    def __init__(self, edits: Iterable[Edit], only: Tensor | None = None) -> None:
         self.edits = tuple(edits)
+        self.parts = tuple(map(Part, self.edits))
         self.receipt = Receipt(self.edits)
+        self._only = only
+        self._panel = Panel(self.edits)
         self._entries: list[str] = []
         self._exits: list[str] = []
         self._call: Call | None = None
-        self._timeless = not any(g.kind in TIMED for edit in self.edits for g in edit.gates)
-        self._text: tuple[Tensor, int] | None = None  # what the last reading of the gates was of
-        self._reading = Reading([], [], [], True, {})
+        self._turn: dict[str, int] = {}  # the thread whose call is running
+        self._text: tuple[Tensor, int] | None = None  # what the gates were last read of, if it lasts
+        self._said: Text | None = None
+        self._reading: Reading | None = None
+        self._pairs: dict[tuple, Pair] = {}
 
     def watch(self, path: str, exits: bool) -> None:
         """Expect every row of every call at this module: going in and, if asked, going out."""
@@ -156,7 +242,8 @@ class Ledger:
 
     def begin(self, states: Tensor, timestep: Any, rows: int) -> None:
         """Read the gates for text states [rows, length, width] and one timestep or [rows]."""
-        if self._call and self._call.running and self._call.thread != get_ident():
+        # asking whether it is free and taking it are one step: two threads cannot both get it
+        if self._turn.setdefault("thread", get_ident()) != get_ident():
             raise RefusedError(
                 "two threads run one erased UNet at once",
                 "let them take turns, or give each a deepcopy of the pipeline",
@@ -165,11 +252,7 @@ class Ledger:
             raise RefusedError(
                 f"the UNet was given {rows} rows and text for {len(states)}", "give one text a row"
             )
-        if not self._same_text(states):
-            self._reading = self._read(states, timestep, rows)
-            lasting = self._timeless and not torch.is_grad_enabled() and not states.is_inference()
-            self._text = (states, states._version) if lasting else None
-        self._call = Call(rows, *self._reading)
+        self._call = Call(rows, self._read(states, timestep, rows))
 
     def enter(self, path: str, rows: int) -> Call:
         """The call in which these rows enter a module, with them counted."""
@@ -179,24 +262,49 @@ class Ledger:
             raise _missed(path, call.entered[path], call.rows)
         return call
 
-    def _same_text(self, states: Tensor) -> bool:
-        """Whether these are the very text states of the last call, unwritten since.
+    def pair(self, indices: tuple[int, ...], up: str, like: Tensor) -> Pair:
+        """The low-rank pairs of these edits as one; kept, where none of them is trained."""
+        parts = [self.parts[index] for index in indices]
+        if len(parts) == 1 or any(part.trained for part in parts):
+            return fuse(parts, up, like)
+        key = (indices, like.device, like.dtype)
+        if key not in self._pairs:
+            if len(self._pairs) > 2 * len(self._entries):  # two sets of open edits, at every module
+                self._pairs.clear()
+            with torch.inference_mode(False):  # it may be used where gradients are recorded
+                self._pairs[key] = fuse(parts, up, like)
+        return self._pairs[key]
 
-        A sampler asks with the same text at every step; gates that do not read the timestep, and what
-        the cross-attentions made of the text, then hold as they were.
+    def _read(self, states: Tensor, timestep: Any, rows: int) -> Reading:
+        """Text gates once a text, timed ones at every call; what stays as it was is the same reading.
+
+        A sampler asks with the same text at every step: what the cross-attentions made of it holds
+        for as long as no strength changes.
         """
+        same = self._same_text(states)
+        if same and not self._panel.timed:
+            return self._reading
+        if not same:
+            self._said = self._panel.text(states)
+            lasting = not torch.is_grad_enabled() and not states.is_inference()
+            self._text = (states, states._version) if lasting else None
+        times = None
+        if self._panel.timed:
+            times = torch.as_tensor(timestep).detach().float().cpu().reshape(-1).expand(rows)
+        strengths = self._panel.strengths(self._said, times)
+        if self._only is not None:
+            rows_, levels = strengths.rows * self._only, strengths.levels * self._only
+            strengths = replace(strengths, rows=rows_, levels=levels)
+        if not (same and strengths.rows.equal(self._reading.strengths.rows)):
+            self._reading = Reading(strengths)
+        return self._reading
+
+    def _same_text(self, states: Tensor) -> bool:
+        """Whether these are the very text states of the last call, unwritten since."""
         if self._text is None or torch.is_grad_enabled():
             return False
         text, version = self._text
         return states is text and states._version == version
-
-    def _read(self, states: Tensor, timestep: Any, rows: int) -> Reading:
-        times = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1).expand(rows)
-        signal = Signal(states.detach(), times.to(states.device))
-        strengths = [edit.scale * factor(edit, signal) for edit in self.edits]
-        levels = [tuple(value.abs().reshape(rows, -1).amax(1).tolist()) for value in strengths]
-        acting = [any(level) for level in levels]
-        return Reading(strengths, levels, acting, not any(acting), {})
 
     def finish(self) -> None:
         """Every watched module must have seen every row exactly once."""
@@ -206,18 +314,16 @@ class Ledger:
             for path in paths:
                 if seen[path] != call.rows:
                     raise _missed(path, seen[path], call.rows)
-        self.receipt.calls += 1
-        self.receipt.rows += call.rows
-        for tally, levels in zip(self.receipt.tallies, call.levels, strict=True):
-            opened = [row for row, level in enumerate(levels) if level > 0]
-            tally.opened.update(opened)
-            tally.shut += call.rows - len(opened)
+        self.receipt.add(call.reading.levels)
 
     def abandon(self) -> None:
         """Close the call of this thread; kept under gradients, for checkpointing runs modules again."""
-        if self._call and self._call.thread == get_ident():
+        if self._turn.get("thread") != get_ident():
+            return
+        if self._call:
             self._call.running = False
             self._call = self._call if torch.is_grad_enabled() else None
+        del self._turn["thread"]
 
 
 def _missed(path: str, seen: int, rows: int) -> SilentEditError:

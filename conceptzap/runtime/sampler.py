@@ -111,9 +111,7 @@ def _batch(
 
 def _fired(receipt: Receipt, row: int, n: int) -> frozenset[str]:
     """Edits open for picture `row` of `n`: its rows are `row` and, with guidance, `n + row`."""
-    rows = (row, n + row)
-    tallies = receipt.by_name.items()
-    return frozenset(name for name, tally in tallies if any(tally.opened[r] for r in rows))
+    return receipt.fired((row, n + row))
 
 
 def draw(
