@@ -1,0 +1,67 @@
+"""Text states of a task as plain matrices, and the directions in them that what is kept does not use.
+
+For closed forms that need the states themselves, not sums over them: double precision, on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conceptzap.base import Base
+from conceptzap.training import closed_form, detector
+from conceptzap.training.lessons import Lesson
+
+
+@dataclass(frozen=True)
+class States:
+    """Rows of text states: `source` [n, d] become `target` [n, d], `keep` [m, d] stay.
+
+    `last` holds the rows of each concept's last token in its barest prompt, [concepts].
+    """
+
+    source: Tensor
+    target: Tensor
+    keep: Tensor
+    last: Tensor
+
+
+def states_of(base: Base, taught: Sequence[Lesson], keep_prompts: int) -> States:
+    """The states of all lessons: from the concept on they move, those in front and the keep set's stay."""
+    source, target, keep, last = [], [], [], []
+    for lesson in taught:
+        last.append(sum(map(len, source)) + base.token_count(lesson.concept) - 1)
+        moved, wanted, prefix = closed_form.aligned_states(
+            base, lesson.pairs, lesson.concept, lesson.anchor
+        )
+        stay = detector.states(base, [*lesson.instead, *lesson.kept(keep_prompts)])
+        source.append(moved)
+        target.append(wanted)
+        keep += [prefix, stay.flatten(0, 1)]
+    rows = (torch.cat(part).cpu().double() for part in (source, target, keep))
+    return States(*rows, torch.tensor(last))
+
+
+def null_space(keep: Tensor, threshold: float) -> Tensor:
+    """Orthonormal directions [d, k] with at most `threshold` of the mean energy of the rows of `keep`.
+
+    The weakest direction always counts, for there must be one to erase in.
+    """
+    values, vectors = torch.linalg.eigh(keep.T @ keep / max(len(keep), 1))
+    weak = values <= max(threshold * values.mean().item(), values[0].item())
+    return vectors[:, weak]
+
+
+def cut(change: Tensor, states: Tensor, rank: int) -> dict[str, Tensor]:
+    """`into` [d, r] and `down` [r, d] of the rank-r change that is nearest to `change` on the states.
+
+    B_r = U U^T B with U the strongest left singular vectors of B C: whatever B does not see, B_r does
+    not see either.
+    """
+    seen = change @ states.T  # [d, n]
+    _, vectors = torch.linalg.eigh(seen @ seen.T)
+    into = vectors[:, -rank:]
+    return {"into": into.float().contiguous(), "down": (into.T @ change).float().contiguous()}
