@@ -1,0 +1,103 @@
+"""SPEED: a closed-form change of the values that is confined to the null space of what stays.
+
+Li et al. 2026: with c_t the states that go, c_a their anchors, C_1 = mean c_t c_t^T, C* = mean c_a c_t^T, P the
+projector on directions that the kept states hardly use and K the invariants (start of text, empty prompt),
+dW = W (C* - C_1) P Q M,  M = (C_1 P + eta I)^-1,  Q = I - M K (K^T P M K + lambda I)^-1 K^T P.
+Kept states are chosen by influence: those that the unconstrained edit moves more than the mean, and
+noisy copies of them along the direction to which W is most blind (directed augmentation), chosen again.
+Differs: influence and blindness are those of all values together, not of one layer, so that one pair
+serves all layers; all token states from the concept on may be moved (`last` moves its last one, as the
+paper does but for nudity), cut to `rank`; the threshold is a share of the kept states' mean energy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from conceptzap.base import Base
+from conceptzap.edit import Edit
+from conceptzap.report import Report
+from conceptzap.task import Task
+from conceptzap.training import detector, subspace
+from conceptzap.training.lessons import lessons
+
+PAPER = "2503.07392"
+
+
+@dataclass(frozen=True)
+class Config:
+    sites: str = "unet.*.attn2.to_v"  # values only
+    rank: int = 8
+    last: bool = False  # move the concept's last token alone
+    threshold: float = 0.05  # energy of a direction that counts as null, of the kept states' mean
+    eta: float = 0.02  # ridge; 1 in the paper, on sums over states
+    slack: float = 0.0  # lambda of the invariants: 0 keeps them exactly
+    copies: int = 3  # noisy copies of a kept state; 10 in the paper
+    noise: float = 0.1  # of a copy, of the states' mean length
+    keep_prompts: int = 400  # prompts that the kept states are chosen from
+
+
+def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
+    told = subspace.states_of(base, list(lessons(base, task)), cfg.keep_prompts)
+    rows = told.last if cfg.last else slice(None)
+    source, target = told.source[rows], told.target[rows]  # [n, d]
+    sites = base.sites(cfg.sites)
+    weight = torch.cat([base.module(site).weight.detach().cpu().double() for site in sites])
+    keep = influenced(source, target, told.keep, weight, cfg, report.seed)
+    fixed = invariants(detector.states(base, [""])[0].cpu().double())
+    change = null_constrained(source, target, keep, fixed, cfg)
+    yield Edit("weight", sites, subspace.cut(change, source, min(cfg.rank, len(source))))
+
+
+def influenced(
+    source: Tensor, target: Tensor, keep: Tensor, weight: Tensor, cfg: Config, seed: int
+) -> Tensor:
+    """Kept states [m, d] that the unconstrained edit moves more than the mean, and copies of them."""
+    eye = torch.eye(source.shape[1], dtype=source.dtype)
+    ridge = torch.linalg.inv(source.T @ source / len(source) + eye)
+    naive = weight @ ((target - source).T @ source / len(source) @ ridge)  # [out, d]
+
+    def strong(states: Tensor) -> Tensor:
+        moved = (states @ naive.T).norm(dim=1)
+        return states[moved > moved.mean()]
+
+    chosen = strong(keep)
+    blind = torch.linalg.eigh(weight.T @ weight).eigenvectors[:, 0]  # [d]
+    copied = chosen.repeat(cfg.copies, 1)
+    size = cfg.noise * keep.norm(dim=1).mean()
+    shifts = torch.randn(len(copied), 1, generator=torch.Generator().manual_seed(seed)).to(keep)
+    copies = strong(copied + size * shifts * blind) if len(copied) else copied
+    return torch.cat([chosen, copies])
+
+
+def invariants(empty: Tensor, centres: int = 3, rounds: int = 10) -> Tensor:
+    """K [d, 4]: the state of the start of text and k-means centres of the empty prompt's [length, d]."""
+    start, rest = empty[:1], empty[1:]
+    means = rest[:: max(1, len(rest) // centres)][:centres]
+    for _ in range(rounds):
+        nearest = torch.cdist(rest, means).argmin(1)
+        members = F.one_hot(nearest, len(means)).to(rest)  # [length - 1, centres]
+        sizes = members.sum(0)[:, None]
+        means = torch.where(sizes > 0, members.T @ rest / sizes.clamp_min(1), means)
+    return torch.cat([start, means]).T
+
+
+def null_constrained(
+    source: Tensor, target: Tensor, keep: Tensor, fixed: Tensor, cfg: Config
+) -> Tensor:
+    """dW / W [d, d]: (C* - C_1) P Q M; zero on the invariants where there is no slack.
+
+    In coordinates of the null space N (P = N N^T), where P M = N (N^T C_1 N + eta I)^-1 N^T = N A N^T.
+    """
+    null = subspace.null_space(keep, cfg.threshold)  # [d, k]
+    seen, spared = source @ null, null.T @ fixed  # [n, k], [k, 4]
+    a = torch.linalg.inv(seen.T @ seen / len(source) + cfg.eta * torch.eye(null.shape[1]).to(seen))
+    middle = spared.T @ a @ spared  # [4, 4], singular where P spares an invariant already
+    inverse = torch.linalg.pinv(middle + cfg.slack * torch.eye(len(middle)).to(seen), hermitian=True)
+    a = a - a @ spared @ inverse @ spared.T @ a
+    return (target - source).T @ seen / len(source) @ a @ null.T
