@@ -1,7 +1,7 @@
 """SPEED: a closed-form change of the values that is confined to the null space of what stays.
 
-Li et al. 2026: with c_t the states that go, c_a their anchors, C_1 = mean c_t c_t^T, C* = mean c_a c_t^T, P the
-projector on directions that the kept states hardly use and K the invariants (start of text, empty prompt),
+Li et al. 2026: with c_t the states that go and c_a their anchors, C_1 = mean c_t c_t^T, C* = mean c_a c_t^T,
+P the projector on directions that the kept states hardly use, K the invariants (start of text, empty prompt),
 dW = W (C* - C_1) P Q M,  M = (C_1 P + eta I)^-1,  Q = I - M K (K^T P M K + lambda I)^-1 K^T P.
 Kept states are chosen by influence: those that the unconstrained edit moves more than the mean, and
 noisy copies of them along the direction to which W is most blind (directed augmentation), chosen again.
