@@ -33,7 +33,7 @@ class Hub:
     """A repository that serves `folder`, keeps account of the asked files, and may be closed."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
-        self.folder, self.cache = folder, cache / "snapshots" / COMMIT
+        self.folder, self.cache = folder, cache / "models--someone--tiny"
         self.fetched: list[str] = []
         self.failure: Exception | None = None
         self.revision: str | None = None
@@ -52,14 +52,18 @@ class Hub:
     def hf_hub_download(self, repo: str, name: str, revision: str) -> str:
         return str(self.folder / name)
 
-    def snapshot_download(self, repo: str, revision: str, allow_patterns: list[str]) -> str:
-        assert revision == COMMIT
+    def snapshot_download(self, repo: str, revision: str | None, allow_patterns: list[str]) -> str:
+        """Like the client: files under the commit, and the branch's commit beside them."""
+        snapshot, branch = self.cache / "snapshots" / COMMIT, revision or "main"
+        if branch != COMMIT:
+            (self.cache / "refs").mkdir(parents=True, exist_ok=True)
+            (self.cache / "refs" / branch).write_text(COMMIT)
         for name in self.names():
             if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
                 self.fetched.append(name)
-                (self.cache / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(self.folder / name, self.cache / name)
-        return str(self.cache)
+                (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(self.folder / name, snapshot / name)
+        return str(snapshot)
 
 
 @pytest.fixture
@@ -70,6 +74,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
         (folder / name).write_bytes(b"never to be read")
     played = Hub(folder, tmp_path / "cache")
     monkeypatch.setattr(hub, "HfApi", lambda: played)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "hf_hub_download", played.hf_hub_download)
     monkeypatch.setattr(hub, "snapshot_download", played.snapshot_download)
     return played
@@ -82,6 +87,17 @@ def test_only_what_is_needed_is_fetched(served: Hub) -> None:
     assert base.signature == tiny("sd1").signature
     assert not set(served.fetched) & set(EXTRAS)
     assert sum(name.endswith(".safetensors") for name in served.fetched) == 3
+
+
+@pytest.mark.parametrize("revision", ["", "@v1", f"@{COMMIT}"])
+def test_what_was_fetched_once_works_offline(served: Hub, revision: str) -> None:
+    """By branch, tag and commit, although the cache lacks what is never asked for."""
+    load_base(f"someone/tiny{revision}", device="cpu")
+    served.failure = OSError("no route to host")
+    for name in {f"someone/tiny{revision}", f"someone/tiny@{COMMIT}"}:
+        base = load_base(name, device="cpu")
+        assert (base.id, base.revision) == ("someone/tiny", COMMIT)
+    assert "not in the cache" in str(refusal(ResourceError, "someone/tiny@v2"))
 
 
 def test_pickles_are_not_fetched(served: Hub) -> None:

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -39,12 +38,23 @@ def fetch(name: str) -> tuple[Path, str]:
             raise
         # no network shows as any of a dozen exceptions of two HTTP libraries
         except Exception:
-            folder = snapshot_download(repo, revision=revision, local_files_only=True)
-            return Path(folder), Path(folder).name
+            return _cached(name, repo, revision)
         names = [sibling.rfilename for sibling in info.siblings or ()]
         patterns = _wanted(repo, info.sha, names)
-        folder = snapshot_download(repo, revision=info.sha, allow_patterns=patterns)
-        return Path(folder), info.sha
+        # by the branch, so that the cache keeps what it stood for when the hub was last reached
+        folder = snapshot_download(repo, revision=revision, allow_patterns=patterns)
+        return Path(folder), Path(folder).name
+
+
+def _cached(name: str, repo: str, revision: str | None) -> tuple[Path, str]:
+    """What was fetched before. Not by the hub's own rule: it misses the files never asked for."""
+    index = try_to_load_from_cache(repo, "model_index.json", revision=revision)
+    if not isinstance(index, str):
+        raise ResourceError(
+            f"{name} is no folder here, not in the cache, and the hub cannot be reached",
+            "give the path of a folder or .safetensors file, or go online",
+        )
+    return Path(index).parent, Path(index).parent.name
 
 
 def _wanted(repo: str, commit: str, names: list[str]) -> list[str]:
@@ -76,11 +86,6 @@ def _answering(name: str) -> Iterator[None]:
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ResourceError(f"the hub has no {name}", "check its spelling and revision") from error
-    except LocalEntryNotFoundError as error:
-        raise ResourceError(
-            f"{name} is no folder here, not in the cache, and the hub cannot be reached",
-            "give the path of a folder or .safetensors file, or go online",
-        ) from error
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ResourceError(f"{name} could not be fetched: {reason}", "try again") from error
