@@ -17,7 +17,7 @@ import small
 import torch
 from command import conceptzap as program
 from command import contents, refused
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 from samples import header
@@ -26,7 +26,7 @@ from test_cli_bad_input import read_only
 
 import conceptzap
 from conceptzap import exports, format
-from conceptzap.base import Base, load_base
+from conceptzap.base import Base, load_base, parameters, single_file
 from conceptzap.edit import Edit, Erasure, Header, sort_edits
 from conceptzap.errors import RefusedError, ResourceError, UsageError
 from conceptzap.exports import checkpoint, lora
@@ -256,6 +256,68 @@ def test_a_folder_says_what_went_in(base: Base, tmp_path: Path) -> None:
     modes = {one.stat().st_mode & 0o777 for one in made.path.rglob("*") if one.is_file()}
     assert modes == {(tmp_path / "base/model_index.json").stat().st_mode & 0o777}
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def published(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
+    """A base with CLIP's own words, and its configs as those by which single files are read."""
+    found = tiny(base.family, clip=True)
+    found.pipeline().save_pretrained(str(tmp_path / "configs" / base.family))
+    monkeypatch.setattr(single_file, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(single_file, "V_SIZE", 8)
+    return found
+
+
+def test_one_file_is_the_whole_checkpoint(published: Base, tmp_path: Path) -> None:
+    """Under the original names, every bit of it, and diffusers reads it as we do."""
+    edits = [some.low_rank(published), some.shared(published)]
+    path, target = save(tmp_path, published, "a", edits), tmp_path / "out.safetensors"
+    made = conceptzap.export(path, "checkpoint", target, base=published)
+    assert made.path == target and made.facts["dtype"] == "float32"
+    kind = StableDiffusionXLPipeline if published.family == "sdxl" else StableDiffusionPipeline
+    pipe = kind.from_single_file(
+        str(target), config=str(single_file.CONFIGS / published.family), local_files_only=True
+    )
+    theirs = replace(published, unet=pipe.unet.eval())
+    assert some.far(seen(theirs), seen(published, edits)) < CLOSE
+    again = load_base(str(target), "cpu")
+    assert (again.family, again.prediction) == (published.family, published.prediction)
+    touched = {f"{site.removeprefix('unet.')}.weight" for edit in edits for site in edit.sites}
+    pairs = zip(
+        (published.unet, published.vae, *published.text_encoders),
+        (again.unet, again.vae, *again.text_encoders),
+        strict=True,
+    )
+    for number, (was, now) in enumerate(pairs):
+        was, now = dict(parameters(was)), dict(parameters(now))
+        changed = {name for name in was if not now[name].equal(was[name])}
+        assert was.keys() == now.keys() and changed == (set() if number else touched)
+    with safe_open(target, "pt") as file:
+        said = file.metadata()
+    assert json.loads(said["conceptzap"])["concepts"] == ["van gogh"]
+    assert str(tmp_path) not in str(said) and "from_single_file" in made.use
+    assert target.stat().st_mode & 0o777 == path.stat().st_mode & 0o777
+    with pytest.raises(UsageError, match="exists"):
+        conceptzap.export(path, "checkpoint", target, base=published)
+    conceptzap.export(path, "checkpoint", target, base=published, force=True, dtype="float16")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_one_file_of_what_it_cannot_hold_is_refused(
+    sd1: Base, published: Base, tmp_path: Path
+) -> None:
+    """A tokenizer, and another schedule than the family's; a folder holds both."""
+    target = tmp_path / "out.safetensors"
+    with pytest.raises(RefusedError, match="no tokenizer") as caught:
+        conceptzap.export(some.erasure(sd1, [some.shared(sd1)]), "checkpoint", target, base=sd1)
+    assert "folder" in caught.value.hint
+    other = replace(published, scheduler_config=published.scheduler_config | {"beta_end": 0.02})
+    value = some.erasure(other, [some.shared(other)])
+    with pytest.raises(RefusedError, match="noise schedule"):
+        conceptzap.export(value, "checkpoint", target, base=other)
+    with pytest.raises(UsageError, match="an erasure is called"):
+        conceptzap.export(value, "checkpoint", tmp_path / "x.lprompt.safetensors", base=other)
+    assert not list(tmp_path.glob("*out*")) and not list(tmp_path.glob(".*"))
 
 
 def test_the_base_stays_as_it_is(sd1: Base, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from refusals import edit_json, refusal
 from safetensors.torch import load_file, save_file
 
-from conceptzap.base import Base, load_base, single_file
+from conceptzap.base import Base, load_base, parameters, single_file
+from conceptzap.base import original as names
 from conceptzap.errors import MismatchError, ResourceError, UsageError
 from conceptzap.testing import FAMILIES, tiny
 
@@ -216,3 +217,31 @@ def test_shipped_configs_have_the_published_sizes(family: str, unet: int, text: 
         ]
     sizes = [sum(value.numel() for value in model.parameters()) for model in models]
     assert sizes == [unet, 83_653_863, *text]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_original_names_are_those_that_diffusers_reads(family: str) -> None:
+    """Of the published structure, whole: no name is lost and no shape is another."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.loaders import single_file_utils as layouts
+
+    config = single_file.CONFIGS / family
+    unet = single_file._hollow(UNet2DConditionModel, config / "unet")
+    vae = single_file._hollow(AutoencoderKL, config / "vae")
+    encoders = [encoder.to("meta") for encoder in single_file._text_encoders(config, family)]
+    named = names.tensors(unet, vae, encoders, family)
+    read = [
+        (unet, layouts.convert_ldm_unet_checkpoint(named, unet.config)),
+        (vae, layouts.convert_ldm_vae_checkpoint(named, vae.config)),
+    ]
+    for encoder, (prefix, open_clip) in zip(encoders, names.TEXT[family], strict=True):
+        if open_clip:
+            read.append((encoder, layouts.convert_open_clip_checkpoint(encoder, named, prefix)))
+        else:
+            read.append((encoder, layouts.convert_ldm_clip_checkpoint(named)))
+    for module, found in read:
+        wanted = {name: value.shape for name, value in parameters(module)}
+        shapes = {name.removeprefix("text_model."): value.shape for name, value in found.items()}
+        if "text_projection.weight" not in wanted:
+            shapes.pop("text_projection.weight", None)
+        assert shapes == wanted

@@ -5,8 +5,9 @@
 
 Only changes of weights that hold for every prompt fit into either, whole or not at all: what stands
 behind a gate, as all that the default method makes, or adds tokens needs conceptzap. Dense changes
-fit into a LoRA by their --rank largest components. A checkpoint is a diffusers folder of the base
-with the change in its weights; it is read back and compared before it gets its name.
+fit into a LoRA by their --rank largest components. A checkpoint is the base with the
+change in its weights: a diffusers folder, or one file for ComfyUI and others where --output ends in
+.safetensors. It is read back and compared before it gets its name.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Exports: erasures -> somebody else's format. A member has `check`, `place`, `write` and `USE`.
+"""Exports: erasures -> somebody else's format. A member has `check`, `place`, `write` and `use`.
 
 `check(order)` refuses what the format cannot hold: all of an erasure goes in, or none of it.
 `place(order, output)` is where it goes, unless nothing can go there. `write(base, order, target,
-report)` writes it and returns what is to be said of it. `USE` is how others read it.
+report)` writes it and returns what is to be said of it. `use(target)` is how others read it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""A diffusers folder of the whole base with the edits in its weights: weight edits without gates.
+"""The whole base with the edits in its weights: weight edits without gates, as a folder or one file.
 
-It is made beside its target under a hidden name, read back, and renamed only when its UNet sees the
-noise that the attached edits see. `conceptzap.json` and the UNet's config say what went in.
+A folder is diffusers' own; a file, asked for by the suffix .safetensors, has the names of the
+original Stable Diffusion code, which ComfyUI and others load. It is made beside its target under a
+hidden name, read back, and renamed only when its UNet sees the noise that the attached edits see.
+`conceptzap.json` and the UNet's config, or the file's metadata, say what went in.
 """
 
 from __future__ import annotations
@@ -20,22 +22,37 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from conceptzap import exports
-from conceptzap.base import Base, layout, load_base, loading, parameters
+from conceptzap.base import Base, layout, load_base, loading, original, parameters, single_file
+from conceptzap.base.bpe import clip_tokenizer
 from conceptzap.edit import Json, canonical_json
 from conceptzap.errors import RefusedError, ResourceError, UsageError, escape
 from conceptzap.exports import Order
 from conceptzap.format import atomic
+from conceptzap.format.naming import SUFFIX
 from conceptzap.report import Report
 from conceptzap.runtime.attach import attached, bake
 from conceptzap.trust import canary
 
-USE = "DiffusionPipeline.from_pretrained({path!r})"
+FILE = ".safetensors"
+ARCHITECTURES = {
+    "sd1": "stable-diffusion-v1",
+    "sd2": "stable-diffusion-v2-512",
+    "sdxl": "stable-diffusion-xl-v1-base",
+}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 NOTE = "conceptzap.json"
 SCHEMA = "conceptzap.baked/1"
+
+
+def use(target: Path) -> str:
+    """How diffusers reads it."""
+    way = "from_single_file" if target.suffix == FILE else "from_pretrained"
+    kind = "StableDiffusionPipeline" if target.suffix == FILE else "DiffusionPipeline"
+    return f"{kind}.{way}({str(target)!r})"
 
 
 def check(order: Order) -> None:
@@ -48,8 +65,13 @@ def check(order: Order) -> None:
 
 
 def place(order: Order, output: Path) -> Path:
-    """`output` with links resolved; with `force` it may be a folder that an export wrote."""
+    """`output` with links resolved; with `force` it may be a file, or a folder that an export wrote."""
     target = Path(os.path.realpath(output))
+    if output.name.endswith(SUFFIX):
+        raise UsageError(f"{output.name!r} is what an erasure is called", "leave .lprompt out")
+    if target.suffix == FILE:
+        atomic.check_writable(target, order.force)
+        return target
     if os.path.lexists(target):
         _check_replaceable(target, order.force)
     atomic.check_writable(target.with_name(f".{target.name}.probe"))
@@ -70,20 +92,29 @@ def _check_replaceable(target: Path, force: bool) -> None:
 
 
 def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, Json]:
-    """Write the folder, read it back, and give it its name only if it erases like the edits."""
+    """Write it, read it back, and give it its name only if it erases like the edits."""
     asked = exports.asked_dtype(order, DTYPES)
     made = _baked(base, order, asked)
     _check_space(made, target)
+    note = canonical_json({"schema": SCHEMA, **exports.origin(base, order)})
+    whole = target.suffix == FILE
     with _hidden_beside(target) as folder:
         with _disk(target), loading.quiet():
-            made.pipeline().save_pretrained(str(folder), safe_serialization=True)
-            _make_alike(folder)
-            note = {"schema": SCHEMA, **exports.origin(base, order)}
-            (folder / NOTE).write_text(canonical_json(note) + "\n", encoding="utf-8")
-        error = _verified(base, order, folder, made.unet.dtype)
+            if whole:
+                _write_file(made, folder / target.name, order.header.title, note)
+            else:
+                made.pipeline().save_pretrained(str(folder), safe_serialization=True)
+                _make_alike(folder)
+            (folder / NOTE).write_text(note + "\n", encoding="utf-8")
+        error = _verified(base, order, folder / target.name if whole else folder, made.unet.dtype)
         with _disk(target):
             _finish(folder)
-            _put(folder, target, order.force)
+            if whole:
+                atomic.check_writable(target, order.force)
+                (folder / target.name).replace(target)
+                shutil.rmtree(folder)
+            else:
+                _put(folder, target, order.force)
             _sync(target.parent)
     return {"dtype": exports.name_of(made.unet.dtype), "relative_error": error}
 
@@ -115,7 +146,10 @@ def _twin(
     with init_empty_weights():
         twin = type(module).from_config(module.config)
     weights = dict(parameters(module)) | changed
-    twin.load_state_dict({name: value.to(dtype) for name, value in weights.items()}, assign=True)
+    own = {name: value.to(dtype) for name, value in weights.items()}
+    missing = twin.load_state_dict(own, strict=False, assign=True).missing_keys
+    if missing and loading.without_encoder(twin, missing):
+        raise RefusedError(f"a {type(module).__name__} lacks {missing[0]}", layout.AGAIN)
     twin.register_to_config(**config)
     return twin.eval()
 
@@ -130,16 +164,57 @@ def _cast(module: nn.Module, asked: torch.dtype | None) -> nn.Module:
     return module if module.dtype == dtype else copy.deepcopy(module).to(dtype)
 
 
+# -- one file ----------------------------------------------------------------------------------
+
+
+def _write_file(made: Base, path: Path, title: str, note: str) -> None:
+    """All weights under their original names. Raises `RefusedError` where the file would not be it."""
+    pads = single_file.PADS[made.family]
+    for tokenizer, pad in zip(made.tokenizers, pads, strict=True):
+        if tokenizer.get_vocab() != clip_tokenizer(pad).get_vocab():
+            raise RefusedError(
+                f"{made.id} has words of its own, and one file holds no tokenizer",
+                f"leave {FILE} out of --output, for a folder",
+            )
+    named = original.tensors(made.unet, made.vae, made.text_encoders, made.family)
+    v = made.prediction == "v_prediction"
+    architecture = ARCHITECTURES[made.family]
+    if made.family == "sd2" and v:
+        architecture = "stable-diffusion-v2-768-v"
+    if made.family == "sdxl" and v:  # as fine-tunes say it: by empty tensors of these names
+        named["v_pred"] = torch.zeros(0)
+    if made.alphas[-1] == 0:
+        named["ztsnr"] = torch.zeros(0)
+    metadata = {
+        "conceptzap": note,
+        "format": "pt",
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": "conceptzap",
+        "modelspec.prediction_type": "v" if v else "epsilon",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.title": f"{made.id} without {title}",
+    }
+    save_file({name: value.contiguous() for name, value in named.items()}, path, metadata)
+
+
 # -- the proof ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def _verified(base: Base, order: Order, folder: Path, dtype: torch.dtype) -> float:
-    """How far the folder is from the attached edits, as a share of what those change.
+def _verified(base: Base, order: Order, path: Path, dtype: torch.dtype) -> float:
+    """How far what was written is from the attached edits, as a share of what those change.
 
-    Raises `RefusedError` when that is more than rounding.
+    Raises `RefusedError` when that is more than rounding, or when it would be drawn otherwise.
     """
-    written = load_base(str(folder), str(base.device), exports.name_of(base.dtype), base.prediction)
+    # a file says by itself what it predicts; of old folders only the user knows
+    said = None if path.suffix == FILE else base.prediction
+    written = load_base(str(path), str(base.device), exports.name_of(base.dtype), said)
+    alike = written.alphas.equal(base.alphas) and written.latent_shape == base.latent_shape
+    if not alike or written.prediction != base.prediction:
+        raise RefusedError(
+            f"one file cannot hold the size or the noise schedule of {base.id}",
+            f"leave {FILE} out of --output, for a folder",
+        )
     prompts = [*order.header.concepts, ""]
     plain, found = _eps(base, prompts), _eps(written, prompts)
     with attached(base.unet, order.edits):

@@ -29,7 +29,6 @@ from conceptzap.report import Report
 from conceptzap.runtime import ops
 from conceptzap.runtime.attach import find_module
 
-USE = "pipe.load_lora_weights({path!r})"
 DTYPES = (torch.float16, torch.float32)
 DENSE = frozenset({"delta", "keep"})
 # elsewhere in a UNet no two readers agree on the names
@@ -42,6 +41,11 @@ class Factors(NamedTuple):
 
     up: Tensor
     down: Tensor
+
+
+def use(target: Path) -> str:
+    """How diffusers reads it."""
+    return f"pipe.load_lora_weights({str(target)!r})"
 
 
 def check(order: Order) -> None:

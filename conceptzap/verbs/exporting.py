@@ -65,8 +65,7 @@ def export(
     for one in loaded:
         admission.admit(here, one.erasure, False, report)
     facts = exporter.write(here, order, target, report)
-    use = exporter.USE.format(path=str(target))
-    return Exported(target, to, _size(target), order.sources, use, facts)
+    return Exported(target, to, _size(target), order.sources, exporter.use(target), facts)
 
 
 def _order(loaded: Sequence[Loaded], rank: int | None, dtype: str, force: bool) -> Order:
