@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 import struct
@@ -24,7 +25,7 @@ from conceptzap.edit import (
     raw,
 )
 from conceptzap.errors import FormatError
-from conceptzap.format import container
+from conceptzap.format import container, layout
 from conceptzap.format import tree as header_tree
 
 CROSS = "unet.mid_block.attentions.0.transformer_blocks.0.attn2"
@@ -82,6 +83,13 @@ def rich() -> Erasure:
         Edit("weight", (f"{CROSS}.to_out.0",), {"keep": tensor("BOOL", 6, 6)}),
         Edit("adapter", (f"{CROSS}.norm",), adapter, {"phi": "topk", "k": 1, "reads": "y"}),
     )
+    tested, other = sorted(edit.name for edit in edits[2:4]), edits[0].name
+    sites = sorted(site for edit in edits[2:4] for site in edit.sites)
+    change = {site: 0.25 * number for number, site in enumerate(sites, 1)}
+    canary = {
+        tested[0]: {"edits": tested, "prompt": "a church", "seed": 7, "change": change},
+        other: {"edits": [other], "prompt": "", "seed": 2**62, "change": {"unet.elsewhere": 1e-9}},
+    }
     return Erasure(
         header(
             title="Van Gogh + église 🏰",
@@ -90,7 +98,7 @@ def rich() -> Erasure:
             made=({"method": "by hand", "config": {"steps": 3, "lr": 1e-3}, "seed": 2**62},),
             scores={"E": {"value": 1.0, "low": 0.9, "high": 1.0, "n": 36}},
             parents=("c" * 64, "d" * 64),
-            canary={"0" * 12: {"seed": 7, "change": [0.25, -1e-9]}},
+            canary=canary,
             extra={"note": {"kept": [None, True, 1, "x"]}},
         ),
         edits,
@@ -117,13 +125,14 @@ def torch_like(erasure: Erasure) -> Erasure:
     return replace(erasure, edits=tuple(map(edit, erasure.edits)))
 
 
-def parts(erasure: Erasure) -> tuple[dict[str, Any], dict[str, Raw]]:
-    """The header tree and the tensors that a file of this erasure is made from."""
+def parts(erasure: Erasure, number: int = layout.LAYOUT) -> tuple[dict[str, Any], dict[str, Raw]]:
+    """The header tree, in a layout, and the tensors that a file of this erasure is made from."""
     edits = {edit.name: edit for edit in erasure.edits}
     gates = {gate.name: gate for edit in erasure.edits for gate in edit.gates}
     owners = (*edits.items(), *gates.items())
     tensors = {f"{n}.{slot}": raw(t) for n, owner in owners for slot, t in owner.tensors.items()}
-    return header_tree.write(erasure.header, edits, gates), tensors
+    full = header_tree.write(erasure.header, edits, gates)
+    return full if number == 1 else layout.compact(full), tensors
 
 
 def signed(metadata: dict[str, str], entries: dict[str, Any], buffer: bytes) -> bytes:
@@ -133,10 +142,13 @@ def signed(metadata: dict[str, str], entries: dict[str, Any], buffer: bytes) -> 
     return container.pack({**unsigned, "digest": digest}, entries, buffer)
 
 
-def altered(change: Callable[[dict[str, Any], dict[str, Raw]], Any]) -> bytes:
-    """The rich file after `change(tree, tensors)`, with the labels it had, signed anew."""
+def altered(
+    change: Callable[[dict[str, Any], dict[str, Raw]], Any], number: int = layout.LAYOUT
+) -> bytes:
+    """The rich file in a layout after `change(tree, tensors)`, with the labels it had, signed anew."""
     metadata, _, _ = container.split(format.dumps(rich()))
-    tree, tensors = parts(rich())
+    tree, tensors = parts(rich(), number)
+    tree = copy.deepcopy(tree)
     change(tree, tensors)
     return signed({**metadata, "lprompt": canonical_json(tree)}, *container.lay_out(tensors))
 

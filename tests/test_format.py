@@ -26,8 +26,12 @@ from conceptzap.format import tree as header_tree
 from tests.samples import CROSS, base, header, match, rich, small, tensor, torch_like
 
 ROOT = Path(__file__).parent.parent
-GOLDEN = Path(__file__).parent / "golden" / "every-kind.lprompt.safetensors"
-GOLDEN_DIGEST = "a978cf8a1ca31b919443111bdd0e3d3cbad9205858fee5848015f2e8f08e4816"
+FIRST = Path(__file__).parent / "golden" / "every-kind.lprompt.safetensors"
+FIRST_DIGEST = "a978cf8a1ca31b919443111bdd0e3d3cbad9205858fee5848015f2e8f08e4816"
+FIRST_SHA256 = "bb7e5f59bf79f6efa4d198edb0be6be8382b08b974e8c519212b06738facd97b"
+GOLDEN = Path(__file__).parent / "golden" / "every-kind-2.lprompt.safetensors"
+GOLDEN_DIGEST = "055ac7a2dde7fe3fe828a6447e99f7fd6becedc8492ce2f8257bcb799f77340a"
+GOLDEN_SHA256 = "db3c387566db30a1daab8fe26b799de4de8537f7b60c132819d3bb957837d769"
 
 
 def equal(one: Erasure, other: Erasure) -> bool:
@@ -51,11 +55,24 @@ def python(code: str, **environment: str) -> str:
 def test_golden_file_reads_and_writes_for_ever():
     data = GOLDEN.read_bytes()
     read = format.load(GOLDEN)
+    assert hashlib.sha256(data).hexdigest() == GOLDEN_SHA256
     assert read.digest == GOLDEN_DIGEST == format.read_header(GOLDEN).digest
     assert format.dumps(read) == data
     assert read.header.concepts == ("Van Gogh", "église 🏰")
     assert read.header.extra == {"note": {"kept": [None, True, 1, "x"]}}
     assert equal(read, replace(rich_sorted(), digest=GOLDEN_DIGEST))
+
+
+def test_a_file_of_the_first_layout_reads_for_ever():
+    """It keeps its digest, spells out what it always did, and is written anew in today's layout."""
+    assert hashlib.sha256(FIRST.read_bytes()).hexdigest() == FIRST_SHA256
+    read = format.load(FIRST)
+    assert read.digest == FIRST_DIGEST == format.read_header(FIRST).digest
+    test = {"0" * 12: {"seed": 7, "change": [0.25, -1e-9]}}  # older than self-tests as they are
+    wanted = replace(rich_sorted().header, canary=test)
+    assert equal(read, Erasure(wanted, rich_sorted().edits, FIRST_DIGEST))
+    tested = replace(read, header=rich().header)
+    assert format.dumps(tested) == GOLDEN.read_bytes()
 
 
 def rich_sorted() -> Erasure:
@@ -152,6 +169,20 @@ JSON = st.recursive(
     max_leaves=6,
 )
 MAP = st.dictionaries(TEXT, JSON, max_size=3)
+NUMBER = st.floats(0, 1e6) | st.integers(0, 99)
+SCORE = st.fixed_dictionaries(
+    {"value": NUMBER, "low": NUMBER, "high": NUMBER, "n": st.integers(0, 2**40)},
+    optional={"better": st.sampled_from(["lower", "higher"]), "seeds": st.lists(st.integers(0, 9))},
+)
+SITES = st.sampled_from([f"unet.{a}.{b}" for a in "abc" for b in "01"] + ["unet.a", f"{CROSS}.to_k"])
+TEST = st.fixed_dictionaries(
+    {
+        "edits": st.lists(TEXT | st.just(small().edits[0].name), max_size=2),
+        "prompt": TEXT,
+        "seed": st.integers(0, 2**63 - 1),
+        "change": st.dictionaries(SITES, NUMBER, max_size=5),
+    }
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -159,9 +190,9 @@ MAP = st.dictionaries(TEXT, JSON, max_size=3)
     names=st.lists(st.tuples(TEXT, TEXT), max_size=3),
     title=TEXT,
     made=st.lists(MAP, max_size=2),
-    scores=st.dictionaries(TEXT, MAP, max_size=2),
-    canary=MAP,
-    extra=MAP.map(lambda m: {k: v for k, v in m.items() if k not in header_tree.HEADER}),
+    scores=st.dictionaries(TEXT, SCORE, max_size=2),
+    canary=st.dictionaries(TEXT, TEST, max_size=2),
+    extra=MAP.map(lambda m: {k: v for k, v in m.items() if k not in header_tree.RESERVED}),
 )
 def test_any_header_comes_back_equal(names, title, made, scores, canary, extra):
     mine = header(
@@ -356,15 +387,17 @@ NOT_WRITTEN = {
     "no values": (lambda: with_values(delta=torch.ones(0, 2)), "shape"),
     "unknown slot": (lambda: with_values(deltas=torch.ones(2, 2)), "wrong slots: deltas"),
     "no edits": (lambda: replace(small(), edits=()), "no tensors"),
-    "NaN in the header": (lambda: with_header(canary={"a": float("nan")}), "cannot be saved"),
+    "NaN in the header": (lambda: with_header(extra={"a": float("nan")}), "cannot be saved"),
+    "no self-test": (lambda: with_header(canary={"a": {"seed": 1}}), "self-test 'a' does not hold"),
+    "a score without n": (lambda: with_header(scores={"E": {"value": 1.0}}), "lacks 'high'"),
     "an object in the header": (lambda: with_header(made=({"a": object()},)), "cannot be saved"),
-    "numbers as keys": (lambda: with_header(canary={2: 1, 10: 1}), "its digest"),
+    "numbers as keys": (lambda: with_header(extra={"a": {2: 1, 10: 1}}), "its digest"),
     "lone surrogate": (lambda: with_header(title="\ud800"), "surrogates not allowed"),
     "unequal anchors": (lambda: with_header(anchors=()), "same number"),
     "parent without digest": (lambda: with_header(parents=("",)), "64 hexadecimal"),
     "unknown family": (lambda: with_header(base=base("flux")), "'flux' is unknown"),
     "extra field twice": (lambda: with_header(extra={"title": "x"}), "'title'"),
-    "header too large": (lambda: with_header(title="x" * 2**20), "too large"),
+    "header too large": (lambda: with_header(title="x" * 2**23), "too large"),
     "nested too deeply": (lambda: with_header(extra={"a": [[[[[[[[1]]]]]]]]}), "nested"),
     "strength 3": (lambda: replace(small(), edits=(small().edits[0].scaled(3),)), "no scale"),
     "threshold that is a whole number": (

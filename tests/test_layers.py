@@ -32,8 +32,8 @@ FLOORS = (
 # no torch, numpy, PIL or diffusers when these are imported
 LIGHT = (
     "__init__", "__main__", "api", "cli", "edit", "errors", "report", "result", "task", "terminal", "registry",
-    "format.__init__", "format.atomic", "format.cache", "format.container", "format.lprompt",
-    "format.naming", "format.schema", "format.tree", "evaluation.__init__", "evaluation.probes", "runtime.__init__",
+    "format.__init__", "format.atomic", "format.cache", "format.container", "format.layout", "format.lprompt",
+    "format.naming", "format.schema", "format.tree", "format.typed", "evaluation.__init__", "evaluation.probes", "runtime.__init__",
     "training.__init__", "training.wordings", "trust.__init__", "trust.admission", "trust.guard", "trust.policy", "verbs.__init__",
     "verbs.exporting", "verbs.generating", "verbs.planning",
 )  # fmt: skip

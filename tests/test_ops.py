@@ -225,6 +225,8 @@ WRONG = {
     "a flat convolution": ("weight", some.CONVS, {"up": (16, 1), "down": (1, 16)}),
     "a shift of a convolution": ("weight", some.CONVS, {"into": (16, 1), "down": (1, 16)}),
     "an adapter at a convolution": ("adapter", some.CONVS, {"up": (16, 1), "down": (1, 16)}),
+    "the weight of a norm": ("weight", "unet.conv_norm_out", {"delta": (32,)}),
+    "an adapter at a norm": ("adapter", "unet.*.norm1", {"up": (32, 1), "down": (1, 32)}),
     "no such module": ("weight", "unet.nowhere", {"delta": (1, 1)}),
     "outside the UNet": ("weight", "vae.decoder.conv_in", {"delta": (1, 1)}),
 }

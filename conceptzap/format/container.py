@@ -9,19 +9,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from conceptzap.edit import Json, Raw, canonical_json
 from conceptzap.errors import FormatError, escape
 from conceptzap.format.schema import DTYPES
+from conceptzap.format.typed import GET_AGAIN
 
-FILE_LIMIT = 64 * 2**20
-HEADER_LIMIT = 2**20
+# room for 1,000 erasures in one file: 45 to 240 MB, of which 2 to 5 MB are header; JSON made to be
+# large takes some 20 times its bytes when it is parsed
+FILE_LIMIT = 512 * 2**20
+HEADER_LIMIT = 16 * 2**20
 DEPTH_LIMIT = 8
 DIMENSIONS_LIMIT = 4
 # values from 2^16 on overflow once a model runs in half precision
 LARGEST = "65536"
-GET_AGAIN = "the file is damaged or was altered: get it again"
 NOT_OURS = "conceptzap reads .lprompt.safetensors files"
 LFS_POINTER = "a git-LFS pointer, not the file it stands for"
 NO_PICKLE = "a pickle can run code and is never read: convert it to safetensors elsewhere"
@@ -33,15 +35,6 @@ MAGIC = (
     (b"version https://git-lfs", LFS_POINTER, "run: git lfs pull"),
     *((bytes((0x80, protocol)), "a pickle", NO_PICKLE) for protocol in (2, 3, 4, 5)),
 )
-
-
-class Entry(NamedTuple):
-    """Where a tensor lies in the buffer."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 def what_is(data: bytes) -> tuple[str, str]:
@@ -104,8 +97,8 @@ def _check_tree(tree: Json, levels: int) -> None:
             _check_tree(value, levels - 1)
 
 
-def split(data: bytes) -> tuple[dict[str, str], dict[str, Json], bytes]:
-    """Metadata, tensor entries (unchecked) and buffer of a file.
+def split(data: bytes) -> tuple[dict[str, str], dict[str, Json], memoryview]:
+    """Metadata, tensor entries (unchecked) and a view of the tensors' bytes of a file.
 
     Raises a `FormatError` that says what it is instead when it is no safetensors file.
     """
@@ -123,7 +116,7 @@ def split(data: bytes) -> tuple[dict[str, str], dict[str, Json], bytes]:
     metadata = entries.pop("__metadata__", {})
     if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
         raise FormatError("its metadata is not text to text", GET_AGAIN)
-    return metadata, entries, data[8 + length :]
+    return metadata, entries, memoryview(data)[8 + length :]
 
 
 def _not_safetensors(data: bytes, length: int) -> FormatError:
@@ -134,72 +127,72 @@ def _not_safetensors(data: bytes, length: int) -> FormatError:
     return FormatError(f"it is {what}", hint)
 
 
-def cut(entries: Mapping[str, Json], buffer: bytes) -> dict[str, Raw]:
-    """The tensors of a buffer, which they must fill end to end in canonical order, all finite."""
-    checked = {name: _entry(name, value) for name, value in entries.items()}
-    expected, size = _places({name: (e.dtype, e.shape) for name, e in checked.items()})
-    if len(buffer) != size:
-        state = "cut off" if len(buffer) < size else "too long"
-        raise FormatError(f"it is {state}: {len(buffer)} of {size} bytes of tensors", GET_AGAIN)
-    for name, entry in checked.items():
-        if entry != expected[name]:
-            raise FormatError(f"tensor {escape(name)} does not lie where it should", GET_AGAIN)
-    tensors = {n: Raw(e.dtype, e.shape, buffer[e.start : e.end]) for n, e in checked.items()}
+def cut(entries: Mapping[str, Json], buffer: memoryview) -> dict[str, Raw]:
+    """The tensors of a buffer, which they must fill end to end in canonical order, all finite.
+
+    Where an entry says that its tensor lies is not read: it can lie in one place only, and entries
+    that say otherwise are not those of `entries_of`.
+    """
+    shapes = {name: _shape(name, value) for name, value in entries.items()}
+    tensors, end = {}, 0
+    for name in _in_order({name: dtype for name, (dtype, _) in shapes.items()}):
+        dtype, shape = shapes[name]
+        start, end = end, end + math.prod(shape) * DTYPES[dtype]
+        tensors[name] = Raw(dtype, shape, bytes(buffer[start:end]))
+    if len(buffer) != end:
+        state = "cut off" if len(buffer) < end else "too long"
+        raise FormatError(f"it is {state}: {len(buffer)} of {end} bytes of tensors", GET_AGAIN)
     for name, tensor in tensors.items():
         _check_values(name, tensor)
     return tensors
 
 
-def _entry(name: str, value: Any) -> Entry:
-    if type(value) is not dict or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise FormatError(f"tensor {escape(name)} needs dtype, shape, data_offsets only", GET_AGAIN)
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+def _shape(name: str, entry: Any) -> tuple[str, tuple[int, ...]]:
+    """Dtype and shape of a tensor's entry."""
+    dtype, shape = (entry.get(key) if type(entry) is dict else None for key in ("dtype", "shape"))
     if type(dtype) is not str or dtype not in DTYPES:
         raise FormatError(f"tensor {escape(name)} has the dtype {escape(dtype)}", GET_AGAIN)
-    if not (_integers(shape) and len(shape) <= DIMENSIONS_LIMIT and _sizes(shape)):
+    sound = type(shape) is list and len(shape) <= DIMENSIONS_LIMIT
+    if not sound or not all(type(size) is int and 0 < size < FILE_LIMIT for size in shape):
         raise FormatError(f"tensor {escape(name)} has the shape {escape(shape)}", GET_AGAIN)
-    if not (_integers(offsets) and len(offsets) == 2):
-        raise FormatError(f"tensor {escape(name)} has the offsets {escape(offsets)}", GET_AGAIN)
-    return Entry(dtype, tuple(shape), *offsets)
+    return dtype, tuple(shape)
 
 
-def _integers(value: Any) -> bool:
-    return type(value) is list and all(type(item) is int for item in value)
+def _in_order(dtypes: Mapping[str, str]) -> list[str]:
+    """Names of tensors as they lie in a file: wider dtypes first."""
+    return sorted(dtypes, key=lambda name: (-DTYPES[dtypes[name]], name))
 
 
-def _sizes(shape: list[int]) -> bool:
-    return all(0 < size < FILE_LIMIT for size in shape)
-
-
-def _places(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[dict[str, Entry], int]:
-    """The canonical place of every tensor and the size of the buffer."""
-    places, end = {}, 0
-    for name in sorted(tensors, key=lambda name: (-DTYPES[tensors[name][0]], name)):
-        dtype, shape = tensors[name]
-        start, end = end, end + math.prod(shape) * DTYPES[dtype]
-        places[name] = Entry(dtype, shape, start, end)
-    return places, end
-
-
-def lay_out(tensors: Mapping[str, Raw]) -> tuple[dict[str, Json], bytes]:
-    """Tensor entries and buffer in canonical order; `FormatError` for a dtype not in `DTYPES`."""
+def entries_of(tensors: Mapping[str, Raw]) -> dict[str, Json]:
+    """Tensor entries in the order in which they lie; `FormatError` for a dtype not in `DTYPES`."""
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             hint = f"convert it to one of {', '.join(DTYPES)}"
             raise FormatError(f"tensor {escape(name)} is {escape(tensor.dtype)}", hint)
-    places, _ = _places({name: (t.dtype, t.shape) for name, t in tensors.items()})
-    entries = {
-        name: {"dtype": e.dtype, "shape": list(e.shape), "data_offsets": [e.start, e.end]}
-        for name, e in places.items()
-    }
-    return entries, b"".join(tensors[name].data for name in places)
+    entries, end = {}, 0
+    for name in _in_order({name: tensor.dtype for name, tensor in tensors.items()}):
+        dtype, shape, _ = tensors[name]
+        start, end = end, end + math.prod(shape) * DTYPES[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    return entries
+
+
+def lay_out(tensors: Mapping[str, Raw]) -> tuple[dict[str, Json], bytes]:
+    """Tensor entries and buffer in canonical order; raises like `entries_of`."""
+    entries = entries_of(tensors)
+    return entries, b"".join(tensors[name].data for name in entries)
+
+
+def head(metadata: Mapping[str, str], entries: Mapping[str, Json]) -> bytes:
+    """All of a file that stands before its tensors."""
+    header = canonical_json({"__metadata__": dict(metadata), **entries}).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
 
 
 def pack(metadata: Mapping[str, str], entries: Mapping[str, Json], buffer: bytes) -> bytes:
     """The one file of these parts."""
-    header = canonical_json({"__metadata__": dict(metadata), **entries}).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + buffer
+    return head(metadata, entries) + buffer
 
 
 def _bytes_where(test: Callable[[int], bool]) -> bytes:

@@ -3,11 +3,13 @@
 What the metadata says beyond `lprompt` is derived from it, so that one value has one file. These
 derivations belong to lprompt/1: a change in any of them would make every file there is unreadable.
 `digest` is the sha256 of the file as it would be without that entry. Torch: `load`, `seal` only.
+Files of an older `layout` are read, and keep their digest; what is written is of the newest.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +26,7 @@ from conceptzap.edit import (
     raw,
 )
 from conceptzap.errors import FormatError, escape
-from conceptzap.format import container, naming, tree
+from conceptzap.format import container, layout, naming, tree
 from conceptzap.format.atomic import read_regular, write_atomic
 from conceptzap.format.naming import SUFFIX as SUFFIX
 
@@ -107,9 +109,11 @@ def parse(data: bytes) -> Erasure:
     metadata, entries, buffer = container.split(data)
     _check_format(metadata)
     tensors = container.cut(entries, buffer)
-    erasure = tree.read(container.strict_json(metadata.get("lprompt", "")), tensors)
-    again, digest = _pack(erasure)
-    if again != data:
+    full, number = layout.expand(container.strict_json(metadata.get("lprompt", "")))
+    erasure = tree.read(full, tensors)
+    again, own = _tree(erasure)
+    head, digest = _head(erasure, _text(again, number), container.entries_of(own), buffer)
+    if head != data[: len(data) - len(buffer)]:
         raise _altered(metadata.get("digest", ""), digest)
     return replace(erasure, digest=digest)
 
@@ -152,21 +156,42 @@ def _sound(erasure: Erasure) -> tuple[bytes, str]:
 def _pack(erasure: Erasure) -> tuple[bytes, str]:
     """The file and its digest, unchecked."""
     try:
-        edits = {edit.name: edit for edit in erasure.edits}
-        gates = {gate.name: gate for edit in edits.values() for gate in edit.gates}
-        text = canonical_json(tree.write(erasure.header, edits, gates))
+        full, tensors = _tree(erasure)
+        text = _text(full, layout.LAYOUT)
     except (TypeError, ValueError, RecursionError) as error:
         hint = "a header holds text, finite numbers, lists and maps only"
         raise FormatError(f"the erasure cannot be saved: {escape(error)}", hint) from error
+    entries, buffer = container.lay_out(tensors)
+    head, digest = _head(erasure, text, entries, buffer)
+    return head + buffer, digest
+
+
+def _tree(erasure: Erasure) -> tuple[dict[str, Json], dict[str, Raw]]:
+    """The full tree of an erasure, and its tensors as a file calls them."""
+    edits = {edit.name: edit for edit in erasure.edits}
+    gates = {gate.name: gate for edit in edits.values() for gate in edit.gates}
     owners: list[tuple[str, Edit | Gate]] = [*edits.items(), *gates.items()]
     tensors = {f"{n}.{slot}": raw(t) for n, owner in owners for slot, t in owner.tensors.items()}
-    entries, buffer = container.lay_out(tensors)
+    return tree.write(erasure.header, edits, gates), tensors
+
+
+def _text(full: dict[str, Json], number: int) -> str:
+    """The header as a file of this layout stores it."""
+    return canonical_json(full if number == 1 else layout.compact(full))
+
+
+def _head(
+    erasure: Erasure, text: str, entries: Mapping[str, Json], buffer: bytes | memoryview
+) -> tuple[bytes, str]:
+    """All of a file that stands before its tensors, and its digest."""
     metadata = {"format": FORMAT, "lprompt": text, **_labels(erasure, buffer)}
-    digest = hashlib.sha256(container.pack(metadata, entries, buffer)).hexdigest()
-    return container.pack({**metadata, "digest": digest}, entries, buffer), digest
+    digest = hashlib.sha256(container.head(metadata, entries))
+    digest.update(buffer)
+    signed = {**metadata, "digest": digest.hexdigest()}
+    return container.head(signed, entries), digest.hexdigest()
 
 
-def _labels(erasure: Erasure, buffer: bytes) -> dict[str, str]:
+def _labels(erasure: Erasure, buffer: bytes | memoryview) -> dict[str, str]:
     """The entries by which other programs label a file (ModelSpec 1.0.1 and kohya's `ss_`)."""
     header = erasure.header
     architecture, version, v2 = ARCHITECTURES.get(header.base.family, ("", "", ""))

@@ -15,7 +15,8 @@ DTYPES = {"F32": 4, "F16": 2, "BOOL": 1}
 class Kind:
     """Allowed slot sets (one of them, whole), optional slots, and parameter name -> JSON types.
 
-    `required` parameters must be there; `choices` lists the words a parameter may be.
+    `required` parameters must be there; `choices` lists the words a parameter may be, `ranges` the
+    least and largest of a number.
     """
 
     slots: tuple[frozenset[str], ...]
@@ -23,6 +24,7 @@ class Kind:
     params: dict[str, tuple[type, ...]] = field(default_factory=dict)
     required: frozenset[str] = frozenset()
     choices: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def accepts(self, slots: frozenset[str]) -> bool:
         return any(want <= slots <= want | self.optional for want in self.slots)
@@ -43,6 +45,7 @@ OPS = {
         frozenset({"bias", "center"}),
         {"phi": (str,), "k": (int,), "reads": (str,)},
         choices={"phi": ("none", "relu", "gelu", "topk"), "reads": ("x", "y")},
+        ranges={"k": (1, 2**20)},
     ),
 }
 

@@ -260,10 +260,12 @@ def _assemble(
 
 
 def _score_records(scores: Mapping[str, Score], seed: int) -> dict[str, dict[str, Json]]:
-    return {
-        name: {**score.record(), "better": score.better, "seeds": [seed]}
-        for name, score in scores.items()
-    }
+    return {name: _score_record(score, seed) for name, score in scores.items()}
+
+
+def _score_record(score: Score, seed: int) -> dict[str, Json]:
+    numbers = {name: round(value, 6) for name, value in score.record().items()}
+    return {**numbers, "better": score.better, "seeds": [seed]}
 
 
 def _provenance(plan: Plan, task: Task) -> dict[str, Json]:
