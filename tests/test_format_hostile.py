@@ -162,9 +162,10 @@ def test_missing_folder_pipe_and_unreadable(tmp_path):
             with pytest.raises(FormatError, match=message) as caught:
                 reader(bad)
             assert caught.value.hint and str(caught.value).isprintable()
+    path.rename(tmp_path / "van-gogh.lprompt.safetensors")
     with pytest.raises(FormatError) as caught:
-        format.load(tmp_path / "b.lprompt.safetensors")
-    assert caught.value.hint == "did you mean a.lprompt.safetensors?"
+        format.load(tmp_path / "van-goh.lprompt.safetensors")
+    assert caught.value.hint == "did you mean van-gogh.lprompt.safetensors?"
 
 
 def test_links_are_followed_for_reading(tmp_path):
