@@ -242,7 +242,8 @@ class Erasure:
         if strength == 1:
             return self
         names = {edit.name: edit.scaled(strength).name for edit in self.edits}
-        tests = [_scaled_test(test, names, strength) for test in self.header.canary.values() if strength]
+        tests = [test for test in self.header.canary.values() if strength and "edits" in test]
+        tests = [_scaled_test(test, names, strength) for test in tests]
         header = replace(self.header, scores={}, canary={test["edits"][0]: test for test in tests})
         return Erasure(header, sort_edits(edit.scaled(strength) for edit in self.edits))
 

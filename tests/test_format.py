@@ -177,11 +177,12 @@ SCORE = st.fixed_dictionaries(
 SITES = st.sampled_from([f"unet.{a}.{b}" for a in "abc" for b in "01"] + ["unet.a", f"{CROSS}.to_k"])
 TEST = st.fixed_dictionaries(
     {
-        "edits": st.lists(TEXT | st.just(small().edits[0].name), max_size=2),
+        "edits": st.lists(TEXT | st.just(small().edits[0].name), min_size=1, max_size=2),
         "prompt": TEXT,
         "seed": st.integers(0, 2**63 - 1),
         "change": st.dictionaries(SITES, NUMBER, max_size=5),
-    }
+    },
+    optional={"scale": st.floats(0, 2)},
 )
 
 

@@ -36,7 +36,7 @@ RESERVED = HEADER | {"layout", "sites"}
 BASE = frozenset("family fingerprint id revision signature".split())
 EDIT = frozenset("gates op params role scale sites".split())
 GATE = frozenset("kind params".split())
-TEST = frozenset("change edits prompt seed".split())
+TEST, TEST_MORE = frozenset("change edits prompt seed".split()), frozenset({"scale"})
 SCORE, SCORE_MORE = frozenset("high low n value".split()), frozenset("better seeds".split())
 
 
@@ -135,8 +135,10 @@ def _test(value: Json, where: str) -> dict[str, Json]:
     """A self-test; what names no edits tests none, and may hold what it likes."""
     if "edits" not in mapping(value, where):
         return value
-    test = fields(value, where, TEST)
-    texts(test["edits"], f"{where}: edits")
+    test = fields(value, where, TEST, TEST_MORE)
+    number(test.get("scale", 1.0), f"{where}: scale", 0, SCALE_LIMIT)
+    if not texts(test["edits"], f"{where}: edits"):
+        raise FormatError(f"{where} tests no edit", GET_AGAIN)
     text(test["prompt"], f"{where}: prompt")
     whole(test["seed"], f"{where}: seed", 0, MAX_SEED)
     for site, change in mapping(test["change"], f"{where}: change").items():
@@ -201,6 +203,8 @@ def _params(value: Json, where: str, kind: Kind) -> dict[str, Json]:
             raise FormatError(f"{name} is not of type {wanted}", GET_AGAIN)
         if one not in kind.choices.get(key, (one,)):
             raise FormatError(f"{name} is {escape(one)!r}, which is unknown", NEWER)
+        for width in one if type(one) is list else ():
+            whole(width, name, 1, 2**20)
         if type(one) in (int, float):
             number(one, name, *kind.ranges.get(key, (-LARGEST, LARGEST)))
     needed = kind.required | ({"k"} if params.get("phi") == "topk" else set())
