@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from conceptzap.base import Base
 from conceptzap.edit import Edit
 from conceptzap.report import Report
-from conceptzap.runtime import ops
 from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
 from conceptzap.training import attending, distil, objectives
@@ -69,7 +69,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
         with watched(base) as outputs, attached(base.unet, [*edits, attack]):
             eps = base.eps(forget.x, forget.t, forget.concept)
             loss = objectives.distance(base, eps, target, forget.t, "noise")
-            outside = strays(base, edits, outputs, inside)
+            outside = strays(edits, outputs, inside)
             yield "erase", loss + cfg.local * outside, "erasers"
         for name, loss, _ in distil.retain(base, edits, keep, cfg):
             yield name, loss, "erasers"
@@ -114,13 +114,14 @@ def watched(base: Base) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def strays(base: Base, edits: list[Edit], outputs: dict[str, Tensor], inside: Tensor) -> Tensor:
+def strays(edits: list[Edit], outputs: dict[str, Tensor], inside: Tensor) -> Tensor:
     """Mean square of what erasers add outside the region [rows, 1, side, side], mean over layers."""
     total = []
     for edit in edits:
         (site,) = edit.sites
         y = outputs[site]
-        added = ops.change(edit, base.module(site), y, y)  # [rows, pixels, d]
+        up, down = (edit.tensors[slot].to(y.device, y.dtype) for slot in ("up", "down"))
+        added = F.linear(F.gelu(F.linear(y, down)), up)  # [rows, pixels, d]
         outside = 1 - attending.at_pixels(inside, y.shape[1]).to(added)
         total.append((outside[..., None] * added).pow(2).mean())
     return torch.stack(total).mean()

@@ -52,12 +52,12 @@ def test_strays_are_what_is_added_outside(sd1: Base) -> None:
     made = random_erasers(sd1)
     outputs = {site: torch.ones(2, 64, len(sd1.module(site).weight)) for e in made for site in e.sites}
     inside = torch.zeros(2, 1, 16, 16)
-    whole = receler.strays(sd1, made, outputs, inside)
+    whole = receler.strays(made, outputs, inside)
     added = [F.gelu(outputs[e.sites[0]] @ e.tensors["down"].T) @ e.tensors["up"].T for e in made]
     assert torch.isclose(whole, torch.stack([one.pow(2).mean() for one in added]).mean())
     inside[:, :, :8] = 1
-    assert torch.isclose(receler.strays(sd1, made, outputs, inside), whole / 2, rtol=1e-4)
-    assert receler.strays(sd1, made, outputs, torch.ones_like(inside)) == 0
+    assert torch.isclose(receler.strays(made, outputs, inside), whole / 2, rtol=1e-4)
+    assert receler.strays(made, outputs, torch.ones_like(inside)) == 0
 
 
 def test_attack_and_erasers_take_turns(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
