@@ -16,7 +16,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
-    "api": ("apply", "erase", "export", "generate", "inspect", "load", "save", "stack"),
+    "api": ("applied", "apply", "erase", "export", "generate", "inspect", "load", "remove", "save", "stack"),
     "edit": ("Edit", "Erasure", "Gate", "Header"),
     "task": ("Task",),
     "result": ("Settings",),

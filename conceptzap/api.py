@@ -120,15 +120,17 @@ def generate(
 
 def apply(
     pipe: DiffusionPipeline,
-    erasures: Source | Iterable[Source],
+    erasures: Asked | Iterable[Asked],
     strength: float = 1.0,
     strict: bool = False,
 ) -> Handle:
     """Attach erasures to a diffusers pipeline; every call of it from now on is erased or raises.
 
-    A second call stacks; the handle's `remove()` takes its own off again. Raises `FormatError`,
-    `MismatchError` for another architecture and `RefusedError` if an edit does not act on this
-    pipeline; nothing is attached then. Another checkpoint is warned of, with `strict` refused.
+    `erasures` is a path, a value, a pair of one and its strength, or a list of these. A second call
+    stacks; the handle's `remove()`, or the end of a `with` block, takes its own off again. Raises
+    `FormatError`, `MismatchError` for another architecture and `RefusedError` if an edit does not
+    act on this pipeline; nothing is attached then. Another checkpoint is warned of, with `strict`
+    refused.
 
     It does not travel: `pipe.save_pretrained` writes the base, with nothing erased. Ship the file
     beside it, or write the erasure into weights with `export`.
@@ -136,6 +138,20 @@ def apply(
     from conceptzap.verbs import applying
 
     return applying.apply(pipe, erasures, strength, strict)
+
+
+def applied(pipe: DiffusionPipeline) -> tuple[Handle, ...]:
+    """The handles of all erasures on the pipeline's UNet, first to last."""
+    from conceptzap.verbs import applying
+
+    return applying.applied(pipe)
+
+
+def remove(pipe: DiffusionPipeline) -> None:
+    """Take every erasure off the pipeline's UNet, bit for bit; none there is no error."""
+    from conceptzap.verbs import applying
+
+    applying.remove(pipe)
 
 
 def export(

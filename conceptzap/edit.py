@@ -235,26 +235,18 @@ class Erasure:
     def scaled(self, strength: float) -> Erasure:
         """The same erasure, weaker or stronger (0 to 2; 0 is absent, 1 as made), as a new value.
 
-        It loses its scores, which were earned at another strength. Its self-test is still the one at
-        the strength as made, and says so: what a gated edit does at half strength follows from
-        nothing stored. One of strength 0 has none left, so no base admits its file.
+        It loses its scores, which were earned at another strength. Its self-test is still that of the
+        edits at strength 1, for what a gated one does at a half follows from nothing stored. One of
+        strength 0 does nothing that could be tested, so no base admits its file.
         """
         if strength == 1:
             return self
-        names = {edit.name: edit.scaled(strength).name for edit in self.edits}
-        tests = [test for test in self.header.canary.values() if strength and "edits" in test]
-        tests = [_scaled_test(test, names, strength) for test in tests]
-        header = replace(self.header, scores={}, canary={test["edits"][0]: test for test in tests})
+        tests = self.header.canary if strength else {}
+        header = replace(self.header, scores={}, canary=tests)
         return Erasure(header, sort_edits(edit.scaled(strength) for edit in self.edits))
 
     def with_role(self, role: str) -> tuple[Edit, ...]:
         return tuple(edit for edit in self.edits if edit.role == role)
-
-
-def _scaled_test(test: Mapping[str, Json], names: Mapping[str, str], strength: float) -> dict[str, Json]:
-    """A self-test of edits that have new names, with the strength at which its numbers were not made."""
-    edits = sorted(names.get(name, name) for name in test["edits"])
-    return {**test, "edits": edits, "scale": test.get("scale", 1.0) * strength}
 
 
 def sort_edits(edits: Iterable[Edit]) -> tuple[Edit, ...]:

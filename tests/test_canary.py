@@ -59,6 +59,63 @@ def test_a_stack_carries_every_self_test(sd1: Base) -> None:
     assert "no self-test" in refused(sd1, lost)
 
 
+def test_many_are_tested_in_one_call(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in a row of its own, with the numbers of a call of its own: rows, keys and values included."""
+    gate = [some.gate(base)]
+    cases = [
+        canary.Case(some.eraser(base), some.ASKED[1]),
+        canary.Case((some.tokens(base, n=2, seed=4), some.shared(base, seed=5)), some.OTHER[1]),
+        canary.Case((some.adapter(base, gates=[some.window(0, 300)]),), some.OTHER[2]),
+        canary.Case((some.eraser(base)[0], some.mask(base, gates=gate)), some.ASKED[0]),
+    ]
+    alone = [canary.measure(base, [case])[0] for case in cases]
+    calls, eps = [], Base.eps
+    monkeypatch.setattr(Base, "eps", lambda *given: calls.append(len(given[1])) or eps(*given))
+    together = canary.measure(base, cases)
+    assert calls == [4]
+    for one, other in zip(alone, together, strict=True):
+        assert one == pytest.approx(other, rel=1e-3) and all(value > 0 for value in one.values())
+    calls.clear()
+    monkeypatch.setattr(canary, "ROWS", 3)
+    assert canary.measure(base, cases)[3] == pytest.approx(alone[3], rel=1e-3) and calls == [3, 1]
+
+
+def test_fewer_at_once_where_memory_runs_out(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, eps = [], Base.eps
+
+    def small(base: Base, latents: torch.Tensor, *given: Any) -> torch.Tensor:
+        rows.append(len(latents))
+        if len(latents) > 2:
+            raise MemoryError
+        return eps(base, latents, *given)
+
+    cases = [canary.Case((some.shared(sd1, seed=seed),), "a cat") for seed in range(5)]
+    wanted = [canary.measure(sd1, [case])[0] for case in cases]
+    monkeypatch.setattr(Base, "eps", small)
+    for one, other in zip(canary.measure(sd1, cases), wanted, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+    assert rows == [5, 4, 2, 2, 1]
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.3, 2.0])
+def test_of_an_erasure_made_weaker_or_stronger(sd1: Base, tmp_path: Path, strength: float) -> None:
+    """What `scaled` gives can be saved, loaded and drawn; it has lost the scores it did not earn."""
+    made = some.erasure(sd1)
+    scores = {"leak": {"value": 0.0, "low": 0.0, "high": 5.0, "n": 60}}
+    made = format.seal(replace(made, header=replace(made.header, scores=scores)))
+    scaled = made.scaled(strength)
+    assert scaled != made and made.scaled(1) is made
+    assert scaled.scaled(0.5).edits == made.scaled(strength / 2).edits
+    format.save(scaled, tmp_path / f"half{format.SUFFIX}")
+    back = format.load(tmp_path / f"half{format.SUFFIX}")
+    assert back == scaled and back.digest not in ("", made.digest) and not back.header.scores
+    canary.check(sd1, back)
+    hollow = [replace(e, tensors={s: t * 0.5 for s, t in e.tensors.items()}) for e in back.edits]
+    refused(sd1, replace(back, edits=tuple(hollow)))
+    refused(sd1, made.scaled(0))
+    refused(sd1, replace(made, edits=made.scaled(0).edits))
+
+
 @pytest.mark.parametrize("factor", [0.9, 1.1, 2.0, 0.0, -1.0])
 def test_altered_numbers_fail(sd1: Base, factor: float) -> None:
     erasure = some.erasure(sd1)

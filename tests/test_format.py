@@ -181,8 +181,7 @@ TEST = st.fixed_dictionaries(
         "prompt": TEXT,
         "seed": st.integers(0, 2**63 - 1),
         "change": st.dictionaries(SITES, NUMBER, max_size=5),
-    },
-    optional={"scale": st.floats(0, 2)},
+    }
 )
 
 

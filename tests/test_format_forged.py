@@ -176,7 +176,6 @@ HEADER = {
     "self-test with text for a number": (selftest(2, change={"unet.a": "1"}), "change: 1 is no number"),
     "self-test below zero": (selftest(2, change={"unet.a": -1.0}), "change: -1.0 is no number"),
     "self-test at no module": (selftest(2, change={"../unet": 1.0}), "no module path"),
-    "self-test at no strength": (selftest(2, scale="1"), "scale: 1 is no number"),
     "self-test with more": (selftest(2, run="rm"), "unknown 'run'"),
     "unknown layout": (two(layout=3), "layout 3 is unknown"),
     "layout that is true": (two(layout=True), "layout True is unknown"),

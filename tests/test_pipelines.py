@@ -22,6 +22,7 @@ from scenes import CONCEPT, MIXED, NEUTRAL, Scene, applied
 import conceptzap
 from conceptzap.errors import RefusedError
 from conceptzap.runtime.attach import attached
+from conceptzap.testing import tiny
 
 
 @pytest.fixture
@@ -173,6 +174,160 @@ def test_handles_stack_and_leave_one_another() -> None:
     assert scene.draw().equal(scene.plain)
     assert not only_second.equal(scene.plain) and not only_second.equal(both)
     one.remove()
+    assert some.hooks(scene.base) == 0
+
+
+# parts that are replaced
+
+
+def drawn_or_refused(scene: Scene, given: dict[str, Any]) -> None:
+    with pytest.raises(RefusedError, match="was replaced") as caught:
+        scene.draw(**given)
+    assert caught.value.exit_code == 6 and "put the" in caught.value.hint
+
+
+@pytest.mark.parametrize("how", ["prompt", "embeddings"])
+def test_a_unet_that_was_replaced_is_refused(scene: Scene, how: str) -> None:
+    """Never silently un-erased: also with embeddings handed in, where nothing is encoded."""
+    states = scene.base.encode([CONCEPT, ""]).states
+    embeds = {"prompt": None, "prompt_embeds": states[:1], "negative_prompt_embeds": states[1:]}
+    given = embeds if how == "embeddings" else {}
+    erased = scene.pipe.unet
+    for other in (tiny("sd1").unet, torch.compile(tiny("sd1").unet, backend="eager"), None):
+        scene.pipe.unet = other
+        drawn_or_refused(scene, given)
+    scene.pipe.register_modules(unet=tiny("sd1").unet)
+    drawn_or_refused(scene, given)
+    scene.pipe.unet = copy.deepcopy(erased)  # hooks and all
+    assert some.far(scene.draw(**given)[:1], scene.erased) < 1e-3
+    scene.pipe.unet = erased
+    scene.check()
+
+
+def test_a_unet_with_other_erasures_is_refused(scene: Scene) -> None:
+    other = Scene("sd1")
+    with conceptzap.apply(other.pipe, some.erasure(other.base, [some.adapter(other.base)])):
+        mine, scene.pipe.unet = scene.pipe.unet, other.pipe.unet
+        drawn_or_refused(scene, {})
+        scene.pipe.unet = mine
+    scene.check()
+
+
+def test_a_text_encoder_that_was_replaced_is_refused(scene: Scene) -> None:
+    mine = scene.pipe.text_encoder
+    scene.pipe.text_encoder = tiny("sd1", seed=1).text_encoders[0]
+    drawn_or_refused(scene, {})
+    scene.pipe.text_encoder = None  # freed, as where embeddings are handed in
+    states = scene.base.encode([CONCEPT, ""]).states
+    embeds = {"prompt_embeds": states[:1], "negative_prompt_embeds": states[1:]}
+    assert some.far(scene.draw(prompt=None, **embeds)[:1], scene.erased) < 1e-5
+    scene.pipe.text_encoder = mine
+    scene.check()
+
+
+def test_a_submodule_that_was_replaced_is_refused(scene: Scene) -> None:
+    block, plain = scene.pipe.unet.mid_block, tiny("sd1").unet.mid_block
+    scene.pipe.unet.mid_block = plain
+    with pytest.raises(RefusedError, match="did not run"):
+        scene.draw()
+    scene.pipe.unet.mid_block = block
+    scene.check()
+
+
+def test_a_watched_pipeline_looks_and_copies_like_a_plain_one(scene: Scene, tmp_path: Any) -> None:
+    kind = type(scene.pipe)
+    assert kind.__name__ == "StableDiffusionPipeline" and isinstance(scene.pipe, StableDiffusionPipeline)
+    twin = copy.deepcopy(scene.pipe)
+    scene.check(twin)
+    twin.unet = tiny("sd1").unet
+    with pytest.raises(RefusedError, match="was replaced"):
+        scene.draw(twin)
+    scene.check(StableDiffusionPipeline.from_pipe(scene.pipe))
+    conceptzap.remove(scene.pipe)
+    assert type(scene.pipe) is StableDiffusionPipeline and scene.draw().equal(scene.plain)
+
+
+def test_after_a_refusal_it_can_be_applied_to_the_new_unet(scene: Scene) -> None:
+    before = conceptzap.applied(scene.pipe)
+    scene.pipe.unet = tiny("sd1").unet
+    drawn_or_refused(scene, {})
+    conceptzap.apply(scene.pipe, scene.erasure)
+    scene.check()
+    before[0].remove()
+    scene.check()
+    conceptzap.remove(scene.pipe)
+    assert scene.draw().equal(scene.plain)
+
+
+RECORDERS = {
+    "trace": lambda unet, given: torch.jit.trace(unet, given, strict=False, check_trace=False),
+    "export": lambda unet, given: torch.export.export(unet, given, strict=False),
+    "strict export": lambda unet, given: torch.export.export(unet, given, strict=True),
+    "script": lambda unet, given: torch.jit.script(unet),  # diffusers' UNets are beyond it by themselves
+}
+
+
+@pytest.mark.parametrize("name", sorted(RECORDERS))
+def test_a_unet_that_is_recorded_is_refused(scene: Scene, name: str) -> None:
+    """What is recorded for a prompt whose gate is shut would draw the concept for any other."""
+    states = scene.base.encode([NEUTRAL]).states
+    given = (scene.base.noise([0]), torch.tensor(5), states)
+    # dynamo tells of the raise in its own words
+    match = {"script": None, "strict export": "of an erased UNet|refuse_recording"}.get(name, "of an erased")
+    with pytest.raises(Exception, match=match) as caught, torch.no_grad():
+        RECORDERS[name](scene.pipe.unet, given)
+    if name in ("trace", "export"):
+        assert isinstance(caught.value, RefusedError) and caught.value.hint
+    scene.check()
+
+
+# handles once more
+
+
+def test_a_handle_is_a_context_manager() -> None:
+    scene = Scene("sd1")
+    with conceptzap.apply(scene.pipe, scene.erasure) as handle:
+        scene.check()
+        assert conceptzap.applied(scene.pipe) == (handle,)
+    assert scene.draw().equal(scene.plain) and some.hooks(scene.base) == 0
+    with pytest.raises(KeyError), conceptzap.apply(scene.pipe, scene.erasure):
+        raise KeyError
+    assert scene.draw().equal(scene.plain) and conceptzap.applied(scene.pipe) == ()
+    conceptzap.remove(scene.pipe)
+
+
+def test_a_handle_is_turned_down_and_off() -> None:
+    scene = Scene("sd1")
+    handle = conceptzap.apply(scene.pipe, scene.erasure, 0.5)
+    half = scene.draw()
+    handle.strength = 1
+    scene.check()
+    handle.strength = 0.5
+    assert scene.draw().equal(half) and handle.strength == 0.5
+    handle.disable()
+    assert scene.draw().equal(scene.plain) and "disabled" in repr(handle)
+    handle.enable()
+    assert scene.draw().equal(half)
+    for wrong in (3, -1, "1", None, float("nan"), True):
+        with pytest.raises(conceptzap.ConceptZapError, match="out of range"):
+            handle.strength = wrong
+    assert scene.draw().equal(half) and handle.strength == 0.5
+    handle.remove()
+    assert scene.draw().equal(scene.plain) and "removed" in repr(handle)
+
+
+def test_what_apply_takes() -> None:
+    scene = Scene("sd1")
+    with conceptzap.apply(scene.pipe, scene.erasure, 0.5):
+        half = scene.draw()
+    pair = (scene.erasure, 0.5)
+    for given in (pair, [pair]):
+        with conceptzap.apply(scene.pipe, given):
+            assert scene.draw().equal(half)
+    with conceptzap.apply(scene.pipe, (scene.erasure, 1.0), 0.5):
+        assert scene.draw().equal(half)
+    with pytest.raises(conceptzap.ConceptZapError, match="out of range"):
+        conceptzap.apply(scene.pipe, (scene.erasure, 2.0), 2.0)
     assert some.hooks(scene.base) == 0
 
 

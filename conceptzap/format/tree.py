@@ -36,7 +36,7 @@ RESERVED = HEADER | {"layout", "sites"}
 BASE = frozenset("family fingerprint id revision signature".split())
 EDIT = frozenset("gates op params role scale sites".split())
 GATE = frozenset("kind params".split())
-TEST, TEST_MORE = frozenset("change edits prompt seed".split()), frozenset({"scale"})
+TEST = frozenset("change edits prompt seed".split())
 SCORE, SCORE_MORE = frozenset("high low n value".split()), frozenset("better seeds".split())
 
 
@@ -135,8 +135,7 @@ def _test(value: Json, where: str) -> dict[str, Json]:
     """A self-test; what names no edits tests none, and may hold what it likes."""
     if "edits" not in mapping(value, where):
         return value
-    test = fields(value, where, TEST, TEST_MORE)
-    number(test.get("scale", 1.0), f"{where}: scale", 0, SCALE_LIMIT)
+    test = fields(value, where, TEST)
     if not texts(test["edits"], f"{where}: edits"):
         raise FormatError(f"{where} tests no edit", GET_AGAIN)
     text(test["prompt"], f"{where}: prompt")

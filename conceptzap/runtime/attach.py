@@ -123,7 +123,7 @@ def _is_compiled(unet: nn.Module) -> bool:
 
 def edits_on(unet: nn.Module) -> tuple[Edit, ...] | None:
     """The edits that are hooked into a UNet (or into the one that torch.compile wraps), None: none."""
-    hooks = map(owner, getattr(unet, "_orig_mod", unet)._forward_pre_hooks.values())
+    hooks = map(owner, getattr(getattr(unet, "_orig_mod", unet), "_forward_pre_hooks", {}).values())
     return next((hook.ledger.edits for hook in hooks if isinstance(hook, UNetHook)), None)
 
 

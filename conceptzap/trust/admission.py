@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conceptzap import format
-from conceptzap.edit import Edit, Erasure
+from conceptzap.edit import MAX_ROWS, Edit, Erasure
 from conceptzap.errors import MismatchError, UsageError
 from conceptzap.format import naming
 from conceptzap.report import Report
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 Source = Path | str | Erasure
 Asked = Source | tuple[Source, float]
 MAX_STRENGTH = 2.0
-MAX_ROWS = 1024  # learned tokens behind the text of one cross-attention
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Loaded:
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        return self.erasure.scaled(self.strength).edits
+        return tuple(edit.scaled(self.strength) for edit in self.erasure.edits)
 
 
 def read(source: Source) -> Erasure:
@@ -46,7 +45,8 @@ def load_all(items: Iterable[Asked]) -> tuple[Loaded, ...]:
     """The erasures asked for, each once.
 
     Raises `FormatError` like `format.load` and `UsageError` for a strength out of range, for one
-    erasure with two strengths, or for more than `MAX_ROWS` learned tokens at one cross-attention.
+    erasure with two strengths, or for more than `MAX_ROWS` learned tokens at one cross-attention
+    that are always open.
     """
     found: dict[str, Loaded] = {}
     for item in items:
@@ -63,8 +63,10 @@ def load_all(items: Iterable[Asked]) -> tuple[Loaded, ...]:
 
 
 def _check_rows(loaded: Iterable[Loaded]) -> None:
+    """Rows behind a gate count when they open, in the UNet call that they are open in."""
     rows: Counter[str] = Counter()
-    for edit in (edit for one in loaded for edit in one.erasure.edits if edit.op == "tokens"):
+    edits = (edit for one in loaded if one.strength for edit in one.erasure.edits)
+    for edit in (edit for edit in edits if edit.op == "tokens" and not edit.gates):
         rows.update(dict.fromkeys(edit.sites, next(iter(edit.tensors.values())).shape[0]))
     most = max(rows.values(), default=0)
     if most > MAX_ROWS:
@@ -76,20 +78,41 @@ def _check_rows(loaded: Iterable[Loaded]) -> None:
 
 def _load(item: Asked) -> Loaded:
     source, strength = item if isinstance(item, tuple) else (item, 1.0)
-    if not (math.isfinite(strength) and 0 <= strength <= MAX_STRENGTH):
-        raise UsageError(f"strength {strength} is out of range", "use 0 to 2")
+    strength = check_strength(strength)
     path = None if isinstance(source, Erasure) else naming.existing(source)
-    return Loaded(read(source if path is None else path), path, float(strength))
+    return Loaded(read(source if path is None else path), path, strength)
+
+
+def check_strength(strength: object) -> float:
+    """The strength as a number; `UsageError` unless it is one, 0 to 2."""
+    number = type(strength) in (int, float)
+    if not (number and math.isfinite(strength) and 0 <= strength <= MAX_STRENGTH):
+        raise UsageError(f"strength {strength!r} is out of range", "use a number, 0 to 2")
+    return float(strength)
 
 
 def admit(base: Base, erasure: Erasure, strict: bool, report: Report) -> bool:
-    """Whether the erasure is of another checkpoint (then `report` is warned), once it may act here.
+    """`admit_all` for one."""
+    return admit_all(base, [erasure], strict, report)[0]
+
+
+def admit_all(base: Base, erasures: Sequence[Erasure], strict: bool, report: Report) -> list[bool]:
+    """Whether each is of another checkpoint (then `report` is warned), once all may act here.
 
     Raises `MismatchError` for another architecture, and with `strict` for another checkpoint;
     `RefusedError` when an edit does not act here as its self-test says.
     """
     from conceptzap.trust import canary
 
+    foreign = [_fits(base, erasure, strict) for erasure in erasures]
+    canary.check_all(base, [(one, not away) for one, away in zip(erasures, foreign, strict=True)])
+    for erasure, away in zip(erasures, foreign, strict=True):
+        if away:
+            report.warn(f"{_elsewhere(erasure)} than {base.id}")
+    return foreign
+
+
+def _fits(base: Base, erasure: Erasure, strict: bool) -> bool:
     made_for = erasure.header.base
     if made_for.signature != base.signature:
         raise MismatchError(
@@ -98,14 +121,14 @@ def admit(base: Base, erasure: Erasure, strict: bool, report: Report) -> bool:
             "use the base it was made for, or make the erasure on this one",
         )
     foreign = is_foreign(base, erasure)
-    elsewhere = f"{erasure.header.title!r} was made and measured on another checkpoint"
     if foreign and strict:
         hint = "make the erasure on this checkpoint, or do not ask for strictness"
-        raise MismatchError(f"{elsewhere} than {base.id}", hint)
-    canary.check(base, erasure, exact=not foreign)
-    if foreign:
-        report.warn(f"{elsewhere} than {base.id}")
+        raise MismatchError(f"{_elsewhere(erasure)} than {base.id}", hint)
     return foreign
+
+
+def _elsewhere(erasure: Erasure) -> str:
+    return f"{erasure.header.title!r} was made and measured on another checkpoint"
 
 
 def is_foreign(base: Base, erasure: Erasure) -> bool:

@@ -3,28 +3,40 @@
 `make` runs the UNet once on a fixed latent with the concept's own prompt and notes, for every
 module, the size of the change (rms of edited - plain output on the input it got). `check` repeats
 that after loading and compares with the stored numbers, so a hook that is missing, doubled or
-without effect is found before any picture is drawn.
+without effect is found before any picture is drawn. An erasure that was made weaker or stronger is
+tested at strength 1.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure, Json
-from conceptzap.errors import RefusedError
+from conceptzap.errors import RefusedError, ran_out_of_memory
 from conceptzap.runtime.attach import attached, find_module
+from conceptzap.runtime.ops import token_count
 
 SEED = 20240319
 TIMESTEP = 500
+ROWS = 8  # self-tests in one UNet call
+KEYS = (".attn2.to_k", ".attn2.to_v")
 DIGITS = 4
 # relative, by the dtype of the UNet: half precision rounds every activation
 TOLERANCE = {torch.float32: 0.02, torch.float16: 0.15, torch.bfloat16: 0.3}
+
+
+class Case(NamedTuple):
+    """Edits that are tested together, and the prompt that opens their gates."""
+
+    edits: tuple[Edit, ...]
+    prompt: str
 
 
 class _Watch:
@@ -45,13 +57,17 @@ class _Watch:
     def _after(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         self.output = output
 
-    def change(self) -> float:
-        """rms of what the edits added to the module's own output; call it with the edits off."""
+    def change(self) -> tuple[list[float], torch.Size]:
+        """Per row the sum of squares of what the edits added to the module's own output, and its shape.
+
+        Call it with the edits off.
+        """
         args, kwargs = self.given
         plain, edited = self.module(*args, **kwargs), self.output
         if edited is None:
-            return 0.0
-        return (edited[:, : plain.shape[1]] - plain).float().pow(2).mean().sqrt().item()
+            return [0.0] * len(plain), plain.shape
+        change = (edited[:, : plain.shape[1]] - plain).float()  # [rows, ...]
+        return change.pow(2).flatten(1).sum(1).tolist(), plain.shape
 
     def remove(self) -> None:
         for handle in self.handles:
@@ -66,19 +82,65 @@ def _timestep(edits: Iterable[Edit]) -> int:
     return min(max(TIMESTEP, low), high)
 
 
+def measure(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
+    """For each case: module path -> rms change, for all modules of its edits, attached together.
+
+    One UNet call for every `ROWS` cases, each a row of its own that only its own edits act on; fewer
+    where memory runs out.
+    """
+    rows, found = ROWS, []
+    while len(found) < len(cases):
+        try:
+            found += _together(base, cases[len(found) : len(found) + rows])
+        except Exception as error:
+            if rows == 1 or not ran_out_of_memory(error):
+                raise
+            rows //= 2
+    return found
+
+
 @torch.no_grad()
-def measure(base: Base, edits: Sequence[Edit], prompt: str) -> dict[str, float]:
-    """Module path -> rms change, for all modules of the edits, attached together."""
-    latents = base.noise([SEED])
-    sites = sorted({site for edit in edits for site in edit.sites})
-    with attached(base.unet, edits):
+def _together(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
+    edits = list({edit.name: edit for case in cases for edit in case.edits if edit.scale}.values())
+    rows = [{edit.name for edit in case.edits} for case in cases]
+    only = torch.tensor([[float(edit.name in names) for names in rows] for edit in edits])  # [edits, rows]
+    cond = base.encode([case.prompt for case in cases])
+    times = torch.tensor([_timestep(case.edits) for case in cases])
+    sites = dict.fromkeys(site for edit in edits for site in edit.sites)
+    with attached(base.unet, edits, only) as receipt:
         watches = {site: _Watch(find_module(base.unet, site)) for site in sites}
         try:
-            base.eps(latents, _timestep(edits), base.encode([prompt]))
+            base.eps(base.noise([SEED] * len(cases)), times, cond)
         finally:
             for watch in watches.values():
                 watch.remove()
-    return {site: watch.change() for site, watch in watches.items()}
+    changes = {site: watch.change() for site, watch in watches.items()}
+    length = cond.states.shape[1]
+    return [
+        {
+            site: _rms(changes[site], row, site, length + _learned(case.edits, site, receipt.fired([row])))
+            if site in changes
+            else 0.0
+            for site in sorted({site for edit in case.edits for site in edit.sites})
+        }
+        for row, case in enumerate(cases)
+    ]
+
+
+def _rms(change: tuple[list[float], torch.Size], row: int, site: str, length: int) -> float:
+    """Over the row's own numbers: keys and values of other rows' learned tokens are 0 and do not count."""
+    squares, shape = change
+    size = math.prod(shape[1:])
+    if site.endswith(KEYS):
+        size = length * shape[-1]
+    return math.sqrt(squares[row] / size)
+
+
+def _learned(edits: Iterable[Edit], site: str, fired: frozenset[str]) -> int:
+    """Learned tokens that the open edits put behind the text of the cross-attention around a site."""
+    cross = site.removesuffix(".to_k").removesuffix(".to_v")
+    tokens = [e for e in edits if e.op == "tokens" and cross in e.sites and e.name in fired]
+    return sum(token_count(edit) for edit in tokens)
 
 
 def make(base: Base, edits: Sequence[Edit], prompt: str) -> dict[str, Json]:
@@ -86,7 +148,7 @@ def make(base: Base, edits: Sequence[Edit], prompt: str) -> dict[str, Json]:
 
     Raises `RefusedError` if one of them changes nothing for the concept's own prompt.
     """
-    changes = {site: _round(value) for site, value in measure(base, edits, prompt).items()}
+    changes = {site: _round(value) for site, value in measure(base, [Case(tuple(edits), prompt)])[0].items()}
     idle = [site for site, value in changes.items() if not value > 0]
     if idle:
         raise RefusedError(
@@ -106,19 +168,35 @@ def check(base: Base, erasure: Erasure, *, exact: bool = True) -> None:
 
     `exact` False, for another checkpoint of the architecture, only asks that each one acts.
     """
-    by_name = {edit.name: edit for edit in erasure.edits}
+    check_all(base, [(erasure, exact)])
+
+
+def check_all(base: Base, erasures: Iterable[tuple[Erasure, bool]]) -> None:
+    """`check` for many, with `exact` of each: many self-tests to a UNet call."""
+    tolerance = TOLERANCE.get(base.dtype, 0.3)
+    tests = [(case, test, exact) for one, exact in erasures for case, test in _cases(one)]
+    found = measure(base, [case for case, _, _ in tests])
+    for (_, test, exact), changes in zip(tests, found, strict=True):
+        _compare(changes, test["change"], tolerance if exact else None)
+
+
+def _cases(erasure: Erasure) -> list[tuple[Case, Mapping[str, Any]]]:
+    """The self-tests of an erasure, with the edits as they were tested: at strength 1, if not as they are."""
+    made = {edit.name: edit for edit in erasure.edits if edit.scale}
+    whole = {edit.name: edit for edit in (replace(edit, scale=1.0) for edit in made.values())} | made
     # a test that names no edits tests none: the format lets very old files hold such ones
     tests = [test for test in erasure.header.canary.values() if "edits" in test]
     covered = {name for test in tests for name in test["edits"]}
-    if missing := sorted(set(by_name) - covered):
-        raise RefusedError(
-            f"{erasure.header.title!r} has no self-test for its edit {missing[0]}",
-            "make the file again with this version of conceptzap",
-        )
-    tolerance = TOLERANCE.get(base.dtype, 0.3)
-    for test in tests:
-        edits = [by_name[name] for name in test["edits"] if name in by_name]
-        _compare(measure(base, edits, test["prompt"]), test["change"], tolerance if exact else None)
+    for edit in erasure.edits:
+        if not edit.scale or not {edit.name, replace(edit, scale=1.0).name} & covered:
+            raise RefusedError(
+                f"{erasure.header.title!r} has no self-test for its edit {edit.name}",
+                "make the file again with this version of conceptzap",
+            )
+    return [
+        (Case(tuple(whole[name] for name in test["edits"] if name in whole), test["prompt"]), test)
+        for test in tests
+    ]
 
 
 def _compare(found: Mapping[str, float], wanted: Mapping[str, float], tolerance: float | None) -> None:

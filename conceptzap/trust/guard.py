@@ -44,6 +44,5 @@ def verify(path: Path | str = policy.NAME, device: str = "auto") -> Policy:
     from conceptzap.trust import canary
 
     here = load_base(held.base_name, device)
-    for erasure in policy.enforce(held, here):
-        canary.check(here, erasure, exact=True)
+    canary.check_all(here, [(erasure, True) for erasure in policy.enforce(held, here)])
     return held

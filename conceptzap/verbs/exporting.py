@@ -62,8 +62,7 @@ def export(
 
     # on the CPU, for what is written must not depend on the machine
     here = load_base(base, "cpu", "float32", prediction) if isinstance(base, str) else base
-    for one in loaded:
-        admission.admit(here, one.erasure, False, report)
+    admission.admit_all(here, [one.erasure for one in loaded], False, report)
     facts = exporter.write(here, order, target, report)
     return Exported(target, to, _size(target), order.sources, exporter.use(target), facts)
 

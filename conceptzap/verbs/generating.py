@@ -120,7 +120,7 @@ def pictures(
     active = _under_policy(asked.policy, here, asked.erasures) if asked.policy else asked.erasures
     strict = asked.strict or asked.policy is not None
     _note_prompts(here, asked, report)
-    foreign = [admission.admit(here, one.erasure, strict, report) for one in active]
+    foreign = admission.admit_all(here, [one.erasure for one in active], strict, report)
     settings = asked.settings(here)
     common = _facts(here, settings, any(foreign), asked.policy)
     edits = sort_edits(edit for one in active for edit in one.edits)
