@@ -11,9 +11,9 @@ import edits as some
 import pytest
 import torch
 
-from conceptzap.base import CROSS, CROSS_K, Base
+from conceptzap.base import CROSS, CROSS_K, Base, find_module
 from conceptzap.errors import MismatchError, RefusedError, SilentEditError
-from conceptzap.runtime.attach import Attachment, attached, find_module
+from conceptzap.runtime.attach import Attachment, attached
 from conceptzap.runtime.receipt import Ledger
 
 MIXED = (some.ASKED[0], some.OTHER[0], some.ASKED[1], some.OTHER[1])

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from conceptzap.demo.recipe import measure
 from conceptzap.demo.world import OBJECTS, STYLES
+from conceptzap.result import wilson
 
 FOLDER = measure.CHECKPOINT
 
@@ -93,7 +94,7 @@ def test_accuracy_was_measured_on_the_whole_grid(accuracy: dict) -> None:
 
 
 def test_wilson_interval_of_a_known_case() -> None:
-    low, high = measure.wilson(8, 10)
+    low, high = wilson(8, 10)
     assert (low, high) == pytest.approx((0.4902, 0.9433), abs=2e-4)
 
 

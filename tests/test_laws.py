@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conceptzap import format
-from conceptzap.base import CROSS, CROSS_KV, Base
+from conceptzap.base import CROSS, CROSS_KV, Base, find_module
 from conceptzap.edit import Edit, sort_edits, stack
 from conceptzap.errors import RefusedError, SilentEditError
-from conceptzap.runtime.attach import Attachment, attached, bake, find_module
+from conceptzap.runtime.attach import Attachment, attached, bake
 
 PROMPTS = (some.ASKED[0], some.OTHER[1])
 Maker = Callable[..., Edit]

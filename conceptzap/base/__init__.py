@@ -8,6 +8,7 @@ from conceptzap.base.base import (
     PREFIX,
     SELF,
     Base,
+    find_module,
 )
 from conceptzap.base.cond import Cond
 from conceptzap.base.identity import parameters
@@ -15,5 +16,5 @@ from conceptzap.base.opening import from_pipeline, load_base
 
 __all__ = [
     "CROSS", "CROSS_K", "CROSS_KV", "CROSS_V", "PREFIX", "SELF",
-    "Base", "Cond", "from_pipeline", "load_base", "parameters",
+    "Base", "Cond", "find_module", "from_pipeline", "load_base", "parameters",
 ]  # fmt: skip

@@ -250,13 +250,8 @@ class Base:
         return tuple(path for path in paths if fnmatchcase(path, pattern))
 
     def module(self, site: str) -> nn.Module:
-        """The module at a path of `sites`; `MismatchError` where there is none."""
-        try:
-            if site.startswith(PREFIX):
-                return self.unet.get_submodule(site.removeprefix(PREFIX))
-        except AttributeError:
-            pass
-        raise MismatchError(f"{self.id} has no module {site}", "use the base it was made for")
+        """The module at a path of `sites`; raises like `find_module`."""
+        return find_module(self.unet, site)
 
     # -- identity ------------------------------------------------------------------------------
 
@@ -369,6 +364,17 @@ class Base:
         return cls(
             **shared, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
+
+
+def find_module(unet: nn.Module, site: str) -> nn.Module:
+    """The module at `site` ("unet....."), below any LoRA wrapper; `MismatchError` if there is none."""
+    try:
+        module = unet.get_submodule(site.removeprefix(PREFIX)) if site.startswith(PREFIX) else None
+    except AttributeError:
+        module = None
+    if module is None:
+        raise MismatchError(f"this base has no module {site}", "use the base it was made for")
+    return getattr(module, "base_layer", module)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conceptzap import exports
-from conceptzap.base import PREFIX, Base
+from conceptzap.base import PREFIX, Base, find_module
 from conceptzap.edit import Edit, Json, canonical_json, raw
 from conceptzap.errors import RefusedError, UsageError
 from conceptzap.exports import Order
@@ -27,7 +27,6 @@ from conceptzap.format import ARCHITECTURES, atomic, container
 from conceptzap.format.naming import SUFFIX
 from conceptzap.report import Report
 from conceptzap.runtime import ops
-from conceptzap.runtime.attach import find_module
 
 DTYPES = (torch.float16, torch.float32)
 DENSE = frozenset({"delta", "keep"})

@@ -23,25 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conceptzap.base import PREFIX, find_module
 from conceptzap.edit import Edit
 from conceptzap.errors import MismatchError, RefusedError, SilentEditError
 from conceptzap.runtime import gates, ops
 from conceptzap.runtime.hooks import CrossHook, Hook, LayerHook, Site, UNetHook, owner
 from conceptzap.runtime.receipt import STRIPPED, Ledger, Receipt
-
-PREFIX = "unet."
-
-
-def find_module(unet: nn.Module, site: str) -> nn.Module:
-    """The module at `site` ("unet....."), below any LoRA wrapper; `MismatchError` if there is none."""
-    try:
-        module = unet.get_submodule(site.removeprefix(PREFIX))
-    except AttributeError:
-        module = None
-    if module is None or not site.startswith(PREFIX):
-        raise MismatchError(f"this base has no module {site}", "use the base it was made for")
-    return getattr(module, "base_layer", module)
-
 
 class Attachment:
     """Edits hooked into a UNet until `remove()`. Use `attached` where a block is enough.

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from conceptzap.base import Base
+from conceptzap.base import Base, find_module
 from conceptzap.edit import Edit, Erasure, Json
 from conceptzap.errors import RefusedError, ran_out_of_memory
-from conceptzap.runtime.attach import attached, find_module
+from conceptzap.runtime.attach import attached
 from conceptzap.runtime.ops import token_count
 
 SEED = 20240319

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 import zlib
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from conceptzap.demo.judge_nets import JUDGES, load_judge
 from conceptzap.demo.world import OBJECTS, STYLES, caption, templates
+from conceptzap.result import wilson
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoint"
 RESULT = Path(__file__).parents[1] / "accuracy.json"
@@ -77,19 +77,11 @@ def judge(pictures: Tensor) -> dict[str, dict[str, Tensor]]:
     return verdicts
 
 
-def wilson(right: int, count: int) -> list[float]:
-    """95 % Wilson interval of a share, rounded to four digits."""
-    z, share = 1.96, right / count
-    middle = share + z * z / (2 * count)
-    reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return [round((middle - reach) / scale, 4), round((middle + reach) / scale, 4)]
-
-
 def share(right: Tensor) -> dict[str, object]:
     """A share with its interval and count."""
     hits, count = int(right.sum()), len(right)
-    return {"value": round(hits / count, 4), "interval": wilson(hits, count), "n": count}
+    interval = [round(end, 4) for end in wilson(hits, count)]
+    return {"value": round(hits / count, 4), "interval": interval, "n": count}
 
 
 def summarise(cells: list[Cell], verdicts: dict[str, dict[str, Tensor]]) -> dict[str, object]:
