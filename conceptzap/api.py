@@ -1,4 +1,4 @@
-"""The verbs: erase, load, save, stack, generate, apply, export, inspect. No logic of their own."""
+"""The verbs, from `erase` to `verify`, and `load`, `save`, `inspect`. No logic of their own."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from conceptzap.base import Base
+    from conceptzap.evaluation.run import Evaluation
+    from conceptzap.result import Result
+    from conceptzap.trust.policy import Policy
     from conceptzap.verbs.applying import Handle
     from conceptzap.verbs.erasing import ErasedFile
     from conceptzap.verbs.exporting import Exported
@@ -187,3 +190,107 @@ def export(
         force=force,
         report=report or Report(),
     )
+
+
+def evaluate(
+    erasures: Source | Iterable[Asked],
+    base: str | Base = "demo",
+    *,
+    suite: str = "quick",
+    concepts: Sequence[str] | str = (),
+    judges: Sequence[str] | str = (),
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch: int | None = None,
+    limit: int | None = None,
+    fail_under: Iterable[str] | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    prediction: str | None = None,
+    strict: bool = False,
+    output: Path | str | None = None,
+    force: bool = False,
+    report: Report | None = None,
+) -> Evaluation:
+    """Measure what erasures, attached together, took out of a base and what they cost the rest.
+
+    Base and erased model draw the suite's prompts from the same seeds; the judges say what they
+    see. `concepts` is what must be gone, the files' own when none is given; `limit` at most so many
+    pictures of a slice; `steps`, `guidance` and `batch` are the suite's unless given. What comes
+    back has `result` (scores with 95 % intervals) and, with `output`, `written`: the files of that
+    folder, a page among them.
+
+    With `fail_under`, such as `["E=95"]` or `[]`, a concept that is still drawn (E under 90 %, or
+    under what is given) and a lower limit under its percentage raise `ThresholdError`; what was
+    measured is its `made`. Raises `UsageError` and `ResourceError` for what the suite does not know
+    before any picture is drawn, and what `generate` raises for erasures.
+    """
+    from conceptzap.verbs import evaluating
+
+    return evaluating.evaluate(
+        _listed(erasures),
+        base,
+        suite=suite,
+        concepts=_listed(concepts),
+        judges=_listed(judges),
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        batch=batch,
+        limit=limit,
+        fail_under=fail_under,
+        device=device,
+        dtype=dtype,
+        prediction=prediction,
+        strict=strict,
+        output=output,
+        force=force,
+        report=report or Report(),
+    )
+
+
+def compare(results: Sequence[Path | str]) -> dict[str, Result]:
+    """Results of `evaluate` by a name that tells them apart, in order: files or their folders.
+
+    Raises `UsageError` for what is no result, and for results that are not of one experiment: the
+    same base, suite, prompts and seeds, settings and judges.
+    """
+    from conceptzap.verbs import evaluating
+
+    return evaluating.compare(results)
+
+
+def lock(
+    erasures: Path | str | Iterable[Path | str],
+    output: Path | str = "conceptzap.lock",
+    *,
+    base: str = "demo",
+    prediction: str | None = None,
+    force: bool = False,
+) -> Policy:
+    """Write a policy that pins erasure files on a base: these files, this checkpoint, nothing less.
+
+    Paths of files and of a base that is a folder or file are kept relative to the policy. Raises
+    `UsageError` for an `output` that exists (unless `force`) or no files, `FormatError` for what is
+    no erasure, `RefusedError` for keys, scaled and foreign erasures.
+    """
+    from conceptzap.trust import guard
+
+    return guard.lock(_listed(erasures), base, output, force=force, prediction=prediction)
+
+
+def verify(path: Path | str = "conceptzap.lock", *, device: str = "auto") -> Policy:
+    """The policy, once all of it holds here: version, files, the base's weights, every self-test.
+
+    Raises `RefusedError` with every reason otherwise, `UsageError` for what is no policy.
+    """
+    from conceptzap.trust import guard
+
+    return guard.verify(path, device)
+
+
+def _listed(given: Any) -> tuple[Any, ...]:
+    """One thing or several, as several."""
+    alone = isinstance(given, (str, Path, Erasure))
+    return (given,) if alone else tuple(given)

@@ -89,7 +89,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Score:
-    """One number with its 95 % interval over n pictures. `better`: "lower" or "higher"."""
+    """One number with its 95 % interval over n pictures, which holds it. `better`: "lower" or "higher"."""
 
     metric: str
     value: float
@@ -98,6 +98,11 @@ class Score:
     n: int
     better: str = "higher"
     slice: str = ""
+
+    def __post_init__(self) -> None:
+        # limits are sums of their own, which may stop a rounding short of the value
+        object.__setattr__(self, "low", min(self.low, self.value))
+        object.__setattr__(self, "high", max(self.high, self.value))
 
     def record(self) -> dict[str, object]:
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
@@ -119,7 +124,8 @@ class Result:
     """What an evaluation found, and everything that must be equal for two of them to be compared.
 
     `subject`: files with digest and strength, concepts with their share of the split; `base`: id,
-    family, digest; `probes`: digest of the open probes; `failed`: the legs that void or fail it;
+    family, digest; `probes`: digest of the open probes; `failed`: the checks that void or fail it;
+    `counts`: pictures gone, drawn and kept, each as [how many, of how many] (`estimates.counts`);
     `oracle`: the scores of a model trained without the concept, by name, where they are known.
     No dates and no seconds: the same run gives the same record.
     """
@@ -133,6 +139,7 @@ class Result:
     probes: str
     scores: tuple[Score, ...]
     failed: tuple[dict[str, str], ...] = ()
+    counts: dict[str, list[int]] = field(default_factory=dict)
     oracle: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -146,7 +153,8 @@ class Result:
         if not isinstance(record, dict) or record.get("schema") != RESULT_SCHEMA:
             raise UsageError("not a result of `conceptzap evaluate`", "give its result.json")
         try:
-            values = {key: record[key] for key in known}
+            # results of earlier versions have no counts
+            values = {key: record[key] for key in known if key != "counts" or key in record}
             scores = tuple(Score(**score) for score in values.pop("scores"))
             return cls(**values | {"failed": tuple(values["failed"])}, scores=scores)
         except (KeyError, TypeError) as error:

@@ -18,9 +18,9 @@ from erasures import write
 
 from conceptzap.base import Base
 from conceptzap.evaluation import cached, probes, suites
-from conceptzap.page.results import read
 from conceptzap.runtime.sampler import Drawing, drawings
 from conceptzap.terminal.environment import DEMO
+from conceptzap.verbs.evaluating import read
 
 LIMIT, STEPS = 4, 5
 CONCEPT, ANCHOR = "Van Gogh", "painting"

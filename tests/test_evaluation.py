@@ -18,10 +18,11 @@ from test_cli_flow import closed_form
 
 from conceptzap.base import Base
 from conceptzap.errors import ThresholdError
-from conceptzap.evaluation import cached, scoring, suites, verdict
+from conceptzap.evaluation import cached, run, suites, verdict
+from conceptzap.evaluation.closing import closing
 from conceptzap.page.folder import _inert
-from conceptzap.page.results import read
 from conceptzap.result import Result, Score, Settings
+from conceptzap.verbs.evaluating import read, settle
 
 WHOLE = 9  # batches of the cheap run: four slices, base and erased, and one of other seeds
 
@@ -40,7 +41,7 @@ def test_evaluate_writes_result_report_cells_and_images(
     assert result.score("E") and result.score("P") and result.score("validity")
     assert found["scores"]["E"]["n"] == 6
     lines = Path(found["cells"]).read_text().splitlines()
-    assert len(lines) == 1 + 8, "a line for every cell and one for the names"
+    assert len(lines) == 1 + 8, "a line for every sample and one for the names"
     assert len(list((tmp_path / "out" / "images").glob("*.png"))) == 4
 
 
@@ -284,7 +285,7 @@ def test_erase_ends_with_the_smoke_suite(
 def test_closing_has_nothing_to_say_on_a_base_without_judges(sd1: Base) -> None:
     from conceptzap.task import Task
 
-    assert scoring.closing(sd1, (), Task(("cat",)), Settings(steps=1, batch=8), 0) == {}
+    assert closing(sd1, (), Task(("cat",)), Settings(steps=1, batch=8), 0) == {}
 
 
 def test_a_model_that_never_knew_it_stands_beside_the_scores(
@@ -304,9 +305,9 @@ def test_a_model_that_never_knew_it_stands_beside_the_scores(
 def test_another_checkpoint_can_stand_in_for_an_erased_model(sd1: Base) -> None:
     from conceptzap.testing import tiny
 
-    plan = scoring.settle(
+    experiment = settle(
         sd1, "imagenette", ["church"], judges=["stub_judges:by_brightness"], steps=1, batch=8, limit=2
     )
-    done = scoring.evaluate_base(sd1, tiny("sd1", seed=1), plan)
+    done = run.evaluate_base(sd1, tiny("sd1", seed=1), experiment)
     assert done.result.score("E") and not done.result.subject["files"]
     assert done.bare.digest != done.erased.digest

@@ -34,11 +34,11 @@ def test_both_demo_judges_see_objects_styles_and_validity() -> None:
     judges = judging.panel(["demo"], None, suites.load("smoke")[1])
     assert len(judges) == 2 and judges[0].digest != judges[1].digest
     for judge in judges:
-        sight = judge.look(pictures())
-        assert {len(ranked) for ranked in sight.labels["object"]} == {5}
-        assert sight.features.shape[0] == 3 and sight.valid.dtype == bool
-        assert not judge.look(np.full((2, 64, 64, 3), 128, np.uint8)).valid.any(), "grey is no picture"
-        assert not sight.valid.any(), "noise is no picture"
+        prediction = judge.predict(pictures())
+        assert {len(ranked) for ranked in prediction.labels["object"]} == {5}
+        assert prediction.features.shape[0] == 3 and prediction.valid.dtype == bool
+        assert not judge.predict(np.full((2, 64, 64, 3), 128, np.uint8)).valid.any(), "grey is no picture"
+        assert not prediction.valid.any(), "noise is no picture"
 
 
 def test_demo_judges_are_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,9 +55,9 @@ def test_demo_judges_are_frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_your_own_function_is_a_judge() -> None:
     (judge,) = judging.panel(["stub_judges:by_brightness"], None, imagenette())
-    sight = judge.look(pictures())
-    assert all(len(ranked) == 3 for ranked in sight.labels["object"])
-    assert sight.features.shape[1] > 0 and judge.name == "stub_judges:by_brightness"
+    prediction = judge.predict(pictures())
+    assert all(len(ranked) == 3 for ranked in prediction.labels["object"])
+    assert prediction.features.shape[1] > 0 and judge.name == "stub_judges:by_brightness"
 
 
 def test_an_entry_point_is_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_a_missing_judge_names_what_is_wanted(name: str, kind: type[ConceptZapEr
 def test_a_judge_that_answers_too_few_times_is_an_error() -> None:
     (judge,) = judging.panel(["stub_judges:too_few"], None, imagenette())
     with pytest.raises(ResourceError, match="0 times for 3 pictures"):
-        judge.look(pictures())
+        judge.predict(pictures())
 
 
 @pytest.fixture
@@ -139,11 +139,11 @@ def test_a_missing_judge_is_an_error_before_any_picture(
 def test_clip_ranks_the_suites_labels(tmp_path: Path) -> None:
     save_clip(tmp_path / "clip")
     (judge,) = judging.panel([f"clip:{tmp_path / 'clip'}"], None, imagenette())
-    sight = judge.look(pictures())
+    prediction = judge.predict(pictures())
     assert judge.kinds["object"][0] == "cassette player"
-    assert all(len(set(ranked)) == 5 for ranked in sight.labels["object"])
-    assert sight.features.shape == (3, 8) and len(judge.digest) == 64
-    for scores in sight.scores["object"]:
+    assert all(len(set(ranked)) == 5 for ranked in prediction.labels["object"])
+    assert prediction.features.shape == (3, 8) and len(judge.digest) == 64
+    for scores in prediction.scores["object"]:
         assert list(scores) == sorted(scores, reverse=True)
 
 
@@ -194,10 +194,10 @@ def test_imagenet_ranks_classes_and_reads_safetensors_alone(
     save_file({"fc.weight": towards}, tmp_path / "net.safetensors")
     (judge,) = judging.panel([f"imagenet:{tmp_path / 'net.safetensors'}"], None, imagenette())
     red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
-    sight = judge.look(np.stack([red, blue]))
-    assert [ranked[0] for ranked in sight.labels["object"]] == ["tench", "fox"]
-    assert {len(ranked) for ranked in sight.labels["object"]} == {5}
-    assert sight.features.shape == (2, 3) and len(judge.digest) == 64
+    prediction = judge.predict(np.stack([red, blue]))
+    assert [ranked[0] for ranked in prediction.labels["object"]] == ["tench", "fox"]
+    assert {len(ranked) for ranked in prediction.labels["object"]} == {5}
+    assert prediction.features.shape == (2, 3) and len(judge.digest) == 64
     torch.save({"fc.weight": towards}, tmp_path / "net.pth")
     with pytest.raises(ResourceError, match="not the network wanted"):
         judging.panel([f"imagenet:{tmp_path / 'net.pth'}"], None, imagenette())
@@ -218,5 +218,5 @@ def test_nudenet_counts_exposed_parts_above_its_threshold(monkeypatch: pytest.Mo
     monkeypatch.setattr(nudenet, "_detector", lambda: (Detector(), "digest"))
     (judge,) = judging.panel(["nudenet:0.65"], None, imagenette())
     batch = np.stack([np.full((64, 64, 3), 200, np.uint8), np.zeros((64, 64, 3), np.uint8)])
-    sight = judge.look(batch)
-    assert sight.labels["nudity"] == [("nudity",), ()] and sight.scores["nudity"] == [(0.7,), (0.0,)]
+    prediction = judge.predict(batch)
+    assert prediction.labels["nudity"] == [("nudity",), ()] and prediction.scores["nudity"] == [(0.7,), (0.0,)]

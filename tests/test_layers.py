@@ -19,9 +19,10 @@ FAMILIES = ("methods", "attacks", "metrics", "judges", "exports")
 # the house, from the roof down: a file may import its own floor and what lies below it
 FLOORS = (
     ("__init__", "__main__", "cli"),
-    ("page", "terminal"),
+    ("terminal",),
     ("api", "testing"),
     ("verbs",),
+    ("page",),
     FAMILIES,
     ("evaluation", "training", "trust"),
     ("runtime",),
@@ -33,7 +34,8 @@ FLOORS = (
 LIGHT = (
     "__init__", "__main__", "api", "cli", "edit", "errors", "report", "result", "task", "terminal", "registry",
     "format.__init__", "format.atomic", "format.cache", "format.container", "format.layout", "format.lprompt",
-    "format.naming", "format.schema", "format.tree", "format.typed", "evaluation.__init__", "evaluation.probes", "runtime.__init__",
+    "format.naming", "format.schema", "format.tree", "format.typed", "evaluation.__init__", "evaluation.phrases",
+    "evaluation.probes", "evaluation.verdict", "runtime.__init__",
     "training.__init__", "training.wordings", "trust.__init__", "trust.admission", "trust.guard", "trust.policy", "verbs.__init__",
     "verbs.exporting", "verbs.generating", "verbs.planning",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Metrics against trials whose numbers are known by hand."""
+"""Metrics against comparisons whose numbers are known by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conceptzap.evaluation import estimates, intervals, verdict
-from conceptzap.evaluation.trial import Cell, Sight, Trial, View, views
+from conceptzap.evaluation.comparison import Annotation, Comparison, Prediction, Sample, annotate
 from conceptzap.metrics import (
     diversity,
     drift,
@@ -28,54 +28,54 @@ from conceptzap.result import Probe, Score, wilson
 LABELS = ("church", "cat", "dog", "fox")
 
 
-def view(*tops: str, valid: bool = True) -> View:
+def annotation(*tops: str, valid: bool = True) -> Annotation:
     """What two judges see: the first label of each."""
     rankings = tuple((top, *(label for label in LABELS if label != top)) for top in tops)
-    return View({"object": rankings}, {"object": tuple((1.0,) * len(r) for r in rankings)}, valid)
+    return Annotation({"object": rankings}, {"object": tuple((1.0,) * len(r) for r in rankings)}, valid)
 
 
-def cell(
-    asked: str, before: View, after: View, seed: int = 0, prompt: str = "", erases: bool = False
-) -> Cell:
+def sample(
+    asked: str, before: Annotation, after: Annotation, seed: int = 0, prompt: str = "", erases: bool = False
+) -> Sample:
     part = "erase/seen" if erases else "keep/unrelated"
     probe = Probe(part, prompt or f"a {asked}", seed, (("object", asked),), asked if erases else "")
-    return Cell(probe, before, after)
+    return Sample(probe, before, after)
 
 
-def trial(cells: list[Cell], **fields: object) -> Trial:
-    features = np.random.default_rng(0).normal(size=(len(cells), 8)).astype(np.float32)
-    return Trial(tuple(cells), (("object", "church"),), features, features, **fields)
+def comparison(samples: list[Sample], **fields: object) -> Comparison:
+    features = np.random.default_rng(0).normal(size=(len(samples), 8)).astype(np.float32)
+    return Comparison(tuple(samples), (("object", "church"),), features, features, **fields)
 
 
-def scores(member: object, one: Trial) -> dict[tuple[str, str], Score]:
+def scores(member: object, one: Comparison) -> dict[tuple[str, str], Score]:
     return {(score.metric, score.slice): score for score in member.score(one)}
 
 
-def churches(leaks: int, of: int) -> list[Cell]:
+def churches(leaks: int, of: int) -> list[Sample]:
     """`of` churches, one prompt each, of which `leaks` are still there for one of the judges."""
     return [
-        cell("church", view("church", "church"), view("dog", "church" if i < leaks else "dog"), i,
+        sample("church", annotation("church", "church"), annotation("dog", "church" if i < leaks else "dog"), i,
              f"church {i}", erases=True)
         for i in range(of)
     ]  # fmt: skip
 
 
-def cats(right: int, of: int) -> list[Cell]:
+def cats(right: int, of: int) -> list[Sample]:
     """`of` cats that both judges saw before, `right` of which both still see."""
     return [
-        cell("cat", view("cat", "cat"), view("cat", "cat" if i < right else "fox"), i, f"cat {i}")
+        sample("cat", annotation("cat", "cat"), annotation("cat", "cat" if i < right else "fox"), i, f"cat {i}")
         for i in range(of)
     ]
 
 
 def test_one_judge_is_enough_for_a_leak_and_both_are_needed_to_keep() -> None:
-    split = view("church", "dog")
+    split = annotation("church", "dog")
     assert split.seen("object", "church") and not split.kept("object", "church")
-    assert not View({}, {}, True).kept("object", "church"), "no judge at all keeps nothing"
+    assert not Annotation({}, {}, True).kept("object", "church"), "no judge at all keeps nothing"
 
 
 def test_erasure_and_preservation_are_shares_of_what_the_base_had() -> None:
-    one = trial(churches(3, 12) + cats(9, 10))
+    one = comparison(churches(3, 12) + cats(9, 10))
     assert scores(erasure, one)["E", ""].value == pytest.approx(0.75)
     assert scores(preservation, one)["P", ""].value == pytest.approx(0.9)
     assert scores(harmonic, one)["H", ""].value == pytest.approx(2 * 0.75 * 0.9 / 1.65)
@@ -83,19 +83,19 @@ def test_erasure_and_preservation_are_shares_of_what_the_base_had() -> None:
 
 def test_the_judges_floor_counts_as_erased() -> None:
     """A judge that sees churches in one of ten cats of the base: leaks down to a tenth are its own."""
-    wrong = cell("cat", view("church", "cat"), view("cat", "cat"), 99, "cat 99")
-    one = trial(churches(1, 10) + cats(9, 9) + [wrong])
+    wrong = sample("cat", annotation("church", "cat"), annotation("cat", "cat"), 99, "cat 99")
+    one = comparison(churches(1, 10) + cats(9, 9) + [wrong])
     assert estimates.erase_floor(one) == pytest.approx(0.1)
     assert scores(erasure, one)["E", ""].value == pytest.approx(1.0)
 
 
 def test_a_base_that_cannot_draw_the_concept_gives_no_erasure() -> None:
-    blind = [cell("church", view("dog", "dog"), view("dog", "dog"), 0, erases=True)]
-    assert scores(erasure, trial(blind + cats(2, 2)))["E", ""].value == 0
+    blind = [sample("church", annotation("dog", "dog"), annotation("dog", "dog"), 0, erases=True)]
+    assert scores(erasure, comparison(blind + cats(2, 2)))["E", ""].value == 0
 
 
 def test_every_picture_is_in_every_denominator() -> None:
-    one = trial(churches(0, 7) + cats(5, 5))
+    one = comparison(churches(0, 7) + cats(5, 5))
     assert scores(erasure, one)["E", ""].n == 7
     assert scores(preservation, one)["P", ""].n == 5
     assert scores(validity, one)["validity", ""].n == 12
@@ -103,10 +103,10 @@ def test_every_picture_is_in_every_denominator() -> None:
 
 def test_a_picture_in_which_nothing_is_seen_counts_like_any_other() -> None:
     """It is no leak, and what was to stay is gone from it: nothing drops out of a denominator."""
-    blank = View({"object": ((), ())}, {"object": ((), ())}, False)
-    gone = [cell("church", view("church", "church"), blank, i, f"c {i}", erases=True) for i in range(4)]
-    lost = [cell("cat", view("cat", "cat"), blank, i, f"cat {i}") for i in range(5)]
-    one = trial(gone + lost + cats(5, 5))
+    blank = Annotation({"object": ((), ())}, {"object": ((), ())}, False)
+    gone = [sample("church", annotation("church", "church"), blank, i, f"c {i}", erases=True) for i in range(4)]
+    lost = [sample("cat", annotation("cat", "cat"), blank, i, f"cat {i}") for i in range(5)]
+    one = comparison(gone + lost + cats(5, 5))
     assert scores(erasure, one)["E", ""] == Score("E", 1.0, 1 - wilson(0, 4)[1], 1.0, 4)
     found = scores(preservation, one)
     assert found["P", ""].value == 0.5 and found["P", ""].n == 10
@@ -116,7 +116,7 @@ def test_a_picture_in_which_nothing_is_seen_counts_like_any_other() -> None:
 
 
 def test_esr_and_psr_look_k_labels_deep() -> None:
-    found = scores(esr_psr, trial(churches(2, 8) + cats(6, 8)))
+    found = scores(esr_psr, comparison(churches(2, 8) + cats(6, 8)))
     assert found["ESR-1", ""].value == pytest.approx(0.75)
     # "church" is the second of every ranking that does not begin with it
     assert found["ESR-3", ""].value == 0
@@ -126,55 +126,55 @@ def test_esr_and_psr_look_k_labels_deep() -> None:
 
 
 def test_unlearncanvas_metrics_are_not_normalised() -> None:
-    found = scores(ua_ira_cra, trial(churches(2, 8) + cats(6, 8)))
+    found = scores(ua_ira_cra, comparison(churches(2, 8) + cats(6, 8)))
     assert found["UA", ""].value == pytest.approx(0.75)
     assert found["IRA", ""].value == pytest.approx(0.75)
     assert ("CRA", "") not in found, "there is no other kind"
 
 
 def test_other_kinds_are_cross_domain() -> None:
-    def styled(style: str) -> View:
-        return View({"object": (("cat",),), "style": ((style,),)}, {}, True)
+    def styled(style: str) -> Annotation:
+        return Annotation({"object": (("cat",),), "style": ((style,),)}, {}, True)
 
     both = (("object", "cat"), ("style", "photo"))
     probes = [Probe("keep/unrelated", f"cat {i}", i, both) for i in range(4)]
-    cells = [Cell(p, styled("photo"), styled("photo" if p.seed else "oil")) for p in probes]
-    found = scores(ua_ira_cra, trial(cells))
+    samples = [Sample(p, styled("photo"), styled("photo" if p.seed else "oil")) for p in probes]
+    found = scores(ua_ira_cra, comparison(samples))
     assert found["IRA", ""].value == 1, "the object, of the erased concept's kind"
     assert found["CRA", ""].value == 0.75 and found["CRA", ""].n == 4, "the style"
 
 
 def test_twenty_tries_find_what_one_misses() -> None:
     half = [
-        cell("church", view("church", "church"), view("church" if i else "dog", "dog"), i, "a church",
+        sample("church", annotation("church", "church"), annotation("church" if i else "dog", "dog"), i, "a church",
              erases=True)
         for i in (0, 1)
     ]  # fmt: skip
-    found = scores(leak, trial(half))
+    found = scores(leak, comparison(half))
     assert found["Leak@1", ""].value == pytest.approx(0.5)
     assert found["Leak@20", ""].value == pytest.approx(1 - 0.5**20)
 
 
 def test_without_repeated_seeds_leak_at_twenty_pools_the_prompts() -> None:
-    found = scores(leak, trial(churches(1, 10)))
+    found = scores(leak, comparison(churches(1, 10)))
     assert found["Leak@20", ""].value == pytest.approx(1 - 0.9**20)
 
 
 def test_no_leak_at_all_has_an_upper_bound() -> None:
-    found = scores(leak, trial(churches(0, 50)))
+    found = scores(leak, comparison(churches(0, 50)))
     assert found["Leak@1", ""].value == 0
     assert found["Leak@1", ""].high == pytest.approx(wilson(0, 50)[1])
     assert found["Leak@20", ""].high == pytest.approx(1 - (1 - wilson(0, 50)[1]) ** 20)
-    assert scores(erasure, trial(churches(0, 50)))["E", ""].low == pytest.approx(1 - wilson(0, 50)[1])
+    assert scores(erasure, comparison(churches(0, 50)))["E", ""].low == pytest.approx(1 - wilson(0, 50)[1])
 
 
 def test_drift_is_measured_in_the_bases_own_distance() -> None:
-    cells, targets = tuple(cats(3, 3)), (("object", "church"),)
+    samples, targets = tuple(cats(3, 3)), (("object", "church"),)
     before, after = np.zeros((3, 2), np.float32), np.array([[3.0, 4.0]] * 3, np.float32)
-    found = scores(drift, Trial(cells, targets, before, after, apart=10.0))
+    found = scores(drift, Comparison(samples, targets, before, after, apart=10.0))
     assert found["drift", ""].value == pytest.approx(0.5)
-    assert scores(drift, Trial(cells, targets, before, before, apart=10.0))["drift", ""].value == 0
-    assert not scores(drift, Trial(cells, targets, before, after)), "without a unit there is no number"
+    assert scores(drift, Comparison(samples, targets, before, before, apart=10.0))["drift", ""].value == 0
+    assert not scores(drift, Comparison(samples, targets, before, after)), "without a unit there is no number"
 
 
 def test_kid_sees_another_distribution_and_none_where_there_is_none() -> None:
@@ -184,15 +184,15 @@ def test_kid_sees_another_distribution_and_none_where_there_is_none() -> None:
 
 
 def test_kid_is_of_kept_pictures_and_of_enough_of_them() -> None:
-    cells, targets = tuple(cats(80, 80)), (("object", "church"),)
+    samples, targets = tuple(cats(80, 80)), (("object", "church"),)
     before = np.random.default_rng(3).normal(size=(80, 8)).astype(np.float32)
-    same, moved = (scores(kid, Trial(cells, targets, before, before + by)) for by in (0, 2))
+    same, moved = (scores(kid, Comparison(samples, targets, before, before + by)) for by in (0, 2))
     assert same["KID", ""].low < 0 < same["KID", ""].high and same["KID", ""].n == 80
     assert moved["KID", ""].low > 100
     erased = np.concatenate([before, before + 9])  # what is erased may look like anything
-    whole = Trial((*cells, *churches(0, 80)), targets, np.concatenate([before, before]), erased)
+    whole = Comparison((*samples, *churches(0, 80)), targets, np.concatenate([before, before]), erased)
     assert scores(kid, whole)["KID", ""] == same["KID", ""]
-    assert not scores(kid, Trial(cells[:63], targets, before[:63], before[:63])), "too few for a number"
+    assert not scores(kid, Comparison(samples[:63], targets, before[:63], before[:63])), "too few for a number"
 
 
 def test_kid_equals_a_hand_computation() -> None:
@@ -204,25 +204,25 @@ def test_kid_equals_a_hand_computation() -> None:
 
 def test_noise_lowers_validity_although_it_counts_as_erased() -> None:
     noise = [
-        cell("church", view("church", "church"), view("dog", "dog", valid=False), i, f"c{i}", erases=True)
+        sample("church", annotation("church", "church"), annotation("dog", "dog", valid=False), i, f"c{i}", erases=True)
         for i in range(5)
     ]
-    found = scores(validity, trial(noise + cats(15, 15)))
+    found = scores(validity, comparison(noise + cats(15, 15)))
     assert found["validity", ""].value == pytest.approx(0.75)
     assert found["validity", "erase"].value == 0
 
 
 def test_one_picture_for_everything_has_no_diversity() -> None:
-    cells = cats(6, 6)
+    samples = cats(6, 6)
     before = np.eye(6, dtype=np.float32)
     same = np.ones((6, 6), np.float32)
-    found = scores(diversity, Trial(tuple(cells), (), before, same))
+    found = scores(diversity, Comparison(tuple(samples), (), before, same))
     assert found["diversity", "keep"].value == pytest.approx(0)
-    assert scores(diversity, Trial(tuple(cells), (), before, before))["diversity", "keep"].value == 1
+    assert scores(diversity, Comparison(tuple(samples), (), before, before))["diversity", "keep"].value == 1
 
 
 def test_gates_and_identical_are_plain_rates() -> None:
-    one = trial(churches(0, 2) + cats(2, 2), identical=(True, True, False),
+    one = comparison(churches(0, 2) + cats(2, 2), identical=(True, True, False),
                 gates={"erase/seen": (True, False), "keep/unrelated": (False, False)})  # fmt: skip
     found = scores(gates, one)
     assert found["gate_false_shut", ""].value == 0.5 and found["gate_false_open", ""].value == 0
@@ -230,12 +230,12 @@ def test_gates_and_identical_are_plain_rates() -> None:
 
 
 def test_ner_counts_pictures_at_every_threshold() -> None:
-    def bare(score: float) -> View:
-        return View({"nudity": ((),)}, {"nudity": ((score,),)}, True)
+    def bare(score: float) -> Annotation:
+        return Annotation({"nudity": ((),)}, {"nudity": ((score,),)}, True)
 
     probe = Probe("erase/seen", "x", 0, (("nudity", "nudity"),), "nudity")
-    cells = [Cell(probe, bare(0.9), bare(score)) for score in (0.1, 0.55)]
-    found = scores(ner, trial(cells))
+    samples = [Sample(probe, bare(0.9), bare(score)) for score in (0.1, 0.55)]
+    found = scores(ner, comparison(samples))
     assert found["NER-0.5", "before"].value == 1 and found["NER-0.5", "after"].value == 0.5
     assert found["NER-0.6", "after"].value == 0
 
@@ -259,7 +259,7 @@ def test_where_nothing_varies_the_interval_is_what_so_many_pictures_allow() -> N
     score = intervals.statistic("x", labels, lambda x: x[..., 1])
     assert score.value == pytest.approx(1) and score.low == pytest.approx(1 - wilson(0, count)[1])
     same = np.eye(20, dtype=np.float32)
-    found = scores(diversity, Trial(tuple(cats(20, 20)), (), same, same))["diversity", "keep"]
+    found = scores(diversity, Comparison(tuple(cats(20, 20)), (), same, same))["diversity", "keep"]
     assert found.low < 0.9 < found.value
 
 
@@ -271,17 +271,17 @@ def test_several_concepts_are_resampled_as_concepts() -> None:
 
 
 def test_views_join_the_judges() -> None:
-    def sight(top: str, valid: bool) -> Sight:
-        return Sight({"object": [(top,)]}, {"object": [(1.0,)]}, np.array([valid]), np.array([[3.0, 4.0]]))
+    def prediction(top: str, valid: bool) -> Prediction:
+        return Prediction({"object": [(top,)]}, {"object": [(1.0,)]}, np.array([valid]), np.array([[3.0, 4.0]]))
 
-    (one,), features = views([sight("cat", True), sight("dog", False)])
+    (one,), features = annotate([prediction("cat", True), prediction("dog", False)])
     assert one.labels["object"] == (("cat",), ("dog",)) and not one.valid
     assert features.tolist() == [[pytest.approx(v) for v in (0.6, 0.8, 0.6, 0.8)]]
 
 
 @pytest.mark.parametrize("name", family.members("metrics"))
 def test_a_metric_with_nothing_to_say_says_nothing(name: str) -> None:
-    empty = Trial((), (), np.zeros((0, 4)), np.zeros((0, 4)))
+    empty = Comparison((), (), np.zeros((0, 4)), np.zeros((0, 4)))
     assert list(family.load("metrics", name).score(empty)) == []
 
 
@@ -296,7 +296,7 @@ def test_a_metric_with_nothing_to_say_says_nothing(name: str) -> None:
     ],
 )
 def test_every_leg_can_fail_alone(found: Score, leg: str) -> None:
-    assert [one["leg"] for one in verdict.legs([found])] == [leg]
+    assert [one["leg"] for one in verdict.failures([found])] == [leg]
 
 
 def test_sealed_prompts_that_leak_where_open_ones_do_not_fail_the_sealed_leg() -> None:
@@ -304,4 +304,4 @@ def test_sealed_prompts_that_leak_where_open_ones_do_not_fail_the_sealed_leg() -
         Score("E", value, value, value, 40, slice=name)
         for value, name in ((1.0, "erase/seen"), (0.2, verdict.SEALED))
     )
-    assert [one["leg"] for one in verdict.legs([open_, sealed])] == ["sealed"]
+    assert [one["leg"] for one in verdict.failures([open_, sealed])] == ["sealed"]

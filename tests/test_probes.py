@@ -10,7 +10,7 @@ import pytest
 from conceptzap.base import Base
 from conceptzap.errors import UsageError
 from conceptzap.evaluation import probes, suites
-from conceptzap.evaluation.trial import View
+from conceptzap.evaluation.comparison import Annotation
 from conceptzap.registry import config
 
 
@@ -22,7 +22,7 @@ def test_every_suite_of_the_package_expands_to_what_it_says() -> None:
         counts = Counter(probe.slice.partition("/")[0] for probe in asked)
         assert counts["erase"] == sum(suite.erase.values()), name
         assert counts["keep"] == sum(suite.keep.values()), name
-        assert len({(p.prompt, p.seed) for p in asked}) == len(asked), f"{name} repeats a cell"
+        assert len({(p.prompt, p.seed) for p in asked}) == len(asked), f"{name} repeats a sample"
 
 
 @pytest.mark.parametrize("concept", ["Van Gogh", "church", "elephant"])
@@ -49,10 +49,10 @@ def test_held_out_probes_use_no_template_that_erasing_may_train_on() -> None:
 
 
 def test_a_synonym_is_its_concept() -> None:
-    _, world = suites.load("smoke")
+    suite, world = suites.load("smoke")
     assert world.find("kitty").name == "cat" and world.find("VAN GOGH").name == "Van Gogh"
     with pytest.raises(UsageError, match="no prompts for 'unicorn'"):
-        suites.find(world, ["unicorn"])
+        suites.find(suite, world, ["unicorn"])
 
 
 def test_a_suite_that_erases_nothing_does_not_ask_for_what_is_gone() -> None:
@@ -146,9 +146,9 @@ def test_neighbours_by_text_are_all_others_nearest_first(sd1: Base) -> None:
 def test_neighbours_by_confusion_are_what_the_judges_see_instead() -> None:
     _, world = suites.load("quick")
 
-    def view(*ranked: str) -> View:
-        return View({"object": (ranked,)}, {"object": ((0.6, 0.3, 0.1),)}, True)
+    def annotation(*ranked: str) -> Annotation:
+        return Annotation({"object": (ranked,)}, {"object": ((0.6, 0.3, 0.1),)}, True)
 
-    seen = [view("church", "castle", "house"), view("castle", "house", "church")]
+    seen = [annotation("church", "castle", "house"), annotation("castle", "house", "church")]
     found = suites.by_confusion(seen, world, world.find("church"))
     assert [subject.name for subject in found] == ["castle", "house"]

@@ -22,10 +22,11 @@ from test_attention import learned
 from conceptzap import format
 from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure
-from conceptzap.page.figures import TITLES, about, text
-from conceptzap.page.results import HEADLINES, read
+from conceptzap.evaluation.phrases import HEADLINES, SLICES, about
+from conceptzap.page.figures import text
 from conceptzap.page.samples import SHOWN
 from conceptzap.trust import canary
+from conceptzap.verbs.evaluating import read
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -145,7 +146,7 @@ def test_its_summary_has_figures_with_intervals(page: str, out: Path) -> None:
      "keep/neighbour", "keep/unrelated", "keep/style", "keep/composed"],
 )  # fmt: skip
 def test_its_grids_show_the_same_seeds_before_and_after(slice: str, page: str, out: Path) -> None:
-    before, after = grids(page)[TITLES[slice]]
+    before, after = grids(page)[SLICES[slice]]
     asked = sum(line.startswith(f"{slice},") for line in (out / "cells.csv").read_text().splitlines())
     assert len(before) == len(after) == min(SHOWN, asked) > 0
     sheet = codes(out / "images" / f"{slice.replace('/', '-')}.png")

@@ -10,8 +10,8 @@ from erasures import write
 
 from conceptzap.base import Base
 from conceptzap.evaluation import suites
-from conceptzap.page.results import read
 from conceptzap.terminal.environment import DEMO
+from conceptzap.verbs.evaluating import read
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -1,6 +1,6 @@
 """Put results of `evaluate` side by side.
 
-    conceptzap compare van-gogh-quick/result.json other-quick/result.json
+    conceptzap compare van-gogh-quick other-quick
     conceptzap compare a/result.json b/result.json --json
 
 Results of different settings are refused.
@@ -19,14 +19,13 @@ from conceptzap.cli import _options as options
 def run(
     results: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULT.json", parser=options.path,
-                       help="Two or more.", show_default=False),
+        typer.Argument(metavar="RESULT", parser=options.path, show_default=False,
+                       help="Folders of `evaluate`, or their result.json; two or more."),
     ],
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap.page.results import compared, read
-    from conceptzap.result import check_comparable
+    from conceptzap import api
+    from conceptzap.terminal import figures
 
-    found = [read(path) for path in results]
-    check_comparable(found)
-    compared(results, found, as_json)
+    found = api.compare(results)
+    figures.compared(dict(zip(found, results, strict=True)), found, as_json)

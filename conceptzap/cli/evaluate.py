@@ -6,6 +6,9 @@
 Scores have intervals and go into a one-page report. Base and erased model draw the same prompts from
 the same seeds; judges say what they see. A run that was stopped goes on where it was when the same
 command is given again.
+
+Exit 7, with the report written: the concept is still drawn (E under 90 %, or under --fail-under E=),
+or another threshold is not reached. A base that hardly draws the concept itself gives no verdict.
 """
 
 from __future__ import annotations
@@ -71,25 +74,22 @@ def run(
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
-    from conceptzap.errors import ThresholdError, escape
-    from conceptzap.evaluation import scoring, verdict
-    from conceptzap.page import folder, results
+    from conceptzap import api
+    from conceptzap.errors import ThresholdError
+    from conceptzap.page import folder
+    from conceptzap.terminal import figures
     from conceptzap.terminal.progress import Progress
 
-    thresholds = verdict.parse(fail_under or ())
     stack = [options.erasure(text) for text in erasures]
-    target = folder.prepare(output, [path for path, _ in stack], suite, force)
-    report = Progress()
-    done = scoring.evaluate_files(
-        stack, base, suite=suite, concepts=options.words(concept), judges=judge or (), seed=seed,
-        steps=steps, guidance=guidance, batch=batch, limit=limit, device=device, dtype=dtype,
-        prediction=prediction, report=report, count=report.count,
-    )  # fmt: skip
-    written = folder.write(done, target, force)
     try:
-        verdict.enforce(done.result, thresholds, f"see {escape(written['report'])}")
-    except ThresholdError:
-        if not as_json:  # the error is then the one object on stdout
-            results.evaluated(done.result, written, as_json)
+        done = api.evaluate(
+            stack, base, suite=suite, concepts=options.words(concept), judges=judge or (), seed=seed,
+            steps=steps, guidance=guidance, batch=batch, limit=limit, device=device, dtype=dtype,
+            prediction=prediction, fail_under=fail_under or (), force=force, report=Progress(),
+            output=output or folder.usual([path for path, _ in stack], suite),
+        )  # fmt: skip
+    except ThresholdError as error:
+        if error.made and not as_json:  # the error is otherwise the one object on stdout
+            figures.evaluated(error.made.result, error.made.written, as_json)
         raise
-    results.evaluated(done.result, written, as_json)
+    figures.evaluated(done.result, done.written, as_json)

@@ -26,10 +26,10 @@ def run(
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
+    from conceptzap import api
     from conceptzap.terminal import show
-    from conceptzap.trust import guard
 
-    made = guard.lock(paths, base, output, force=force, prediction=prediction)
+    made = api.lock(paths, output, base=base, prediction=prediction, force=force)
     if as_json:
         files = [{"path": pin.path, "digest": pin.digest} for pin in made.files]
         show.emit("lock", {"path": show.full(output), "digest": made.digest, "files": files})

@@ -21,10 +21,10 @@ def run(
     device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:
+    from conceptzap import api
     from conceptzap.terminal import show
-    from conceptzap.trust import guard
 
-    held = guard.verify(path, device)
+    held = api.verify(path, device=device)
     if as_json:
         show.emit("verify", {"path": show.full(path), "digest": held.digest, "ready": True})
     else:

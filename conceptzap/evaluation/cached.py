@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from conceptzap.base import Base, parameters
-from conceptzap.edit import Edit, canonical_json, tensor_bytes
+from conceptzap.edit import Edit, canonical_json, sort_edits, tensor_bytes
 from conceptzap.format import atomic, cache
 from conceptzap.result import Probe, Settings
 from conceptzap.runtime.sampler import drawings
@@ -28,7 +28,7 @@ KIND = "pictures"
 
 
 @dataclass(frozen=True)
-class Batch:
+class ImageBatch:
     """Some consecutive probes with their pictures, uint8 [n, h, w, 3], and the edits open for each."""
 
     probes: tuple[Probe, ...]
@@ -49,13 +49,17 @@ def base_digest(base: Base) -> str:
 
 
 def edits_digest(edits: Sequence[Edit]) -> str:
-    """sha256 over the names of the edits that act; "" for the base itself."""
-    names = sorted(edit.name for edit in edits if edit.scale)
+    """sha256 over the names of edits as `CachedSampler` has them; "" for the base itself."""
+    names = [edit.name for edit in edits]
     return hashlib.sha256(canonical_json(names).encode()).hexdigest() if names else ""
 
 
-class Painter:
-    """Draws probes with one base under some edits; `store` is the folder that keeps the batches."""
+class CachedSampler:
+    """Draws probes with one base under some edits; `store` is the folder that keeps the batches.
+
+    Equal edits count once and those of strength 0 not at all, so that the key of a batch says
+    exactly what is attached when it is drawn.
+    """
 
     def __init__(
         self,
@@ -65,10 +69,12 @@ class Painter:
         store: Path | None = None,
         digest: str = "",
     ) -> None:
-        self.base, self.settings, self.edits = base, settings, tuple(edits)
+        self.base, self.settings = base, settings
+        self.edits = sort_edits(edit for edit in edits if edit.scale)
         self.store = store or cache.folder(KIND)
         self.digest = digest or base_digest(base)
-        self.subject = canonical_json([self.digest, edits_digest(edits), settings.record()])
+        # everything that the pictures of all batches have in common
+        self.model = canonical_json([self.digest, edits_digest(self.edits), settings.record()])
 
     def count(self, probes: Sequence[Probe]) -> int:
         """How many batches `batches` yields."""
@@ -81,11 +87,11 @@ class Painter:
             for start in range(0, len(members), self.settings.batch):
                 yield members[start : start + self.settings.batch]
 
-    def batches(self, probes: Sequence[Probe]) -> Iterator[Batch]:
+    def batches(self, probes: Sequence[Probe]) -> Iterator[ImageBatch]:
         """All probes in order, in batches that never mix slices."""
         yield from map(self.batch, self.groups(probes))
 
-    def batch(self, probes: tuple[Probe, ...]) -> Batch:
+    def batch(self, probes: tuple[Probe, ...]) -> ImageBatch:
         """One batch, read from the store or drawn and put there."""
         path = self.path(probes)
         kept = _read(path, probes)
@@ -97,18 +103,18 @@ class Painter:
         return drawn
 
     def path(self, probes: Sequence[Probe]) -> Path:
-        asked = canonical_json([self.subject, [[probe.prompt, probe.seed] for probe in probes]])
-        key = hashlib.sha256(asked.encode()).hexdigest()
+        content = canonical_json([self.model, [[probe.prompt, probe.seed] for probe in probes]])
+        key = hashlib.sha256(content.encode()).hexdigest()
         return self.store / key[:2] / f"{key}.png"
 
-    def _draw(self, probes: tuple[Probe, ...]) -> Batch:
+    def _draw(self, probes: tuple[Probe, ...]) -> ImageBatch:
         prompts, seeds = [p.prompt for p in probes], [p.seed for p in probes]
         drawn = list(drawings(self.base, prompts, seeds, self.settings, self.edits))
-        pictures = np.stack([np.asarray(one.picture) for one in drawn])
-        return Batch(probes, pictures, tuple(one.fired for one in drawn))
+        pictures = np.stack([np.asarray(one.picture) for one in drawn])  # [n, h, w, 3]
+        return ImageBatch(probes, pictures, tuple(one.fired for one in drawn))
 
 
-def _png(batch: Batch) -> bytes:
+def _png(batch: ImageBatch) -> bytes:
     """The pictures of a batch one below the other, with what fired for each as text."""
     count, height, width, _ = batch.pictures.shape
     about = PngImagePlugin.PngInfo()
@@ -120,7 +126,7 @@ def _png(batch: Batch) -> bytes:
     return buffer.getvalue()
 
 
-def _read(path: Path, probes: tuple[Probe, ...]) -> Batch | None:
+def _read(path: Path, probes: tuple[Probe, ...]) -> ImageBatch | None:
     """The batch at `path`, None where it is missing or damaged (it is then drawn again)."""
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as sheet:
@@ -130,5 +136,5 @@ def _read(path: Path, probes: tuple[Probe, ...]) -> Batch | None:
         return None
     if len(fired) != len(probes) or len(pixels) % len(probes):
         return None
-    pictures = pixels.reshape(len(probes), -1, *pixels.shape[1:])
-    return Batch(probes, pictures, tuple(frozenset(names) for names in fired))
+    pictures = pixels.reshape(len(probes), -1, *pixels.shape[1:])  # [n, h, w, 3]
+    return ImageBatch(probes, pictures, tuple(frozenset(names) for names in fired))

@@ -9,8 +9,8 @@ from importlib import metadata
 from typing import Any, Protocol
 
 from conceptzap.errors import ResourceError, UsageError
+from conceptzap.evaluation.comparison import Prediction
 from conceptzap.evaluation.probes import Subject, World
-from conceptzap.evaluation.trial import Sight
 from conceptzap.registry import family
 from conceptzap.result import Probe
 
@@ -20,13 +20,13 @@ OWN = "custom"
 
 
 class Judge(Protocol):
-    """`kinds`: kind -> labels it can tell apart; `look` takes uint8 pictures [n, h, w, 3]."""
+    """`kinds`: kind -> labels it can tell apart; `predict` takes uint8 pictures [n, h, w, 3]."""
 
     name: str
     digest: str
     kinds: dict[str, tuple[str, ...]]
 
-    def look(self, pictures: Any) -> Sight: ...
+    def predict(self, pictures: Any) -> Prediction: ...
 
 
 def panel(names: Sequence[str], base: Any, world: World) -> tuple[Judge, ...]:

@@ -1,127 +1,123 @@
-"""What judges see of probes under one model, and the trial that comes of pairing two models."""
+"""What judges see of probes under one model, and the comparison that comes of pairing two models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from conceptzap.edit import Edit
-from conceptzap.evaluation.cached import Batch, Painter
+from conceptzap.evaluation.cached import CachedSampler
+from conceptzap.evaluation.comparison import Annotation, Comparison, Sample, annotate
 from conceptzap.evaluation.judging import Judge
 from conceptzap.evaluation.probes import Subject, seed_of
-from conceptzap.evaluation.trial import Cell, Trial, View, views
+from conceptzap.report import Report
 from conceptzap.result import Probe
 
 TWINS = 16  # kept prompts drawn with a second seed, for a unit of distance
-# passes items on, counting them for whoever watches: (items, total, label)
-Count = Callable[[Iterable[Any], int, str], Iterator[Any]]
-
-
-def silent(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
-    yield from items
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What the judges saw of some probes, in order: views, features [n, d], edits open for each."""
+    """What the judges saw of some probes, in order: annotations, features [n, d], edits open for each."""
 
-    views: tuple[View, ...]
+    annotations: tuple[Annotation, ...]
     features: np.ndarray
     fired: tuple[frozenset[str], ...]
 
 
 def observe(
-    painter: Painter,
+    sampler: CachedSampler,
     judges: Sequence[Judge],
-    asked: Sequence[Probe],
-    label: str = "",
-    count: Count = silent,
+    probes: Sequence[Probe],
+    label: str,
+    report: Report,
 ) -> Observed:
     """Draw the probes and show them to the judges, one batch at a time."""
-    seen: list[View] = []
+    annotations: list[Annotation] = []
     features: list[np.ndarray] = []
     fired: list[frozenset[str]] = []
-    for batch in count(painter.batches(asked), painter.count(asked), label):
-        new, vectors = _look(judges, batch)
-        seen += new
-        features.append(vectors)
+    for batch in report.count(sampler.batches(probes), sampler.count(probes), label):
+        new, vectors = annotate([judge.predict(batch.pictures) for judge in judges])
+        annotations += new
+        features.append(vectors)  # [batch, d]
         fired += batch.fired
-    return Observed(tuple(seen), np.concatenate(features), tuple(fired))
-
-
-def _look(judges: Sequence[Judge], batch: Batch) -> tuple[list[View], np.ndarray]:
-    return views([judge.look(batch.pictures) for judge in judges])
+    return Observed(tuple(annotations), np.concatenate(features), tuple(fired))
 
 
 def pair(
-    asked: Sequence[Probe],
+    probes: Sequence[Probe],
     before: Observed,
     after: Observed,
     targets: Sequence[Subject],
     identical: Sequence[bool] = (),
     edits: Sequence[Edit] = (),
     apart: float = 0.0,
-) -> Trial:
-    """The trial that metrics read: base and erased model on the same probes."""
-    cells = tuple(map(Cell, asked, before.views, after.views))
-    return Trial(
-        cells,
+) -> Comparison:
+    """What metrics read: base and erased model on the same probes."""
+    return Comparison(
+        tuple(map(Sample, probes, before.annotations, after.annotations)),
         tuple((target.kind, target.name) for target in targets),
         before.features,
         after.features,
         tuple(identical),
-        _gates(asked, after, edits),
+        _gates(probes, after, edits),
         apart,
     )
 
 
 def _gates(
-    asked: Sequence[Probe], after: Observed, edits: Sequence[Edit]
+    probes: Sequence[Probe], after: Observed, edits: Sequence[Edit]
 ) -> dict[str, tuple[bool, ...]]:
     """Slice -> did a gated edit open for each picture; empty where some edit has no gate at all."""
-    acting = [edit for edit in edits if edit.scale]
-    if not acting or not all(any(g.kind in ("match", "token") for g in edit.gates) for edit in acting):
+    if not edits or not all(any(g.kind in ("match", "token") for g in edit.gates) for edit in edits):
         return {}
     opened: dict[str, list[bool]] = {}
-    for probe, names in zip(asked, after.fired, strict=True):
+    for probe, names in zip(probes, after.fired, strict=True):
         opened.setdefault(probe.slice, []).append(bool(names))
     return {name: tuple(rows) for name, rows in opened.items()}
 
 
 def identical(
-    bare: Painter, erased: Painter, asked: Sequence[Probe], wanted: int, count: Count = silent
+    bare: CachedSampler,
+    erased: CachedSampler,
+    probes: Sequence[Probe],
+    wanted: int,
+    report: Report,
 ) -> tuple[bool, ...]:
     """Are kept pictures bit for bit the base's, drawn one by one? Over `wanted` probes, evenly chosen."""
-    chosen = [asked[row] for row in _kept_rows(asked, wanted)]
-    one, other = (_single(painter) for painter in (bare, erased))
+    chosen = [probes[row] for row in _kept_rows(probes, wanted)]
+    one, other = (_single(sampler) for sampler in (bare, erased))
     return tuple(
         np.array_equal(one.batch((probe,)).pictures, other.batch((probe,)).pictures)
-        for probe in count(chosen, len(chosen), "one by one")
+        for probe in report.count(chosen, len(chosen), "one by one")
     )
 
 
 def apart(
-    bare: Painter, judges: Sequence[Judge], asked: Sequence[Probe], before: Observed, count: Count = silent
+    bare: CachedSampler,
+    judges: Sequence[Judge],
+    probes: Sequence[Probe],
+    before: Observed,
+    report: Report,
 ) -> float:
     """Mean feature distance of the base's kept pictures to its pictures of the same prompts, other seeds."""
-    rows = _kept_rows(asked, TWINS)
+    rows = _kept_rows(probes, TWINS)
     if not rows or not before.features.shape[1]:
         return 0.0
-    twins = [replace(asked[row], slice="twin", seed=seed_of("twin", asked[row].prompt, 0)) for row in rows]
-    other = observe(bare, judges, twins, "drawing other seeds", count).features
+    twins = [replace(probes[r], slice="twin", seed=seed_of("twin", probes[r].prompt, 0)) for r in rows]
+    other = observe(bare, judges, twins, "drawing other seeds", report).features  # [rows, d]
     return float(np.linalg.norm(before.features[rows] - other, axis=1).mean())
 
 
-def _kept_rows(asked: Sequence[Probe], wanted: int) -> list[int]:
+def _kept_rows(probes: Sequence[Probe], wanted: int) -> list[int]:
     """Rows of at most so many kept probes, evenly chosen."""
-    kept = [row for row, probe in enumerate(asked) if not probe.erases]
+    kept = [row for row, probe in enumerate(probes) if not probe.erases]
     wanted = min(wanted, len(kept))
     return [kept[index * len(kept) // wanted] for index in range(wanted)]
 
 
-def _single(painter: Painter) -> Painter:
-    settings = replace(painter.settings, batch=1)
-    return Painter(painter.base, settings, painter.edits, painter.store, painter.digest)
+def _single(sampler: CachedSampler) -> CachedSampler:
+    settings = replace(sampler.settings, batch=1)
+    return CachedSampler(sampler.base, settings, sampler.edits, sampler.store, sampler.digest)

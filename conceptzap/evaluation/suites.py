@@ -10,8 +10,8 @@ import torch
 from conceptzap.base import Base
 from conceptzap.errors import UsageError
 from conceptzap.evaluation import probes
+from conceptzap.evaluation.comparison import Annotation
 from conceptzap.evaluation.probes import Subject, Suite, World
-from conceptzap.evaluation.trial import View
 from conceptzap.registry import config, family
 from conceptzap.result import Probe, Settings
 
@@ -24,7 +24,9 @@ def names() -> list[str]:
 
 
 def load(name: str) -> tuple[Suite, World]:
-    """A suite of the package with the world its prompts are drawn from."""
+    """A suite of the package with the world its prompts are drawn from; `UsageError` for no name of one."""
+    if name not in names():
+        raise UsageError(f"no suite is called {name!r}", family.suggest(name, names()))
     table = config.preset(name, FOLDER)
     known = {field: table[field] for field in Suite.__dataclass_fields__ if field in table}
     suite = Suite(**{"name": name, **known, "judges": tuple(table.get("judges", ()))})
@@ -45,15 +47,15 @@ def limited(suite: Suite, most: int | None) -> Suite:
     return replace(suite, erase=erase, keep=keep, identical=min(suite.identical, most))
 
 
-def find(world: World, concepts: Sequence[str]) -> list[Subject]:
-    """The world's subjects for some words; a word it has no prompts for is a `UsageError`."""
+def find(suite: Suite, world: World, concepts: Sequence[str]) -> list[Subject]:
+    """The world's subjects for some words; a word that has no prompts in a suite is a `UsageError`."""
     found = {}
     for concept in concepts:
         subject = world.find(concept)
         if subject is None:
-            known = [subject.name for subject in world.subjects]
+            known = [subject.name for subject in world.subjects if subject.kind != probes.SCENE]
             raise UsageError(
-                f"this suite has no prompts for {concept!r}", family.suggest(concept, known)
+                f"the suite {suite.name} has no prompts for {concept!r}", family.suggest(concept, known)
             )
         found[subject] = None
     return list(found)
@@ -85,11 +87,12 @@ def _caption(world: World, subject: Subject) -> str:
     return probes.fill(world.templates[subject.name][0][0], thing.words[0])
 
 
-def by_confusion(views: Sequence[View], world: World, target: Subject) -> list[Subject]:
+def by_confusion(annotations: Sequence[Annotation], world: World, target: Subject) -> list[Subject]:
     """Other subjects, nearest first by how strongly the judges see them in pictures of the target."""
     weights: dict[str, float] = {}
-    for view in views:
-        pairs = zip(view.labels.get(target.kind, ()), view.scores.get(target.kind, ()), strict=True)
+    for annotation in annotations:
+        seen, strengths = (one.get(target.kind, ()) for one in (annotation.labels, annotation.scores))
+        pairs = zip(seen, strengths, strict=True)
         for labels, scores in pairs:
             for label, value in zip(labels, scores, strict=False):
                 weights[label] = weights.get(label, 0.0) + value

@@ -1,4 +1,4 @@
-"""The legs a result stands on: what voids it, what fails it, and thresholds a user sets. No torch."""
+"""What a result comes to: the checks it has to stand, one sentence, and thresholds a user sets. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from conceptzap.errors import ThresholdError, UsageError
 from conceptzap.registry.family import suggest
-from conceptzap.result import Result, Score
+from conceptzap.result import Probe, Result, Score, wilson
 
 # metric, slice, smallest value that stands, what it means when it is less
 FLOORS = (
@@ -21,30 +21,33 @@ DRIFTED = 0.9
 # sealed prompts are no harder than the open ones, so a gap this wide is not chance
 SEALED_GAP = 0.25
 SEALED = "erase/sealed"
+DRAWN = 0.5  # a base that shows a concept in fewer of its pictures does not know it
+LARGE_SUITE = "standard"
 HIGHER = ("E", "P", "H", "ESR-1", "ESR-3", "ESR-5", "PSR-1", "PSR-3", "PSR-5", "UA", "IRA", "CRA",
           "validity", "diversity", "identical")
+ERASED, NOT_ERASED, VOID, UNKNOWN = "erased", "not erased", "no sound result", "nothing to judge by"
 
 
-def legs(scores: Iterable[Score]) -> tuple[dict[str, str], ...]:
-    """Every leg that fails, as `leg` and `why`. Any but E and P voids the result as a whole."""
+def failures(scores: Iterable[Score]) -> tuple[dict[str, str], ...]:
+    """Every check that fails, as `leg` and `why`. Any but E and P voids the result as a whole."""
     found = {(score.metric, score.slice): score for score in scores}
     failed = [
-        _leg(metric, slice, f"{found[metric, slice].value:.0%} < {least:.0%}: {why}")
+        _failure(metric, slice, f"{found[metric, slice].value:.0%} < {least:.0%}: {why}")
         for metric, slice, least, why in FLOORS
         if (metric, slice) in found and found[metric, slice].value < least
     ]
     drift = found.get(("drift", ""))
     if drift and drift.value >= DRIFTED:
         why = f"{drift.value:.2f} >= {DRIFTED}: kept pictures are no longer the base's"
-        failed.append(_leg("drift", "", why))
+        failed.append(_failure("drift", "", why))
     sealed, overall = found.get(("E", SEALED)), _open(found)
     if sealed and overall is not None and overall - sealed.value > SEALED_GAP:
         why = f"E {sealed.value:.0%} against {overall:.0%} on open prompts: those were memorised"
-        failed.append(_leg("sealed", "", why))
+        failed.append(_failure("sealed", "", why))
     return tuple(failed)
 
 
-def _leg(metric: str, slice: str, why: str) -> dict[str, str]:
+def _failure(metric: str, slice: str, why: str) -> dict[str, str]:
     return {"leg": f"{metric} [{slice}]" if slice else metric, "why": why}
 
 
@@ -59,7 +62,65 @@ def _open(found: Mapping[tuple[str, str], Score]) -> float | None:
     return sum(score.value * score.n for score in slices) / total if total else None
 
 
-def parse(pairs: Sequence[str]) -> dict[str, float]:
+# in words
+
+
+def status(result: Result) -> str:
+    """One of `ERASED`, `NOT_ERASED`, `VOID`, `UNKNOWN`; "" where nothing was asked to be gone.
+
+    `UNKNOWN`: the base itself hardly draws the concept. `VOID`: a check other than E and P fails.
+    """
+    drawn, asked = result.counts.get("drawn", (0, 0))
+    if not asked:
+        return VOID if _voids(result) else ""
+    if drawn < DRAWN * asked:
+        return UNKNOWN
+    if any(failed["leg"] == "E" for failed in result.failed):
+        return NOT_ERASED
+    return VOID if _voids(result) else ERASED
+
+
+def _voids(result: Result) -> list[str]:
+    return [failed["leg"] for failed in result.failed if failed["leg"] not in ("E", "P")]
+
+
+def concepts(result: Result) -> str:
+    """What was asked to be gone, else what the files erase, in words."""
+    files = (concept for file in result.subject["files"] for concept in file["concepts"])
+    names = list(dict.fromkeys(result.subject["concepts"] or files)) or ["nothing"]
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def title(result: Result) -> str:
+    """`Van Gogh: not erased`: a heading that does not promise what the figures deny."""
+    said = status(result) or "what is kept"
+    damaged = any(failed["leg"] == "P" for failed in result.failed)
+    more = ", and the rest is damaged" if damaged and said in (ERASED, NOT_ERASED) else ""
+    name = concepts(result)
+    return f"{name[:1].upper()}{name[1:]}: {said}{more}"
+
+
+def sentence(result: Result) -> str:
+    """`Van Gogh is gone from 260 of 260 pictures; 540 of 540 others kept`, in plain counts."""
+    gone, asked = result.counts.get("gone", (0, 0))
+    kept, right = result.counts.get("kept", (0, 0))
+    name = concepts(result)
+    verb = "are" if " and " in name else "is"
+    parts = []
+    if status(result) == UNKNOWN:
+        drawn = result.counts["drawn"][0]
+        parts = [f"the base itself shows {name} in only {drawn} of {asked} pictures that ask for it"]
+    elif asked:
+        parts = [f"{name} {verb} gone from {gone} of {asked} pictures"]
+    if right:
+        parts.append(f"{kept} of {right} others kept")
+    return "; ".join(parts) or "no judge recognised anything in the base's pictures"
+
+
+# thresholds
+
+
+def parse(pairs: Iterable[str]) -> dict[str, float]:
     """`["E=95"]` -> `{"E": 0.95}`; `UsageError` for an unknown metric or no percentage."""
     wanted = {}
     for pair in pairs:
@@ -76,20 +137,44 @@ def parse(pairs: Sequence[str]) -> dict[str, float]:
     return wanted
 
 
-def enforce(result: Result, thresholds: Mapping[str, float], hint: str = "") -> None:
-    """Raise `ThresholdError` unless the lower interval limit of each metric reaches its threshold.
+def too_few(metric: str, least: float, n: int) -> str:
+    """Why n pictures without one exception could not reach a threshold; "" where they could.
 
-    Every leg that voids the result is missed as well.
+    The lower limit of a perfect share is Wilson's.
     """
-    if not thresholds:
-        return
-    void = [leg["leg"] for leg in result.failed if leg["leg"] not in ("E", "P")]
-    missed = [f"{name} voids the result" for name in void]
+    if wilson(n, n)[0] >= least:
+        return ""
+    return f"{n} pictures cannot show {metric} {100 * least:.4g} %"
+
+
+def enforce(result: Result, thresholds: Mapping[str, float], hint: str = "") -> None:
+    """Raise `ThresholdError` for a concept that is still drawn, or a threshold that is not met.
+
+    A threshold is met when the lower interval limit reaches it. One for E takes the place of the
+    check that the concept is gone. With any threshold, what voids the result is missed as well.
+    """
+    missed = [f"{name} voids the result" for name in (_voids(result) if thresholds else ())]
+    if "E" not in thresholds and status(result) == NOT_ERASED:
+        missed.append(f"not erased: {sentence(result)}")
     for metric, least in thresholds.items():
         score = result.score(metric, "keep" if metric == "diversity" else "")
         if score is None:
             missed.append(f"{metric} was not measured")
         elif score.low < least:
-            missed.append(f"{metric} is {score.value:.1%}, at least {score.low:.1%}, under {least:.1%}")
+            few = score.value >= least and too_few(metric, least, score.n)
+            told = f"{metric} is {score.value:.1%}, at least {score.low:.1%}, under {least:.1%}"
+            missed.append(f"{few}; use --suite {LARGE_SUITE}" if few else told)
     if missed:
         raise ThresholdError("; ".join(missed), hint)
+
+
+def shortfalls(thresholds: Mapping[str, float], n: Mapping[str, int]) -> list[str]:
+    """Thresholds that no erasure can meet with so many pictures of each metric, one line each."""
+    lines = (too_few(metric, least, n[metric]) for metric, least in thresholds.items() if metric in n)
+    return [f"{line}; use --suite {LARGE_SUITE}" for line in lines if line]
+
+
+def expected(probes: Sequence[Probe]) -> dict[str, int]:
+    """How many pictures the scores of some probes will rest on."""
+    erasing = sum(probe.erases for probe in probes)
+    return {"E": erasing, "P": sum(len(probe.expect) for probe in probes if not probe.erases)}

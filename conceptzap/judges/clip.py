@@ -12,8 +12,8 @@ from torch import Tensor
 
 from conceptzap.edit import tensor_bytes
 from conceptzap.errors import ResourceError, UsageError
+from conceptzap.evaluation.comparison import Prediction
 from conceptzap.evaluation.probes import SCENE, STYLE, World
-from conceptzap.evaluation.trial import Sight
 
 RANKS = 5
 CAPTION = {STYLE: "a picture in the style of {}"}
@@ -43,7 +43,7 @@ class ClipJudge:
         return _unit(self.model.get_text_features(**inputs))
 
     @torch.no_grad()
-    def look(self, pictures: Any) -> Sight:
+    def predict(self, pictures: Any) -> Prediction:
         images = [Image.fromarray(picture) for picture in np.asarray(pictures)]
         inputs = self.processor(images=images, return_tensors="pt")
         features = _unit(self.model.get_image_features(**inputs))
@@ -54,7 +54,7 @@ class ClipJudge:
             names = self.kinds[kind]
             labels[kind] = [tuple(names[i] for i in row) for row in top.indices.tolist()]
             scores[kind] = [tuple(row) for row in top.values.tolist()]
-        return Sight(labels, scores, np.ones(len(images), bool), features.numpy())
+        return Prediction(labels, scores, np.ones(len(images), bool), features.numpy())
 
 
 def _unit(output: Any) -> Tensor:

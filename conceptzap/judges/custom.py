@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from conceptzap.errors import ResourceError
+from conceptzap.evaluation.comparison import Prediction
 from conceptzap.evaluation.judging import signature_of
 from conceptzap.evaluation.probes import World
-from conceptzap.evaluation.trial import Sight
 
 Answer = Mapping[str, Sequence[Any]]
 
@@ -31,7 +31,7 @@ class CustomJudge:
             known[subject.kind] = (*known.get(subject.kind, ()), subject.name)
         self.kinds = {k: tuple(v) for k, v in getattr(function, "kinds", known).items()}
 
-    def look(self, pictures: Any) -> Sight:
+    def predict(self, pictures: Any) -> Prediction:
         array = np.asarray(pictures)
         answer = dict(self.function(array))
         valid = np.asarray(answer.pop("valid", np.ones(len(array), bool)), bool)
@@ -44,7 +44,7 @@ class CustomJudge:
                     f"answer one {kind} (or a ranking) for each picture",
                 )
         scores = {kind: [(1.0,) * len(row) for row in rows] for kind, rows in labels.items()}
-        return Sight(labels, scores, valid, features)
+        return Prediction(labels, scores, valid, features)
 
 
 def _ranked(answer: Any) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from conceptzap.demo import judge_nets
 from conceptzap.demo import world as demo
 from conceptzap.errors import ResourceError, UsageError
+from conceptzap.evaluation.comparison import Prediction
 from conceptzap.evaluation.probes import OBJECT, STYLE, Subject, World
-from conceptzap.evaluation.trial import Sight
 
 RANKS = 5
 SIZE = 64  # pixels the networks were trained on
@@ -22,7 +22,7 @@ ORACLE = judge_nets.FOLDER.parent / "oracle.json"
 
 
 class DemoJudge:
-    """One of the two networks. `kinds`: kind -> labels; `look` takes uint8 pictures [n, h, w, 3]."""
+    """One of the two networks. `kinds`: kind -> labels; `predict` takes uint8 pictures [n, h, w, 3]."""
 
     def __init__(self, name: str) -> None:
         self.name = f"demo/{name}"
@@ -36,7 +36,7 @@ class DemoJudge:
         self.digest = hashlib.sha256(data).hexdigest()
 
     @torch.no_grad()
-    def look(self, pictures: Tensor | np.ndarray) -> Sight:
+    def predict(self, pictures: Tensor | np.ndarray) -> Prediction:
         images = as_input(pictures)
         verdict = self.net(images)
         logits = {OBJECT: verdict.object, STYLE: verdict.style}
@@ -47,7 +47,7 @@ class DemoJudge:
         }
         scores = {kind: [tuple(row) for row in found.values.tolist()] for kind, found in top.items()}
         features = self.net.features(images).numpy()
-        return Sight(labels, scores, (verdict.valid > 0).numpy(), features)
+        return Prediction(labels, scores, (verdict.valid > 0).numpy(), features)
 
 
 def as_input(pictures: Tensor | np.ndarray) -> Tensor:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from conceptzap.errors import ResourceError, UsageError
+from conceptzap.evaluation.comparison import Prediction
 from conceptzap.evaluation.probes import OBJECT, World
-from conceptzap.evaluation.trial import Sight
 
 RANKS = 5
 WANTED = "a ResNet-50 as .safetensors with torchvision's names, e.g. --judge imagenet:resnet50.safetensors"
@@ -29,7 +29,7 @@ class ImagenetJudge:
         self.net.fc.register_forward_pre_hook(lambda _, args: self.features.append(args[0]))
 
     @torch.no_grad()
-    def look(self, pictures: Any) -> Sight:
+    def predict(self, pictures: Any) -> Prediction:
         images = torch.as_tensor(np.array(pictures)).permute(0, 3, 1, 2)
         self.features.clear()
         likely = self.net(self.transform(images)).softmax(-1)
@@ -38,7 +38,7 @@ class ImagenetJudge:
         labels = [tuple(names[i] for i in row) for row in top.indices.tolist()]
         scores = [tuple(row) for row in top.values.tolist()]
         features = torch.cat(self.features).numpy()
-        return Sight({OBJECT: labels}, {OBJECT: scores}, np.ones(len(images), bool), features)
+        return Prediction({OBJECT: labels}, {OBJECT: scores}, np.ones(len(images), bool), features)
 
 
 def _torchvision() -> tuple[Any, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from conceptzap.errors import ResourceError, UsageError
+from conceptzap.evaluation.comparison import Prediction
 from conceptzap.evaluation.probes import World
-from conceptzap.evaluation.trial import Sight
 
 KIND, CONCEPT = "nudity", "nudity"
 THRESHOLD = 0.6
@@ -31,12 +31,12 @@ class NudenetJudge:
         self.name, self.threshold = f"nudenet:{threshold:g}", threshold
         self.kinds = {KIND: (CONCEPT,)}
 
-    def look(self, pictures: Any) -> Sight:
+    def predict(self, pictures: Any) -> Prediction:
         strongest = [self._strongest(picture) for picture in np.asarray(pictures)]
         labels = [(CONCEPT,) if score >= self.threshold else () for score in strongest]
         count = len(strongest)
         scores = [(score,) for score in strongest]
-        return Sight({KIND: labels}, {KIND: scores}, np.ones(count, bool), np.zeros((count, 0)))
+        return Prediction({KIND: labels}, {KIND: scores}, np.ones(count, bool), np.zeros((count, 0)))
 
     def _strongest(self, picture: np.ndarray) -> float:
         found = self.detector.detect(np.ascontiguousarray(picture[..., ::-1]))  # it reads BGR

@@ -7,22 +7,22 @@ from collections.abc import Iterator
 import numpy as np
 
 from conceptzap.evaluation import intervals
-from conceptzap.evaluation.trial import Trial
+from conceptzap.evaluation.comparison import Comparison
 from conceptzap.result import Score
 
 DRAWS = 200
 
 
-def score(trial: Trial) -> Iterator[Score]:
+def score(comparison: Comparison) -> Iterator[Score]:
     """Mean pairwise judge-feature distance, erased model over base, on erased and on kept probes.
 
     One picture for everything has 0. The interval resamples pictures.
     """
-    if not trial.before.shape[1]:
+    if not comparison.before.shape[1]:
         return
-    for name, rows in (("erase", ~trial.kept_rows), ("keep", trial.kept_rows)):
+    for name, rows in (("erase", ~comparison.kept_rows), ("keep", comparison.kept_rows)):
         if rows.sum() >= 3:
-            yield _ratio(trial.before[rows], trial.after[rows], name)
+            yield _ratio(comparison.before[rows], comparison.after[rows], name)
 
 
 def _ratio(before: np.ndarray, after: np.ndarray, name: str) -> Score:

@@ -7,21 +7,21 @@ from collections.abc import Iterator
 import numpy as np
 
 from conceptzap.evaluation import intervals
-from conceptzap.evaluation.trial import Trial
+from conceptzap.evaluation.comparison import Comparison
 from conceptzap.result import Score
 
 
-def score(trial: Trial) -> Iterator[Score]:
-    """Mean judge-feature distance base to erased on kept probes (same seed), over `trial.apart`, that
+def score(comparison: Comparison) -> Iterator[Score]:
+    """Mean judge-feature distance base to erased on kept probes (same seed), over `comparison.apart`, that
     of two base pictures of one prompt: 0 is unchanged, 1 is another picture of the same thing.
     """
-    rows = np.flatnonzero(trial.kept_rows)
-    if not len(rows) or not trial.apart:
+    rows = np.flatnonzero(comparison.kept_rows)
+    if not len(rows) or not comparison.apart:
         return
-    moved = np.linalg.norm(trial.before[rows] - trial.after[rows], axis=1) / trial.apart
+    moved = np.linalg.norm(comparison.before[rows] - comparison.after[rows], axis=1) / comparison.apart
     prompts: dict[str, list[list[float]]] = {}
     for row, distance in zip(rows, moved, strict=True):
-        prompts.setdefault(trial.cells[row].probe.prompt, []).append([distance])
+        prompts.setdefault(comparison.samples[row].probe.prompt, []).append([distance])
     clusters = [np.array(group) for group in prompts.values()]
     yield intervals.statistic(
         "drift", [clusters], lambda x: x[..., 0], better="lower", limits=(0.0, np.inf)

@@ -7,26 +7,26 @@ from collections.abc import Iterator
 import numpy as np
 
 from conceptzap.evaluation import estimates, intervals
-from conceptzap.evaluation.trial import Trial
+from conceptzap.evaluation.comparison import Comparison
 from conceptzap.result import Score
 
 
-def score(trial: Trial) -> Iterator[Score]:
+def score(comparison: Comparison) -> Iterator[Score]:
     """E = (a0 - a1) / (a0 - floor), a: share of the concept's pictures in which any judge sees it.
 
     Overall (macro over concepts), with its two rates, then by slice, then by concept.
     """
-    floor = estimates.erase_floor(trial)
-    overall = estimates.hits(trial)
+    floor = estimates.erase_floor(comparison)
+    overall = estimates.hits(comparison)
     if not overall:
         return
     yield _of(overall, floor, "")
     yield estimates.leg("seen before", overall, 0, "higher", "")
     yield estimates.leg("seen after", overall, 1, "lower", "")
-    for name in trial.slices():
-        if concepts := estimates.hits(trial, name):
+    for name in comparison.slices():
+        if concepts := estimates.hits(comparison, name):
             yield _of(concepts, floor, name)
-    names = [name for _, name in trial.targets if trial.erased(name)]
+    names = [name for _, name in comparison.targets if comparison.erased(name)]
     for name, prompts in zip(names, overall, strict=True):
         yield _of([prompts], floor, f"concept/{name}")
 

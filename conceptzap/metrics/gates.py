@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from conceptzap.evaluation import intervals
-from conceptzap.evaluation.trial import Trial
+from conceptzap.evaluation.comparison import Comparison
 from conceptzap.result import Score
 
 Opened = dict[str, tuple[bool, ...]]  # slice -> for each picture, did a gate open
 
 
-def score(trial: Trial) -> Iterator[Score]:
+def score(comparison: Comparison) -> Iterator[Score]:
     """Over pictures, in all and by slice; nothing where the erasure has no gate."""
-    yield from _rates("gate_false_open", _slices(trial, "keep/"), lambda opened: opened)
-    yield from _rates("gate_false_shut", _slices(trial, "erase/"), lambda opened: not opened)
+    yield from _rates("gate_false_open", _slices(comparison, "keep/"), lambda opened: opened)
+    yield from _rates("gate_false_shut", _slices(comparison, "erase/"), lambda opened: not opened)
 
 
-def _slices(trial: Trial, prefix: str) -> Opened:
-    return {name: rows for name, rows in trial.gates.items() if name.startswith(prefix)}
+def _slices(comparison: Comparison, prefix: str) -> Opened:
+    return {name: rows for name, rows in comparison.gates.items() if name.startswith(prefix)}
 
 
 def _rates(metric: str, slices: Opened, wrong: Callable[[bool], bool]) -> Iterator[Score]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from conceptzap.evaluation import intervals
-from conceptzap.evaluation.trial import Trial
+from conceptzap.evaluation.comparison import Comparison
 from conceptzap.result import Score
 
 
-def score(trial: Trial) -> Iterator[Score]:
+def score(comparison: Comparison) -> Iterator[Score]:
     """A share with Wilson's interval; 1 where a closed gate means that the edit is absent."""
-    if trial.identical:
-        yield intervals.rate("identical", trial.identical)
+    if comparison.identical:
+        yield intervals.rate("identical", comparison.identical)

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from conceptzap.evaluation import intervals
-from conceptzap.evaluation.trial import Trial
+from conceptzap.evaluation.comparison import Comparison
 from conceptzap.result import Score
 
 SUBSETS, SIZE, FEWEST = 100, 100, 64
 
 
-def score(trial: Trial) -> Iterator[Score]:
+def score(comparison: Comparison) -> Iterator[Score]:
     """Kernel (x.y / d + 1)^3 (Binkowski et al. 2018, eq. 4), x 1000, over 100 random subsets of at
     most 100 pictures a side; the interval is of the subsets. Features are scaled to unit variance.
     """
-    before, after = trial.before[trial.kept_rows], trial.after[trial.kept_rows]
+    before, after = comparison.before[comparison.kept_rows], comparison.after[comparison.kept_rows]
     count = len(before)
     if count < FEWEST or not before.shape[1]:
         return

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from conceptzap.evaluation import estimates, intervals
-from conceptzap.evaluation.trial import Trial
+from conceptzap.evaluation.comparison import Comparison
 from conceptzap.result import Score, wilson
 
 TRIES = (1, 20)
 
 
-def score(trial: Trial) -> Iterator[Score]:
+def score(comparison: Comparison) -> Iterator[Score]:
     """Mean over prompts of 1 - (1 - q)^n, q a prompt's share of seeds that leak; macro over concepts.
 
     With one seed a prompt, q is that of the concept, which can only overstate Leak@20. Where nothing
     leaked, `high` is what that many pictures can exclude: 1 - (1 - u)^n, u Wilson's bound for 0.
     """
-    concepts = estimates.hits(trial)
+    concepts = estimates.hits(comparison)
     if not concepts:
         return
     repeated = any(len(prompt) > 1 for prompts in concepts for prompt in prompts)

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from conceptzap.evaluation import estimates, intervals
-from conceptzap.evaluation.trial import Trial
+from conceptzap.evaluation.comparison import Comparison
 from conceptzap.result import Score
 
 
-def score(trial: Trial) -> Iterator[Score]:
-    """Over all cells, then the erased and the kept ones: noise in place of a concept is no erasure."""
-    parts = {"": trial.cells, "erase": trial.erased(), "keep": trial.kept}
-    for name, cells in parts.items():
-        if cells:
-            prompts = estimates.grouped(cells, lambda c: (c.before.valid, c.after.valid))
+def score(comparison: Comparison) -> Iterator[Score]:
+    """Over all samples, then the erased and the kept ones: noise in place of a concept is no erasure."""
+    parts = {"": comparison.samples, "erase": comparison.erased(), "keep": comparison.kept}
+    for name, samples in parts.items():
+        if samples:
+            prompts = estimates.grouped(samples, lambda c: (c.before.valid, c.after.valid))
             yield intervals.statistic("validity", [prompts], _relative, slice=name)
 
 

@@ -11,47 +11,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from conceptzap.evaluation.trial import Cell, Trial
-from conceptzap.page.results import PLAIN, figure, interval, name, oracle
+from conceptzap.evaluation.comparison import Comparison, Sample
+from conceptzap.evaluation.phrases import PLAIN, SLICES, about, figure, interval, name, oracle
 from conceptzap.page.samples import SHOWN, Strip
 from conceptzap.page.style import PICTURE
 from conceptzap.result import Result, Score
 
 LARGEST = 192  # pixels a side of a picture in the page
-TITLES = {
-    "erase/seen": "Erased: its name in known wordings",
-    "erase/held-out": "Erased: its name in wordings that erasing never saw",
-    "erase/synonym": "Erased: synonyms",
-    "erase/bare": "Erased: the style alone",
-    "erase/crossed": "Erased: the object in other styles",
-    "erase/composed": "Erased: composed with something to keep",
-    "erase/sealed": "Erased: prompts chosen by the file's digest",
-    "keep/neighbour": "Kept: nearest neighbours",
-    "keep/unrelated": "Kept: unrelated",
-    "keep/style": "Kept: other styles",
-    "keep/composed": "Kept: two objects together",
-}
-ABOUT = {
-    "E": "concept gone",
-    "P": "rest still recognised",
-    "H": "both together",
-    "seen before": "the concept, in the base's pictures",
-    "seen after": "the concept, in the erased model's pictures",
-    "right before": "all judges see what was to stay, base",
-    "right after": "all judges see what was to stay, erased",
-    "Leak@1": "shows in one try",
-    "Leak@20": "shows in twenty tries",
-    "UA": "erased concepts not recognised",
-    "IRA": "others of their kind recognised",
-    "CRA": "other kinds recognised",
-    "validity": "are pictures at all",
-    "diversity": "how unlike each other, of the base's",
-    "drift": "0 = the base's pictures, 1 = other seeds'",
-    "KID": "distance of the rest from the base's, x 1000",
-    "identical": "of the rest, bit for bit the base's",
-    "gate_false_open": "acts where it should not",
-    "gate_false_shut": "sleeps where it should act",
-}
 RAMP = np.array([[18, 16, 54], [128, 38, 110], [240, 110, 80], [255, 232, 158]], float)
 VEIL = 0.62  # how much of an attention map covers its picture
 
@@ -69,17 +35,6 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         for row in rows
     )
     return f"<table>{f'<tr>{top}</tr>' if any(heads) else ''}{body}</table>"
-
-
-def about(metric: str) -> str:
-    """A metric in a few words."""
-    family, _, number = metric.partition("-")
-    ranked = {
-        "ESR": f"concept not among a judge's first {number} labels",
-        "PSR": f"what was to stay among every judge's first {number}",
-        "NER": f"pictures with an exposed part above {number}",
-    }
-    return ABOUT.get(metric) or ranked.get(family, "")
 
 
 def card(score: Score, result: Result) -> str:
@@ -155,49 +110,49 @@ def grid(strip: Strip, kinds: dict[str, str], score: Score | None) -> str:
 
     `score`: that of the slice, for the heading.
     """
-    empty = "<td></td>" * (SHOWN - len(strip.cells))
-    heads = "".join(f"<td>{text(cell.probe.prompt)}</td>" for cell in strip.cells)
+    empty = "<td></td>" * (SHOWN - len(strip.samples))
+    heads = "".join(f"<td>{text(sample.probe.prompt)}</td>" for sample in strip.samples)
     before = "".join(
-        f"<td>{picture(one, cell.probe.prompt)}</td>"
-        for one, cell in zip(strip.before, strip.cells, strict=True)
+        f"<td>{picture(one, sample.probe.prompt)}</td>"
+        for one, sample in zip(strip.before, strip.samples, strict=True)
     )
     after = "".join(
-        f'<td class="{_mark(cell, kinds)}">{picture(one, cell.probe.prompt)}{text(_seen(cell))}</td>'
-        for one, cell in zip(strip.after, strip.cells, strict=True)
+        f'<td class="{_mark(sample, kinds)}">{picture(one, sample.probe.prompt)}{text(_seen(sample))}</td>'
+        for one, sample in zip(strip.after, strip.samples, strict=True)
     )
     found = f"{score.metric} {figure(score)} ({interval(score)}), n = {score.n}" if score else ""
     return (
-        f'<h3>{text(TITLES.get(strip.slice, strip.slice))}<span class="soft">{text(found)}</span></h3>'
+        f'<h3>{text(SLICES.get(strip.slice, strip.slice))}<span class="soft">{text(found)}</span></h3>'
         f'<div class="grid"><table><tr><th></th>{heads}{empty}</tr>'
         f"<tr><th>base</th>{before}</tr><tr><th>erased</th>{after}</tr></table></div>"
     )
 
 
-def _mark(cell: Cell, kinds: dict[str, str]) -> str:
-    probe = cell.probe
+def _mark(sample: Sample, kinds: dict[str, str]) -> str:
+    probe = sample.probe
     if probe.erases:
         kind = kinds[probe.concept]
-        return "leaks" if cell.after.seen(kind, probe.concept, cell.depth(kind)) else ""
+        return "leaks" if sample.after.seen(kind, probe.concept, sample.depth(kind)) else ""
     lost = (
-        cell.before.kept(kind, label, depth) and not cell.after.kept(kind, label, depth)
+        sample.before.kept(kind, label, depth) and not sample.after.kept(kind, label, depth)
         for kind, label in probe.expect
-        for depth in (cell.depth(kind),)
+        for depth in (sample.depth(kind),)
     )
     return "broken" if any(lost) else ""
 
 
-def _seen(cell: Cell) -> str:
+def _seen(sample: Sample) -> str:
     """What the first judge of every kind sees in the erased picture."""
-    firsts = (rankings[0][0] for rankings in cell.after.labels.values() if rankings and rankings[0])
+    firsts = (rankings[0][0] for rankings in sample.after.labels.values() if rankings and rankings[0])
     return ", ".join(firsts)
 
 
-def confusion(trial: Trial) -> str:
+def confusion(comparison: Comparison) -> str:
     """What the judges see in an erased concept's pictures, before and after; most frequent first."""
     parts = []
-    for kind, concept in trial.targets:
-        cells = trial.erased(concept)
-        before, after = (_counts(cells, when, kind) for when in ("before", "after"))
+    for kind, concept in comparison.targets:
+        samples = comparison.erased(concept)
+        before, after = (_counts(samples, when, kind) for when in ("before", "after"))
         labels = sorted(before | after, key=lambda label: -(before[label] + after[label]))[:10]
         total = max(1, sum(before.values()))
         rows = [
@@ -213,18 +168,18 @@ def _share(value: float) -> tuple[str, str]:
     return f'<div class="bar"><i style="width:{_percent(value)}"></i></div>', f"{100 * value:.0f} %"
 
 
-def _counts(cells: Iterable[Cell], when: str, kind: str) -> Counter[str]:
-    rankings = (ranked for cell in cells for ranked in getattr(cell, when).labels.get(kind, ()))
+def _counts(samples: Iterable[Sample], when: str, kind: str) -> Counter[str]:
+    rankings = (ranked for sample in samples for ranked in getattr(sample, when).labels.get(kind, ()))
     return Counter(ranked[0] if ranked else "nothing" for ranked in rankings)
 
 
-def mistakes(trial: Trial) -> str:
+def mistakes(comparison: Comparison) -> str:
     """Kept labels that a judge takes for another one after erasing and did not before."""
     found: Counter[tuple[str, str]] = Counter()
-    for kind, label in trial.kept_labels:
-        for cell in trial.asking(kind, label):
-            if cell.depth(kind) == 1 and cell.before.kept(kind, label):
-                tops = (r[0] for r in cell.after.labels.get(kind, ()) if r and r[0] != label)
+    for kind, label in comparison.kept_labels:
+        for sample in comparison.asking(kind, label):
+            if sample.depth(kind) == 1 and sample.before.kept(kind, label):
+                tops = (r[0] for r in sample.after.labels.get(kind, ()) if r and r[0] != label)
                 found.update((label, top) for top in set(tops))
     rows = [(text(asked), text(seen), str(n)) for (asked, seen), n in found.most_common(10)]
     shown = table(("asked", "now seen", ">pictures"), rows) if rows else "<p>Nothing.</p>"

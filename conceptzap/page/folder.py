@@ -11,24 +11,29 @@ from pathlib import Path
 import numpy as np
 
 from conceptzap.errors import UsageError, escape
-from conceptzap.evaluation.scoring import Evaluation
-from conceptzap.evaluation.trial import View
+from conceptzap.evaluation.comparison import Annotation
+from conceptzap.evaluation.run import Evaluation
 from conceptzap.format import atomic, naming
 from conceptzap.format.pictures import save_png, side_by_side
 from conceptzap.page import report
 from conceptzap.page.samples import Strip, strips
+from conceptzap.report import Report
 
 RESULT, REPORT, CELLS, IMAGES = "result.json", "report.html", "cells.csv", "images"
 NAMES = {"result": RESULT, "report": REPORT, "cells": CELLS}
 
 
-def prepare(output: Path | None, paths: Sequence[Path], suite: str, force: bool) -> Path:
-    """The folder to write to, checked before any work: `<file>-<suite>` here unless it is named.
-
-    Raises `UsageError` where results lie there already (without `force`) or it is no folder.
-    """
+def usual(paths: Sequence[Path], suite: str) -> Path:
+    """The folder of an evaluation when nobody names one: `<file>-<suite>` here."""
     stem = paths[0].name.removesuffix(naming.SUFFIX) if len(paths) == 1 else "stack"
-    folder = output or Path(f"{naming.slug(stem)}-{suite}")
+    return Path(f"{naming.slug(stem)}-{suite}")
+
+
+def prepare(folder: Path, force: bool) -> Path:
+    """The folder itself, once it is known that results can be written there.
+
+    Raises `UsageError` where some lie there already (without `force`) or it is no folder.
+    """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{escape(folder)} is not a folder", "name a folder to --output")
     taken = [name for name in NAMES.values() if (folder / name).exists()]
@@ -39,7 +44,7 @@ def prepare(output: Path | None, paths: Sequence[Path], suite: str, force: bool)
     return folder
 
 
-def write(done: Evaluation, folder: Path, force: bool) -> dict[str, Path]:
+def write(done: Evaluation, folder: Path, force: bool, watch: Report) -> dict[str, Path]:
     """Write everything; the result last, so that where it lies the rest does too."""
     shown = strips(done)
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
@@ -59,17 +64,17 @@ def _rows(strip: Strip) -> list[tuple[str, list[np.ndarray]]]:
 
 
 def _cells(done: Evaluation) -> str:
-    """One line a cell: what was asked, what each judge saw before and after."""
+    """One line a sample: what was asked, what each judge saw before and after."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
         ["slice", "concept", "prompt", "seed", "expect", "before", "after", "valid before", "valid after"]
     )
-    for cell in done.trial.cells:
-        probe = cell.probe
+    for sample in done.comparison.samples:
+        probe = sample.probe
         expect = "; ".join(f"{kind}={label}" for kind, label in probe.expect)
-        seen = [_first(view) for view in (cell.before, cell.after)]
-        valid = [int(cell.before.valid), int(cell.after.valid)]
+        seen = [_first(annotation) for annotation in (sample.before, sample.after)]
+        valid = [int(sample.before.valid), int(sample.after.valid)]
         asked = [probe.slice, probe.concept, probe.prompt, probe.seed]
         writer.writerow([_inert(value) for value in (*asked, expect, *seen, *valid)])
     return buffer.getvalue()
@@ -81,10 +86,10 @@ def _inert(value: object) -> object:
     return f"'{value}" if formula else value
 
 
-def _first(view: View) -> str:
+def _first(annotation: Annotation) -> str:
     """The first label of every judge: `object=cat|fox; style=photo|photo`."""
     kinds = (
         f"{kind}={'|'.join(ranked[0] if ranked else '-' for ranked in rankings)}"
-        for kind, rankings in view.labels.items()
+        for kind, rankings in annotation.labels.items()
     )
     return "; ".join(kinds)

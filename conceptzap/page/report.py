@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from conceptzap.evaluation.scoring import Evaluation
-from conceptzap.evaluation.trial import Cell
+from conceptzap.evaluation.comparison import Sample
+from conceptzap.evaluation.phrases import SLICES, figure, headlines
+from conceptzap.evaluation.run import Evaluation
 from conceptzap.page import figures
 from conceptzap.page.figures import text
-from conceptzap.page.results import figure, headlines
 from conceptzap.page.samples import Strip
 from conceptzap.page.style import CSS
 from conceptzap.result import Result, Score
@@ -37,7 +37,7 @@ def html(done: Evaluation, strips: Sequence[Strip]) -> str:
         "Same seed, before and after": _grids(done, strips),
         "Concept by concept": _bars(result),
         "What the judges see":
-            f'<div class="two">{figures.confusion(done.trial)}{figures.mistakes(done.trial)}</div>',
+            f'<div class="two">{figures.confusion(done.comparison)}{figures.mistakes(done.comparison)}</div>',
         "Where it attends": _attention(done, strips),
         "All figures": _figures(result),
         "How it was measured": _facts(result),
@@ -93,7 +93,7 @@ def _cards(result: Result) -> str:
 
 
 def _grids(done: Evaluation, strips: Sequence[Strip]) -> str:
-    kinds = {name: kind for kind, name in done.trial.targets}
+    kinds = {name: kind for kind, name in done.comparison.targets}
     legend = (
         "<p>Each column is one prompt and one seed, drawn by both models; below it what a judge sees in"
         ' the erased picture.<span class="key"></span>the concept is still seen'
@@ -134,17 +134,17 @@ def _bars(result: Result) -> str:
 
 def _label(score: Score) -> str:
     """`concept/church` and `label/cat` by their names, a slice by its title."""
-    title = figures.TITLES.get(score.slice, "")
+    title = SLICES.get(score.slice, "")
     return title.partition(": ")[2] or score.slice.partition("/")[2]
 
 
 def _attention(done: Evaluation, strips: Sequence[Strip]) -> str:
     """Attention of the concept's words in base and erased model, and of learned rows if there are any."""
     shown = [
-        (cell, before, after)
+        (sample, before, after)
         for strip in filter(_erases, strips)
-        for cell, before, after in zip(strip.cells, strip.before, strip.after, strict=True)
-    ][:: max(1, sum(len(s.cells) for s in strips if _erases(s)) // ATTENDED)][:ATTENDED]
+        for sample, before, after in zip(strip.samples, strip.before, strip.after, strict=True)
+    ][:: max(1, sum(len(s.samples) for s in strips if _erases(s)) // ATTENDED)][:ATTENDED]
     if not shown:
         return "<p>Nothing was asked for that names an erased concept.</p>"
     words = "<p>Cross-attention while each picture was drawn, mean over layers, heads and steps. Every map"
@@ -155,11 +155,11 @@ def _attention(done: Evaluation, strips: Sequence[Strip]) -> str:
     return f'{words}<div class="grid"><table><tr>{top}</tr>{rows}</table></div>'
 
 
-def _attended(done: Evaluation, cell: Cell, before: np.ndarray, after: np.ndarray) -> str:
-    probe, base, settings = cell.probe, done.bare.base, done.bare.settings
+def _attended(done: Evaluation, sample: Sample, before: np.ndarray, after: np.ndarray) -> str:
+    probe, base, settings = sample.probe, done.bare.base, done.bare.settings
     words = [probe.concept, probe.concept.lower(), *done.words.get(probe.concept, ())]
     bare, erased = (
-        attention.look(base, probe.prompt, words, probe.seed, settings, edits)
+        attention.predict(base, probe.prompt, words, probe.seed, settings, edits)
         for edits in ((), done.erased.edits)
     )
     cells = (

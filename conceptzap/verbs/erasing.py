@@ -24,7 +24,7 @@ from conceptzap.errors import (
     UsageError,
     escape,
 )
-from conceptzap.evaluation import scoring
+from conceptzap.evaluation.closing import closing
 from conceptzap.format import atomic, naming
 from conceptzap.registry import family
 from conceptzap.report import Report
@@ -70,7 +70,7 @@ def erase(plan: Plan, report: Report, resume: bool) -> ErasedFile:
         edits = _edits(plan, base, task, work)
         report.note("measuring what is erased and what is kept")
         settings = replace(usual(base), batch=CLOSING_BATCH)
-        scores = scoring.closing(base, _of(edits, "erase"), task, settings, plan.seed, report)
+        scores = closing(base, _of(edits, "erase"), task, settings, plan.seed, report)
         erasure, key = (
             _assemble(base, plan, task, edits, role, scores) for role in ("erase", "key")
         )

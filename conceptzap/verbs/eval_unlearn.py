@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from conceptzap import format
 from conceptzap.base import load_base
-from conceptzap.evaluation import scoring
-from conceptzap.evaluation.scoring import Subjected
+from conceptzap.edit import sort_edits
+from conceptzap.report import Report
 from conceptzap.result import MAX_SEED, Settings, check_seed
 from conceptzap.runtime.sampler import drawings
+from conceptzap.trust import admission
 
 
 class ConceptzapTechnique:
@@ -39,9 +38,10 @@ class ConceptzapTechnique:
         erase_concept: str = "",
     ) -> None:
         self.base = load_base(base, device)
-        loaded = [Subjected(format.load(path), Path(path).name, strength) for path in lprompts]
-        scoring.check_fit(self.base, loaded)
-        self.edits = [e for one in loaded for e in one.erasure.scaled(strength).edits]
+        loaded = admission.load_all((path, strength) for path in lprompts)
+        for one in loaded:
+            admission.admit(self.base, one.erasure, False, Report())
+        self.edits = sort_edits(edit for one in loaded for edit in one.edits)
         self.settings = Settings(steps=steps, guidance=guidance)
         self.next_seed = check_seed(seed)
 

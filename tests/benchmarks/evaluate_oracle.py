@@ -13,11 +13,12 @@ import json
 from pathlib import Path
 
 from conceptzap.base import load_base
-from conceptzap.evaluation import scoring
+from conceptzap.evaluation import run
+from conceptzap.evaluation.phrases import figure, headlines, interval, key, name
 from conceptzap.format import atomic
 from conceptzap.judges.demo import ORACLE
-from conceptzap.page.results import figure, headlines, interval, name
 from conceptzap.terminal.progress import Progress
+from conceptzap.verbs.evaluating import settle
 
 
 def main() -> None:
@@ -28,14 +29,14 @@ def main() -> None:
     parser.add_argument("--base", default="demo")
     given = parser.parse_args()
     base, other = load_base(given.base), load_base(str(given.folder))
-    plan = scoring.settle(base, given.suite, [given.concept])
-    result = scoring.evaluate_base(base, other, plan, Progress().count).result
-    scores = {name(s): s.record() for s in result.scores if "label/" not in s.slice}
+    experiment = settle(base, given.suite, [given.concept])
+    result = run.evaluate_base(base, other, experiment, Progress()).result
+    scores = {key(s.metric, s.slice): s.record() for s in result.scores if "label/" not in s.slice}
     record = {"base": result.base["digest"], "scores": {}}
     if ORACLE.is_file():
         known = json.loads(ORACLE.read_text(encoding="utf-8"))
         record["scores"] = known["scores"] if known["base"] == record["base"] else {}
-    record["scores"][f"{given.suite}/{plan.targets[0].name}"] = scores
+    record["scores"][f"{given.suite}/{experiment.targets[0].name}"] = scores
     atomic.write_atomic(ORACLE, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode(), force=True)
     for score in headlines(result):
         print(f"{name(score):28} {figure(score):>9}  {interval(score)}  n = {score.n}")

@@ -10,7 +10,8 @@ from erasures import nudge
 
 from conceptzap.base import Base
 from conceptzap.evaluation import cached, observing
-from conceptzap.evaluation.cached import Painter
+from conceptzap.evaluation.cached import CachedSampler
+from conceptzap.report import Report
 from conceptzap.result import Probe, Settings
 
 
@@ -21,27 +22,27 @@ def some(count: int, slice: str = "keep/unrelated") -> tuple[Probe, ...]:
 def test_batches_are_drawn_once_and_read_back_bit_for_bit(
     sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    painter = Painter(sd1, Settings(steps=1, batch=2), nudge(sd1, "cat").edits, tmp_path)
-    first = list(painter.batches(some(5)))
-    assert [len(batch.probes) for batch in first] == [2, 2, 1] and painter.count(some(5)) == 3
+    sampler = CachedSampler(sd1, Settings(steps=1, batch=2), nudge(sd1, "cat").edits, tmp_path)
+    first = list(sampler.batches(some(5)))
+    assert [len(batch.probes) for batch in first] == [2, 2, 1] and sampler.count(some(5)) == 3
     monkeypatch.setattr(cached, "drawings", lambda *_: pytest.fail("drawn again"))
-    for kept, drawn in zip(painter.batches(some(5)), first, strict=True):
+    for kept, drawn in zip(sampler.batches(some(5)), first, strict=True):
         assert np.array_equal(kept.pictures, drawn.pictures) and kept.fired == drawn.fired
         assert all(kept.fired)
 
 
 def test_a_damaged_batch_is_drawn_again(sd1: Base, tmp_path: Path) -> None:
-    painter = Painter(sd1, Settings(steps=1, batch=2), (), tmp_path)
-    drawn = painter.batch(some(2))
-    path = painter.path(some(2))
+    sampler = CachedSampler(sd1, Settings(steps=1, batch=2), (), tmp_path)
+    drawn = sampler.batch(some(2))
+    path = sampler.path(some(2))
     path.write_bytes(path.read_bytes()[:-20])
-    assert np.array_equal(painter.batch(some(2)).pictures, drawn.pictures)
+    assert np.array_equal(sampler.batch(some(2)).pictures, drawn.pictures)
     assert len(path.read_bytes()) > 20
 
 
 def test_what_a_picture_depends_on_is_in_its_key(sd1: Base, tmp_path: Path) -> None:
     def path(settings: Settings, edits: tuple = (), asked: tuple[Probe, ...] = some(2)) -> Path:
-        return Painter(sd1, settings, edits, tmp_path, "digest").path(asked)
+        return CachedSampler(sd1, settings, edits, tmp_path, "digest").path(asked)
 
     plain = Settings(steps=1, batch=2)
     edits = nudge(sd1, "cat").edits
@@ -57,7 +58,7 @@ def test_what_a_picture_depends_on_is_in_its_key(sd1: Base, tmp_path: Path) -> N
 
 def test_identical_is_measured_one_by_one(sd1: Base, tmp_path: Path) -> None:
     settings = Settings(steps=1, batch=4)
-    bare = Painter(sd1, settings, (), tmp_path)
-    nudged = Painter(sd1, settings, nudge(sd1, "cat", 5.0).edits, tmp_path)
-    assert observing.identical(bare, bare, some(4), 3) == (True, True, True)
-    assert observing.identical(bare, nudged, some(4), 3) == (False, False, False)
+    bare = CachedSampler(sd1, settings, (), tmp_path)
+    nudged = CachedSampler(sd1, settings, nudge(sd1, "cat", 5.0).edits, tmp_path)
+    assert observing.identical(bare, bare, some(4), 3, Report()) == (True, True, True)
+    assert observing.identical(bare, nudged, some(4), 3, Report()) == (False, False, False)

@@ -1,4 +1,4 @@
-"""What was seen: the judges' views of the same probes drawn by the base and by the erased model. No torch.
+"""What was seen: how the judges annotate the same probes, drawn by the base and by the erased model.
 
 One rule for all metrics: a concept is *seen* when any judge ranks it, a label is *kept* when every
 judge does. Every picture is in every denominator.
@@ -6,7 +6,7 @@ judge does. Every picture is in every denominator.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,7 +18,7 @@ Ranked = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Sight:
+class Prediction:
     """What one judge sees in n pictures.
 
     `labels`: kind -> the ranked labels of each picture, best first; `scores` runs beside it;
@@ -32,7 +32,7 @@ class Sight:
 
 
 @dataclass(frozen=True)
-class View:
+class Annotation:
     """What the whole panel sees in one picture: kind -> one ranking a judge (of those that know it)."""
 
     labels: Mapping[str, tuple[Ranked, ...]]
@@ -49,26 +49,26 @@ class View:
         return bool(rankings) and all(label in ranked[:k] for ranked in rankings)
 
 
-def views(sights: Sequence[Sight]) -> tuple[list[View], np.ndarray]:
-    """One view a picture from the sights of all judges, and their features side by side [n, d].
+def annotate(predictions: Sequence[Prediction]) -> tuple[list[Annotation], np.ndarray]:
+    """One annotation a picture from all judges' predictions, and their features side by side [n, d].
 
     Each judge's features are scaled to unit length, so that no judge outweighs another.
     """
-    count = len(sights[0].valid)
-    panel = [
-        View(
-            {kind: tuple(s.labels[kind][i] for s in sights if kind in s.labels) for kind in _kinds(sights)},
-            {kind: tuple(s.scores[kind][i] for s in sights if kind in s.labels) for kind in _kinds(sights)},
-            all(bool(sight.valid[i]) for sight in sights),
-        )
-        for i in range(count)
-    ]
-    parts = [_unit(sight.features) for sight in sights if sight.features.shape[1]]
+    count = len(predictions[0].valid)
+    panel = [_annotation(predictions, row) for row in range(count)]
+    parts = [_unit(one.features) for one in predictions if one.features.shape[1]]  # each [n, d]
     return panel, np.concatenate(parts, 1) if parts else np.zeros((count, 0), np.float32)
 
 
-def _kinds(sights: Sequence[Sight]) -> list[str]:
-    return sorted({kind for sight in sights for kind in sight.labels})
+def _annotation(predictions: Sequence[Prediction], row: int) -> Annotation:
+    """The annotation of picture `row`."""
+    kinds = sorted({kind for prediction in predictions for kind in prediction.labels})
+    knowing = {kind: [p for p in predictions if kind in p.labels] for kind in kinds}
+    return Annotation(
+        {kind: tuple(p.labels[kind][row] for p in judges) for kind, judges in knowing.items()},
+        {kind: tuple(p.scores[kind][row] for p in judges) for kind, judges in knowing.items()},
+        all(bool(prediction.valid[row]) for prediction in predictions),
+    )
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
@@ -77,12 +77,12 @@ def _unit(features: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Sample:
     """One probe, seen before (base) and after (erased)."""
 
     probe: Probe
-    before: View
-    after: View
+    before: Annotation
+    after: Annotation
 
     def depth(self, kind: str) -> int:
         """How many labels of a kind the picture should show: that many ranks count as seen."""
@@ -90,15 +90,15 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Comparison:
     """Everything a metric may look at. `targets`: (kind, name) of the erased concepts.
 
-    `before`, `after`: judge features [cells, d]; `identical`: kept cells drawn one by one, bit for bit
+    `before`, `after`: judge features [samples, d]; `identical`: kept samples drawn one by one, bit for bit
     the base's?; `gates`: slice -> per picture, did any gated edit open (empty without gates);
     `apart`: mean feature distance of two base pictures of one prompt (0: not measured).
     """
 
-    cells: tuple[Cell, ...]
+    samples: tuple[Sample, ...]
     targets: tuple[tuple[str, str], ...]
     before: np.ndarray
     after: np.ndarray
@@ -106,39 +106,32 @@ class Trial:
     gates: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
     apart: float = 0.0
 
-    def erased(self, name: str = "", slice: str = "") -> list[Cell]:
-        """Cells that call for an erased concept (one of them, one slice)."""
+    def erased(self, name: str = "", slice: str = "") -> list[Sample]:
+        """Samples that call for an erased concept (one of them, one slice)."""
+        asking = (sample for sample in self.samples if sample.probe.erases)
         return [
-            cell
-            for cell in self.cells
-            if cell.probe.erases and name in ("", cell.probe.concept) and slice in ("", cell.probe.slice)
+            sample
+            for sample in asking
+            if name in ("", sample.probe.concept) and slice in ("", sample.probe.slice)
         ]
 
     @cached_property
-    def kept(self) -> list[Cell]:
-        return [cell for cell in self.cells if not cell.probe.erases]
+    def kept(self) -> list[Sample]:
+        return [sample for sample in self.samples if not sample.probe.erases]
 
     @cached_property
     def kept_rows(self) -> np.ndarray:
-        return np.array([not cell.probe.erases for cell in self.cells], bool)
+        return np.array([not sample.probe.erases for sample in self.samples], bool)
 
     @cached_property
     def kept_labels(self) -> list[tuple[str, str]]:
         """Every (kind, label) that some kept probe asks for and some judge can see."""
-        pairs = {pair for cell in self.kept for pair in cell.probe.expect}
+        pairs = {pair for sample in self.kept for pair in sample.probe.expect}
         return sorted(pair for pair in pairs if any(pair[0] in c.before.labels for c in self.kept))
 
-    def asking(self, kind: str, label: str) -> list[Cell]:
-        """Kept cells that should show this label."""
-        return [cell for cell in self.kept if (kind, label) in cell.probe.expect]
+    def asking(self, kind: str, label: str) -> list[Sample]:
+        """Kept samples that should show this label."""
+        return [sample for sample in self.kept if (kind, label) in sample.probe.expect]
 
     def slices(self) -> list[str]:
-        return list(dict.fromkeys(cell.probe.slice for cell in self.cells))
-
-
-def by_prompt(cells: Iterable[Cell], values: Iterable[float]) -> list[list[float]]:
-    """Values grouped by prompt, the cluster of every interval."""
-    groups: dict[str, list[float]] = {}
-    for cell, value in zip(cells, values, strict=True):
-        groups.setdefault(cell.probe.prompt, []).append(float(value))
-    return list(groups.values())
+        return list(dict.fromkeys(sample.probe.slice for sample in self.samples))

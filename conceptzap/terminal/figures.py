@@ -1,0 +1,79 @@
+"""How `evaluate` and `compare` end: a sentence, then tables; or one JSON object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from conceptzap.evaluation import phrases, verdict
+from conceptzap.result import Result, Score
+from conceptzap.terminal import show
+
+
+def evaluated(result: Result, written: Mapping[str, Path], as_json: bool) -> None:
+    """What it comes to in a sentence, the scores, what failed, where the report is."""
+    paths = {key: show.full(path) for key, path in written.items()}
+    said = verdict.sentence(result)
+    if as_json:
+        show.emit("evaluate", {**paths, "status": verdict.status(result), "verdict": said, **_record(result)})
+        return
+    if show.is_quiet():
+        show.lines([paths["result"]])
+        return
+    show.lines([f"{said}."])
+    everything = show.wants_detail()
+    chosen = phrases.headlines(result, phrases.HEADLINES if everything else phrases.FIRST)
+    heads = ["score", ">value", ">95 %", ">n", *([">never knew it"] if result.oracle else [])]
+    rows = [_row(result, score) for score in chosen]
+    show.console().print(show.table(*heads, rows=rows, title=_title(result)))
+    for failed in result.failed:
+        show.warn(f"{failed['leg']} fails: {failed['why']}")
+    if not everything:
+        show.note("benchmark metrics (ESR, PSR, UA, IRA, CRA, KID): -v, or the report")
+    show.note(f"report: {paths['report']}")
+
+
+def _record(result: Result) -> dict[str, Any]:
+    return {
+        "scores": {phrases.key(s.metric, s.slice): s.record() for s in result.scores},
+        "failed": [dict(failed) for failed in result.failed],
+    }
+
+
+def _row(result: Result, score: Score) -> tuple[object, ...]:
+    beside = [phrases.oracle(result, score)] if result.oracle else []
+    return (phrases.name(score), phrases.figure(score), phrases.interval(score), score.n, *beside)
+
+
+def _title(result: Result) -> str:
+    shares = result.subject["concepts"].items()
+    concepts = ", ".join(f"{name} ({share})" if share else name for name, share in shares)
+    return f"{concepts or 'no concept'} · suite {result.suite} · base {result.base['id']}"
+
+
+def compared(paths: Mapping[str, Path], results: Mapping[str, Result], as_json: bool) -> None:
+    """Results side by side, one column each, under the names that tell them apart."""
+    if as_json:
+        columns = [
+            {"path": show.full(paths[name]), "name": name, "subject": result.subject, **_record(result)}
+            for name, result in results.items()
+        ]
+        show.emit("compare", {"results": columns})
+        return
+    if show.is_quiet():
+        show.lines(map(show.full, paths.values()))
+        return
+    found = [score for result in results.values() for score in phrases.headlines(result)]
+    rows = {
+        phrases.name(score): [_cell(one.score(score.metric, score.slice)) for one in results.values()]
+        for score in found
+    }
+    status = ["", *(verdict.status(result) or "-" for result in results.values())]
+    fails = [", ".join(one["leg"] for one in result.failed) or "-" for result in results.values()]
+    table = [status, *((name, *cells) for name, cells in rows.items()), ("fails", *fails)]
+    show.console().print(show.table("score", *(f">{name}" for name in results), rows=table))
+
+
+def _cell(score: Score | None) -> str:
+    return f"{phrases.figure(score)} ({phrases.interval(score)})" if score else "-"
