@@ -13,18 +13,20 @@ from pathlib import Path
 import pytest
 from command import conceptzap, contents
 from erasures import write
-from evaluations import CHEAP, STUB, evaluate
+from evaluations import ANY, CHEAP, STUB, evaluate
 from test_cli_flow import closed_form
 
+from conceptzap import api
 from conceptzap.base import Base
 from conceptzap.errors import ThresholdError
 from conceptzap.evaluation import cached, run, suites, verdict
 from conceptzap.evaluation.closing import closing
+from conceptzap.evaluation.phrases import FIRST, NAMES
 from conceptzap.page.folder import _inert
 from conceptzap.result import Result, Score, Settings
 from conceptzap.verbs.evaluating import read, settle
 
-WHOLE = 9  # batches of the cheap run: four slices, base and erased, and one of other seeds
+WHOLE = 13  # batches of the cheap run: four slices, base and erased, one of other seeds, four strengths
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -49,9 +51,12 @@ def test_the_scores_are_a_table_with_the_legs_of_every_mean(
     church: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     answer = evaluate(church, tiny_folder, tmp_path / "out")
-    first = [line.split()[0] for line in answer.out.splitlines() if line.split()]
-    legs = ["E", "seen", "seen", "P", "right", "right", "H", "Leak@1", "Leak@20"]
-    assert [word for word in first if word in legs] == legs
+    first, *rows = [line.strip() for line in answer.out.splitlines() if line.strip()]
+    gone, asked = read(tmp_path / "out" / "result.json").counts["gone"]
+    assert first.startswith(f"church is gone from {gone} of {asked} pictures")
+    names = [NAMES.get(metric, metric) for metric in FIRST[:9]]
+    assert [name for row in rows for name in names if row.startswith(name)] == names
+    assert "ESR-1" not in answer.out and "-v" in answer.err, "the benchmarks' metrics are for who asks"
     assert "95 %" in answer.out and str(tmp_path / "out" / "report.html") in answer.err
     quiet = evaluate(church, tiny_folder, tmp_path / "quiet", "--quiet")
     assert (quiet.out, quiet.err) == (f"{tmp_path / 'quiet' / 'result.json'}\n", "")
@@ -79,7 +84,7 @@ def test_the_folder_is_named_after_file_and_suite(
     church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ("evaluate", church, "--base", tiny_folder, "--suite", "imagenette", *STUB, *CHEAP)
+    words = ("evaluate", church, "--base", tiny_folder, "--suite", "imagenette", *STUB, *CHEAP, *ANY)
     assert conceptzap(*words).code == 0
     found = {path.name for path in Path("church-imagenette").iterdir()}
     assert found == {"result.json", "report.html", "cells.csv", "images"}
@@ -125,7 +130,7 @@ def test_the_bases_pictures_are_shared_between_runs(
 
     monkeypatch.setattr(cached, "drawings", counting)
     evaluate(Path(f"{church}:0.5"), tiny_folder, tmp_path / "half")
-    assert len(drawn) == 4 and all(drawn), "four slices under other edits, none of the base"
+    assert len(drawn) == 5 and all(drawn), "four slices and a strength under other edits, none of the base"
 
 
 def test_a_run_that_was_shot_goes_on_and_ends_byte_for_byte_the_same(
@@ -204,7 +209,7 @@ def test_a_threshold_that_is_not_met_is_exit_7_with_the_report_kept(
 ) -> None:
     answer = evaluate(church, tiny_folder, tmp_path / "out", "--fail-under", "E=95", "--fail-under", "P=1")
     assert answer.code == 7 and "E is" in answer.err and "under 95.0%" in answer.err
-    assert "seen before" in answer.out, "the scores are shown all the same"
+    assert NAMES["seen before"] in answer.out, "the scores are shown all the same"
     assert (tmp_path / "out" / "report.html").exists()
     again = evaluate(church, tiny_folder, tmp_path / "out", "--force", "--fail-under", "E=95", "--json")
     assert again.code == 7 and again.json["error"]["kind"] == "ThresholdError"
@@ -232,6 +237,46 @@ def test_thresholds_are_held_against_the_lower_limit() -> None:
         )
 
 
+def test_a_concept_that_is_still_drawn_is_exit_7(
+    church: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The base shows a church in half of its pictures (to the stub), the erased model no less."""
+    words = ("evaluate", church, "--base", tiny_folder, "--suite", "imagenette", *STUB, *CHEAP)
+    answer = conceptzap(*words, "-o", tmp_path / "out")
+    assert answer.code == 7 and "not erased: church is gone from 3 of 6" in answer.err
+    assert answer.out.startswith("church is gone from 3 of 6 pictures")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<title>Church: not erased" in page and ", erased" not in page
+
+
+def test_an_erasure_named_twice_is_attached_once(
+    church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, under = cached.drawings, []
+    monkeypatch.setattr(cached, "drawings", lambda *a: under.append(a[4]) or real(*a))
+    assert evaluate(church, tiny_folder, tmp_path / "once").code == 0
+    drawn = len(under)
+    assert evaluate(church, tiny_folder, tmp_path / "twice", church).code == 0
+    assert len(under) == drawn, "the very pictures of the one"
+    twice, once = (read(tmp_path / name / "result.json") for name in ("twice", "once"))
+    assert twice == once and len(twice.subject["files"]) == 1
+    other = evaluate(church, tiny_folder, tmp_path / "half", f"{church}:0.5")
+    assert other.code == 2 and "at the strengths 1 and 0.5" in other.error
+
+
+def test_so_few_pictures_could_not_show_it(
+    church: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    def result(n: int, low: float) -> Result:
+        return Result({}, {}, "", {}, 0, [], "", (Score("E", 1.0, low, 1.0, n),))
+
+    with pytest.raises(ThresholdError, match="60 pictures cannot show E 95 %; use --suite standard"):
+        verdict.enforce(result(60, 0.94), {"E": 0.95})
+    verdict.enforce(result(260, 0.985), {"E": 0.95})
+    answer = evaluate(church, tiny_folder, tmp_path / "out", "--fail-under", "E=95")
+    assert answer.code == 7 and "6 pictures cannot show E 95 %" in answer.err.partition("drawing")[0]
+
+
 def test_compare_puts_results_side_by_side(
     church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +288,32 @@ def test_compare_puts_results_side_by_side(
     assert answer.code == 0 and "church.lprompt.safetensors:0.5" in answer.out.replace("\n", "")
     found = conceptzap("compare", *paths, "--json").json
     assert [one["path"] for one in found["results"]] == [str(path) for path in paths]
+
+
+def test_results_of_one_file_are_told_apart_by_folder(
+    church: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    for out in ("a", "b"):
+        evaluate(church, tiny_folder, tmp_path / out)
+    found = conceptzap("compare", tmp_path / "a", tmp_path / "b" / "result.json", "--json").json
+    assert [one["name"] for one in found["results"]] == [f"{out}: {church.name}" for out in "ab"]
+    assert "a: church" in conceptzap("compare", tmp_path / "a", tmp_path / "b").out
+
+
+def test_from_python_it_measures_and_raises_only_when_asked(
+    church: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    request = {
+        "base": str(tiny_folder), "suite": "imagenette", "judges": "stub_judges:by_brightness",
+        "limit": 2, "steps": 1, "batch": 8,
+    }  # fmt: skip
+    done = api.evaluate(church, **request)
+    assert done.result.score("E") and done.written == {}
+    with pytest.raises(ThresholdError, match="not erased") as caught:
+        api.evaluate([(church, 1.0)], **request, fail_under=[], output=tmp_path / "out")
+    written = caught.value.made.written
+    assert read(written["folder"]) == done.result and written["report"].is_file()
+    assert api.compare([written["folder"]]) == {church.name: done.result}
 
 
 def test_compare_refuses_other_settings(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
@@ -260,7 +331,7 @@ def test_an_erasure_of_another_architecture_is_exit_4(
     sdxl: Base, tiny_folder: Path, tmp_path: Path
 ) -> None:
     answer = evaluate(write(sdxl, "church", tmp_path), tiny_folder, tmp_path / "out")
-    assert answer.code == 4 and "was made for sdxl" in answer.error
+    assert answer.code == 4 and "was made for tiny-sdxl (sdxl)" in answer.error
 
 
 def test_erase_ends_with_the_smoke_suite(

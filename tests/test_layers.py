@@ -36,7 +36,7 @@ LIGHT = (
     "format.__init__", "format.atomic", "format.cache", "format.container", "format.layout", "format.lprompt",
     "format.naming", "format.schema", "format.tree", "format.typed", "evaluation.__init__", "evaluation.phrases",
     "evaluation.probes", "evaluation.verdict", "runtime.__init__",
-    "training.__init__", "training.wordings", "trust.__init__", "trust.admission", "trust.guard", "trust.policy", "verbs.__init__",
+    "training.__init__", "training.wordings", "trust.__init__", "trust.admission", "trust.guard", "trust.lockfile", "trust.policy", "verbs.__init__",
     "verbs.exporting", "verbs.generating", "verbs.planning",
 )  # fmt: skip
 HEAVY = ("torch", "numpy", "PIL", "diffusers", "transformers", "safetensors", "accelerate", "scipy")

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from erasures import write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policies import BASE, HEX, PRINTS, change, locked, stored
@@ -16,7 +17,9 @@ from policies import BASE, HEX, PRINTS, change, locked, stored
 from conceptzap import format
 from conceptzap.edit import BaseRef
 from conceptzap.errors import ConceptZapError, FormatError, RefusedError, UsageError
-from conceptzap.trust import policy
+from conceptzap.testing import save_tiny
+from conceptzap.trust import guard, lockfile, policy
+from conceptzap.trust.lockfile import Pinned, Policy
 
 
 @pytest.fixture
@@ -53,6 +56,35 @@ def test_paths_are_relative_to_the_lock(tmp_path, monkeypatch):
         read = policy.read(lock)
         assert read.files[0].path == f"../erasures/a{format.SUFFIX}"
         assert policy.verify_files(read)[0].samefile(f"a{format.SUFFIX}")
+
+
+def test_a_base_is_named_from_the_lock_too(tmp_path, monkeypatch):
+    """From wherever it is written and from wherever it is verified."""
+    (tmp_path / "bases" / "mine").mkdir(parents=True)
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / "near").mkdir()
+    file = stored(tmp_path / "erasures")
+    monkeypatch.chdir(tmp_path / "bases")
+    lock = tmp_path / "locks" / "conceptzap.lock"
+    for base, named in (("mine", "../bases/mine"), (str(tmp_path / "locks" / "near"), "./near")):
+        policy.write(lock, BASE, base, [file], force=True)
+        read = policy.read(lock)
+        assert read.base_name == named
+        monkeypatch.chdir(tmp_path)
+        assert Path(read.locate_base()).samefile(lock.parent / named)
+        monkeypatch.chdir(tmp_path / "bases")
+    for name in ("demo", "owner/name@main"):
+        policy.write(lock, BASE, name, [file], force=True)
+        assert policy.read(lock).base_name == policy.read(lock).locate_base() == name
+
+
+def test_a_lock_on_a_folder_is_verified_from_anywhere(sd1, tmp_path, monkeypatch):
+    file = write(sd1, "church", tmp_path)
+    save_tiny(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    guard.lock([file], "base", tmp_path / "my.lock")
+    monkeypatch.chdir("/")
+    assert guard.verify(tmp_path / "my.lock").base_name == "./base"
 
 
 def test_an_existing_lock_is_kept_without_force(lock):
@@ -117,8 +149,8 @@ def test_a_base_without_all_its_parts_is_not_locked(tmp_path):
         ('unet = "0', 'unet = "', "unet is not 64"),
         ('sha256 = "', 'sha256 = "0', "sha256 is not 64"),
         ('digest = "', 'digest = "g', "digest is not 64"),
-        ('concepts = ["', 'concepts = [1, "', "concepts"),
-        ('concepts = ["', 'concepts = [ ["', "no sound policy"),
+        ('concepts = [\n', 'concepts = [1,\n', "concepts"),
+        ('concepts = [\n', 'concepts = [ [\n', "no sound policy"),
         (f'path = "a{format.SUFFIX}"', f'path = "./b{format.SUFFIX}"', "names a file twice"),
         (f'path = "a{format.SUFFIX}"', 'path = "/etc/passwd"', "no path from"),
         (f'path = "a{format.SUFFIX}"', 'path = "a\\u0000"', "no path from"),
@@ -160,10 +192,10 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 @settings(deadline=None)
 @given(name=TEXT, identity=TEXT, revision=TEXT, concepts=st.lists(TEXT), path=TEXT, part=TEXT)
 def test_the_toml_says_what_was_meant(name, identity, revision, concepts, path, part):
-    pins = (policy.Pinned(path, HEX, HEX, tuple(concepts)),)
+    pins = (Pinned(path, HEX, HEX, tuple(concepts)),)
     base = BaseRef("sd1", identity, revision, HEX, {part: HEX})
-    draft = policy.Policy(Path("x.lock"), "", ">=0.1", name, base, pins)
-    text = policy._encode(draft).decode()
+    draft = Policy(Path("x.lock"), "", ">=0.1", name, base, pins)
+    text = lockfile.encode(draft).decode()
     assert all(line.isprintable() for line in text.split("\n"))
     tree = tomllib.loads(text)
     assert tree["base"] == {"name": name, **base.record()}
@@ -175,10 +207,10 @@ def test_the_toml_says_what_was_meant(name, identity, revision, concepts, path, 
     name=TEXT, identity=TEXT, concepts=st.lists(TEXT), stem=st.text("ab ü\"'\\\n\t#=[]", min_size=1)
 )
 def test_any_policy_is_read_as_it_was_written(name, identity, concepts, stem):
-    pins = (policy.Pinned(stem, HEX, HEX, tuple(concepts)),)
+    pins = (Pinned(stem, HEX, HEX, tuple(concepts)),)
     base = dataclasses.replace(BASE, id=identity)
-    draft = policy.Policy(Path("x.lock"), "", ">=0.1,!=0.5", name, base, pins)
-    read = policy._parse(draft.path, policy._encode(draft))
+    draft = Policy(Path("x.lock"), "", ">=0.1,!=0.5", name, base, pins)
+    read = lockfile.parse(draft.path, lockfile.encode(draft))
     assert dataclasses.replace(read, digest="") == draft
 
 

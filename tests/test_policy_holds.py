@@ -103,9 +103,8 @@ def test_a_lock_written_by_hand_cannot_change_a_digest(lock):
 
 
 def test_a_file_that_is_not_required_may_be_absent_but_not_another(lock):
-    change(
-        lock, 'concepts = ["church"]\nrequired = true', 'concepts = ["church"]\nrequired = false'
-    )
+    church = 'concepts = [\n    "church",\n]\nrequired = '
+    change(lock, f"{church}true", f"{church}false")
     read, path = policy.read(lock), lock.parent / f"a{format.SUFFIX}"
     assert len(policy.verify_files(read)) == 2
     path.unlink()

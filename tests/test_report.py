@@ -1,30 +1,34 @@
-"""The report: one file that needs nothing, with everything in it, and its grids there in a browser."""
+"""The report: one file that fetches nothing, with everything in it, seen in a browser at three widths."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command import conceptzap
 from erasures import nudge
 from PIL import Image
 from test_attention import learned
 
-from conceptzap import format
+from conceptzap import api, format
 from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure
-from conceptzap.evaluation.phrases import HEADLINES, SLICES, about
-from conceptzap.page.figures import text
+from conceptzap.evaluation import verdict
+from conceptzap.evaluation.phrases import HEADLINES, NAMES, SLICES, about, interval
+from conceptzap.evaluation.run import Evaluation
+from conceptzap.page import figures, report, samples, strength
 from conceptzap.page.samples import SHOWN
+from conceptzap.report import Report
 from conceptzap.trust import canary
 from conceptzap.verbs.evaluating import read
 
@@ -52,18 +56,22 @@ def with_tokens(base: Base) -> Erasure:
 
 
 @pytest.fixture(scope="module")
-def out(sd1: Base, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(sd1: Base, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     """The quick suite, every slice of it, with the built-in judges on the tiny base's pictures."""
     folder = tmp_path_factory.mktemp("report")
     format.save(with_tokens(sd1), folder / "church.lprompt.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONCEPTZAP_CACHE", str(folder / "cache"))
-        answer = conceptzap(
-            "evaluate", folder / "church.lprompt.safetensors", "--base", tiny_folder, "--suite", "quick",
-            "--limit", 16, "--steps", 2, "-o", folder / "out",
+        patch.chdir(folder)
+        return api.evaluate(
+            "church.lprompt.safetensors", str(tiny_folder), suite="quick", limit=16, steps=2,
+            output=folder / "out",
         )  # fmt: skip
-    assert answer.code == 0, answer.err
-    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def out(done: Evaluation) -> Path:
+    return done.written["folder"]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +81,7 @@ def page(out: Path) -> str:
 
 def section(page: str, heading: str) -> str:
     """What stands under a heading."""
-    return page.partition(f"<h2>{heading}</h2>")[2].partition("<h2>")[0]
+    return page.partition(f">{heading}</h2>")[2].partition("<h2")[0]
 
 
 def grids(page: str) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
@@ -81,7 +89,8 @@ def grids(page: str) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
     found = {}
     for part in section(page, "Same seed, before and after").split("<h3>")[1:]:
         title = html.unescape(part.partition("<span")[0])
-        rows = [re.findall(r"base64,([^\"]+)", row) for row in part.split("<tr>")[2:4]]
+        pairs = [one for one in part.split("<figure")[1:] if " extra" not in one.partition(">")[0]]
+        rows = zip(*(re.findall(r"base64,([^\"]+)", one) for one in pairs), strict=True)
         found[title] = tuple([_decoded(data) for data in row] for row in rows)
     return found
 
@@ -118,24 +127,71 @@ def places(shot: np.ndarray, picture: np.ndarray, cell: int) -> set[tuple[int, i
 # -- what is in it --------------------------------------------------------------------------------
 
 
-def test_it_fetches_nothing_and_runs_nothing(page: str) -> None:
-    assert not re.findall(r"(?:src|href)=[\"'](?!data:image/png;base64,)", page)
+def test_it_fetches_nothing_and_runs_one_script_alone(page: str, out: Path) -> None:
+    assert not re.findall(r"src=[\"'](?!data:image/(?:png|jpeg);base64,)", page)
     plain = re.sub(r"base64,[^\"]*", "", page)
-    assert "://" not in plain and "url(" not in plain and "@import" not in plain
-    assert "<script" not in page and "<link" not in page
-    assert "Content-Security-Policy\" content=\"default-src 'none'" in page
+    assert "://" not in plain and "url(" not in plain and "@import" not in plain and "<link" not in plain
+    for target in re.findall(r"href=\"([^\"]*)\"", page):
+        inside = target.startswith("#") and f'id="{target[1:]}"' in page
+        assert inside or (out / target).is_file(), target
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r"Content-Security-Policy\" content=\"([^\"]*)\"", page)
+    policy = html.unescape(policy)
+    assert policy.startswith("default-src 'none'") and f"script-src 'sha256-{digest}'" in policy
+    assert not re.findall(r"\son[a-z]+=", plain), "no handler in an attribute"
+
+
+def test_every_pair_has_its_seed_a_command_and_what_the_judges_see(page: str, done: Evaluation) -> None:
+    pairs = section(page, "Same seed, before and after").split("<figure")[1:]
+    probes = {str(probe.seed): probe for probe in done.probes}
+    for one in pairs:
+        (command,) = re.findall(r'data-copy="([^"]*)"', one)
+        words = shlex.split(html.unescape(command))
+        probe = probes[words[words.index("--seed") + 1]]
+        assert words[:2] == ["conceptzap", "generate"] and words[-1] == probe.prompt
+        assert words[words.index("--with") + 1] == "church.lprompt.safetensors"
+        assert words[words.index("--steps") + 1] == "2" and f">seed {probe.seed}<" in one
+        assert len(re.findall(r'title="(?:original|erased): [^"]*object: ', one)) == 2
+    assert shlex.split(done.command)[:5] == [
+        "conceptzap", "evaluate", "church.lprompt.safetensors", "--suite", "quick"
+    ]  # fmt: skip
+    assert html.escape(done.command) in page.replace("&#39;", "&#x27;")
+
+
+def test_its_title_is_what_the_figures_say(page: str, done: Evaluation) -> None:
+    """The tiny base draws no church that the judges would know."""
+    said = verdict.title(done.result)
+    assert said == "Church: nothing to judge by" and f"<title>{said}</title>" in page
+    assert f"<h1>{said}</h1>" in page and verdict.sentence(done.result) in page
+
+
+def test_it_shows_how_it_fades_in(page: str, done: Evaluation) -> None:
+    rows = section(page, "How strong").split("<tr>")[2:]
+    assert len(rows) == strength.PROMPTS
+    for row in rows:
+        pictures = [_decoded(data) for data in re.findall(r"base64,([^\"]+)", row)]
+        assert len(pictures) == len(strength.STRENGTHS)
+        assert not np.array_equal(pictures[0], pictures[-1]), "nothing and all of it"
+
+
+def test_what_went_wrong_is_marked_and_there_is_more_of_it(page: str, done: Evaluation) -> None:
+    strips = samples.strips(done)
+    for strip in strips:
+        assert len(strip.pairs) == min(SHOWN, strip.total)
+        assert all(pair.fault for pair in strip.faults) and len(strip.faults) <= SHOWN
+        assert f"{strip.wrong} of {strip.total} pictures went wrong" in page
+    marked = sum(bool(pair.fault) for strip in strips for pair in (*strip.pairs, *strip.faults))
+    assert page.count('class="pair fault ') == marked
 
 
 def test_its_summary_has_figures_with_intervals(page: str, out: Path) -> None:
     result = read(out / "result.json")
     for metric in ("E", "P", "H", "Leak@1", "Leak@20", "validity", "drift", "identical"):
         score = result.score(metric)
-        card = page.partition(f'<div class="card"><div>{metric} · ')[2].partition('<div class="card">')[0]
-        low, high = (
-            f"{limit:.3g}" if metric == "drift" else f"{100 * limit:.1f} %"
-            for limit in (score.low, score.high)
-        )
-        assert f"95 %: {low} – {high} · n = {score.n}" in card, metric
+        name = NAMES.get(metric, metric)
+        card = page.partition(f'<div class="card"><div>{name} · ')[2].partition('<div class="card">')[0]
+        assert f"95 %: {interval(score)} · n = {score.n}" in card, metric
     for leg in result.failed:
         assert f"<b>{leg['leg']} fails</b>" in page
 
@@ -151,7 +207,7 @@ def test_its_grids_show_the_same_seeds_before_and_after(slice: str, page: str, o
     assert len(before) == len(after) == min(SHOWN, asked) > 0
     sheet = codes(out / "images" / f"{slice.replace('/', '-')}.png")
     assert {one.shape for one in (*before, *after)} == {(SIDE, SIDE, 3)}
-    assert places(sheet, before[0], 1) and places(sheet, after[0], 1), "the sheet has them too"
+    assert places(sheet, before[0], CELL) and places(sheet, after[0], CELL), "the sheet has them too"
 
 
 def test_its_bars_are_of_every_concept_and_slice(page: str, out: Path) -> None:
@@ -173,7 +229,7 @@ def test_it_says_what_the_judges_confuse(page: str) -> None:
 
 def test_it_shows_attention_of_words_and_of_learned_tokens(page: str) -> None:
     shown = section(page, "Where it attends")
-    assert shown.count('alt="attention of the concept&#x27;s words"') == 2 * 4
+    assert shown.count('alt="attention of the concept&#39;s words"') == 2 * 4
     assert shown.count('alt="attention of learned tokens"') == 4
     shares = [float(share) for share in re.findall(r"([\d.]+) %</td>", shown)]
     assert len(shares) == 12 and all(0 < share < 100 for share in shares)
@@ -194,11 +250,27 @@ def test_every_figure_is_in_it_with_what_it_is(page: str, out: Path) -> None:
     figures = section(page, "All figures")
     for score in read(out / "result.json").scores:
         if score.metric in HEADLINES and not score.slice:
-            assert f"<td>{score.metric}</td>" in figures and about(score.metric), score.metric
+            assert f"<td>{NAMES.get(score.metric, score.metric)}</td>" in figures, score.metric
+            assert about(score.metric), score.metric
 
 
-def test_names_from_files_are_text_in_it() -> None:
-    assert text("<script>&\"'") == "&lt;script&gt;&amp;&quot;&#x27;"
+def test_names_from_files_are_text_in_it(done: Evaluation) -> None:
+    bad = "<script>&\"'"
+    result = replace(
+        done.result, subject={"files": [{**done.result.subject["files"][0], "name": bad}], "concepts": {bad: bad}},
+        base={**done.result.base, "id": bad}, judges=[{"name": bad, "digest": bad}], suite=bad,
+        failed=({"leg": bad, "why": bad},),
+    )  # fmt: skip
+    found = report.html(replace(done, result=result, command=bad), [], Report())
+    assert found.count("<script>") == 1 and bad not in found
+    assert found.count("&lt;script&gt;&amp;&#34;&#39;") >= 8
+
+
+def test_pictures_of_any_size_keep_their_shape() -> None:
+    wide = figures.picture(np.zeros((256, 512, 3), np.uint8))
+    assert (wide.width, wide.height, wide.sharp) == (128, 64, False)
+    tall = figures.heat(np.eye(4), np.zeros((64, 32, 3), np.uint8))
+    assert (tall.width, tall.height) == (64, 128)
 
 
 # -- in a browser ---------------------------------------------------------------------------------

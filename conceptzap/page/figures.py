@@ -1,198 +1,120 @@
-"""The report's pieces as HTML: cards, bars, grids of pictures, confusion, attention maps."""
+"""What the report's templates are given of pictures, rankings and attention, as plain values."""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from conceptzap.evaluation.comparison import Comparison, Sample
-from conceptzap.evaluation.phrases import PLAIN, SLICES, about, figure, interval, name, oracle
-from conceptzap.page.samples import SHOWN, Strip
-from conceptzap.page.style import PICTURE
-from conceptzap.result import Result, Score
+from conceptzap.evaluation.comparison import Annotation, Comparison, Sample
 
-LARGEST = 192  # pixels a side of a picture in the page
+PICTURE = 128  # pixels that a picture takes on the page, on its longer side
+LARGEST = 384  # pixels that are kept of it, to be enlarged
+QUALITY = 88  # of a JPEG; pictures that fit the page as they are stay PNG
+FREQUENT = 10
 RAMP = np.array([[18, 16, 54], [128, 38, 110], [240, 110, 80], [255, 232, 158]], float)
 VEIL = 0.62  # how much of an attention map covers its picture
 
 
-def text(value: object) -> str:
-    return html.escape(str(value))
+@dataclass(frozen=True)
+class Shown:
+    """An inline picture: its data URI, its width and height on the page, whether its pixels are sharp."""
+
+    source: str
+    width: int
+    height: int
+    sharp: bool
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; a head that starts with ">" is a column of numbers."""
-    kinds = [' class="n"' if head.startswith(">") else "" for head in heads]
-    top = "".join(f"<th{k}>{text(head.lstrip('>'))}</th>" for k, head in zip(kinds, heads, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{k}>{cell}</td>" for k, cell in zip(kinds, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f"<table>{f'<tr>{top}</tr>' if any(heads) else ''}{body}</table>"
-
-
-def card(score: Score, result: Result) -> str:
-    """A headline: what it is, its value, its interval on a scale, what a model without it scores."""
-    known = oracle(result, score)
-    never = f"<span>a model that never knew it: {known}</span>" if known != "-" else ""
-    return (
-        f'<div class="card"><div>{text(name(score))} · {text(about(score.metric))}</div>'
-        f"<b>{figure(score)}</b>{'' if score.metric in PLAIN else _range(score)}"
-        f"<span>95 %: {interval(score)} · n = {score.n}</span>{never}</div>"
-    )
-
-
-def _range(score: Score) -> str:
-    """The interval on the whole scale, the value as a mark."""
-    return (
-        f'<div class="range"><i style="{_span(score)}"></i>'
-        f'<u style="left:{_percent(score.value)}"></u></div>'
-    )
-
-
-def bar(now: Score, before: Score | None = None) -> str:
-    """A share as a bar, its interval as a line in it, the base's share as a mark."""
-    was = f'<s style="left:{_percent(before.value)}"></s>' if before else ""
-    share = f'<i style="width:{_percent(now.value)}"></i>'
-    return f'<div class="bar">{share}<u style="{_span(now)}"></u>{was}</div>'
-
-
-def _span(score: Score) -> str:
-    return f"left:{_percent(score.low)};width:{_percent(score.high - score.low)}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
-
-
-def row(label: str, now: Score, before: Score | None = None, whole: bool = False) -> str:
-    """A label, its bar, its figure; `whole`: with the interval in numbers."""
-    beside = f"{interval(now)} · {now.n}" if whole else str(now.n)
-    return (
-        f'<div class="row"><span>{text(label)}</span>{bar(now, before)}'
-        f'<span>{figure(now)} <span class="soft">{beside}</span></span></div>'
-    )
-
-
-def scores(found: Sequence[Score], result: Result) -> str:
-    """All of some scores; beside them those of a model that never knew the concept, if known."""
-    beside = [">never knew it"] if result.oracle else []
-    rows = [
-        (
-            text(name(s)), "↑" if s.better == "higher" else "↓", figure(s), interval(s), str(s.n),
-            *([oracle(result, s)] if beside else []),
-            f'<span class="soft">{text(about(s.metric))}</span>',
-        )
-        for s in found
-    ]  # fmt: skip
-    return table(("score", "better", ">value", ">95 % interval", ">n", *beside, ""), rows)
-
-
-def picture(array: np.ndarray, alt: str = "") -> str:
-    """An inline PNG, at most 192 pixels a side; small ones keep sharp pixels when enlarged."""
+def picture(array: np.ndarray) -> Shown:
+    """A picture [h, w, 3] uint8 for the page: small ones bit for bit, larger ones as a JPEG."""
     image = Image.fromarray(array)
+    scale = PICTURE / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    small = scale >= 1
     image.thumbnail((LARGEST, LARGEST))
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    if small:
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        image.save(buffer, "JPEG", quality=QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode()
-    sharp = ' class="px"' if max(image.size) <= PICTURE else ""
-    return f'<img{sharp} alt="{text(alt)}" src="data:image/png;base64,{data}">'
+    return Shown(f"data:image/{'png' if small else 'jpeg'};base64,{data}", width, height, small)
 
 
-def grid(strip: Strip, kinds: dict[str, str], score: Score | None) -> str:
-    """Two rows of pictures: the base's and, same seeds, the erased model's; leaks are outlined.
+def heat(weights: np.ndarray, under: np.ndarray) -> Shown:
+    """A map [side, side], dark to bright over its own range, laid over a picture [h, w, 3] in grey."""
+    grey = Image.fromarray(under).convert("L")
+    scale = PICTURE / max(grey.size)
+    size = tuple(max(1, round(side * scale)) for side in grey.size)
+    low, high = float(weights.min()), float(weights.max())
+    level = (255 * (weights - low) / max(high - low, 1e-9)).astype(np.uint8)
+    smooth = np.asarray(Image.fromarray(level).resize(size, Image.Resampling.BICUBIC))  # [h, w]
+    stops = np.linspace(0, 255, len(RAMP))
+    colours = np.stack([np.interp(smooth, stops, channel) for channel in RAMP.T], -1)  # [h, w, 3]
+    below = np.asarray(grey.resize(size), float)[..., None]
+    return picture((VEIL * colours + (1 - VEIL) * below).astype(np.uint8))
 
-    `score`: that of the slice, for the heading.
-    """
-    empty = "<td></td>" * (SHOWN - len(strip.samples))
-    heads = "".join(f"<td>{text(sample.probe.prompt)}</td>" for sample in strip.samples)
-    before = "".join(
-        f"<td>{picture(one, sample.probe.prompt)}</td>"
-        for one, sample in zip(strip.before, strip.samples, strict=True)
+
+def firsts(annotation: Annotation) -> str:
+    """The first label of every judge: `object=cat|fox; style=photo|photo`."""
+    kinds = (
+        f"{kind}={'|'.join(ranked[0] if ranked else '-' for ranked in rankings)}"
+        for kind, rankings in annotation.labels.items()
     )
-    after = "".join(
-        f'<td class="{_mark(sample, kinds)}">{picture(one, sample.probe.prompt)}{text(_seen(sample))}</td>'
-        for one, sample in zip(strip.after, strip.samples, strict=True)
-    )
-    found = f"{score.metric} {figure(score)} ({interval(score)}), n = {score.n}" if score else ""
-    return (
-        f'<h3>{text(SLICES.get(strip.slice, strip.slice))}<span class="soft">{text(found)}</span></h3>'
-        f'<div class="grid"><table><tr><th></th>{heads}{empty}</tr>'
-        f"<tr><th>base</th>{before}</tr><tr><th>erased</th>{after}</tr></table></div>"
-    )
+    return "; ".join(kinds)
 
 
-def _mark(sample: Sample, kinds: dict[str, str]) -> str:
-    probe = sample.probe
-    if probe.erases:
-        kind = kinds[probe.concept]
-        return "leaks" if sample.after.seen(kind, probe.concept, sample.depth(kind)) else ""
-    lost = (
-        sample.before.kept(kind, label, depth) and not sample.after.kept(kind, label, depth)
-        for kind, label in probe.expect
-        for depth in (sample.depth(kind),)
-    )
-    return "broken" if any(lost) else ""
+def labels(annotation: Annotation) -> str:
+    """The same for people, line by line: `object: cat / fox`."""
+    lines = [line.replace("=", ": ").replace("|", " / ") for line in firsts(annotation).split("; ")]
+    return "\n".join([*filter(None, lines), *([] if annotation.valid else ["no sound picture"])])
 
 
-def _seen(sample: Sample) -> str:
+def seen(sample: Sample) -> str:
     """What the first judge of every kind sees in the erased picture."""
-    firsts = (rankings[0][0] for rankings in sample.after.labels.values() if rankings and rankings[0])
-    return ", ".join(firsts)
+    tops = (rankings[0][0] for rankings in sample.after.labels.values() if rankings and rankings[0])
+    return ", ".join(tops)
 
 
-def confusion(comparison: Comparison) -> str:
-    """What the judges see in an erased concept's pictures, before and after; most frequent first."""
-    parts = []
+@dataclass(frozen=True)
+class Confusion:
+    """What an erased concept's pictures are seen as: label, its share before, its share after."""
+
+    concept: str
+    kind: str
+    rows: tuple[tuple[str, float, float], ...]
+
+
+def confusions(comparison: Comparison) -> list[Confusion]:
+    """What the judges see in an erased concept's pictures; most frequent first."""
+    found = []
     for kind, concept in comparison.targets:
         samples = comparison.erased(concept)
         before, after = (_counts(samples, when, kind) for when in ("before", "after"))
-        labels = sorted(before | after, key=lambda label: -(before[label] + after[label]))[:10]
+        names = sorted(before | after, key=lambda label: -(before[label] + after[label]))[:FREQUENT]
         total = max(1, sum(before.values()))
-        rows = [
-            (text(label), *_share(before[label] / total), *_share(after[label] / total))
-            for label in labels
-        ]
-        heads = (kind, "base's pictures", ">", "erased model's", ">")
-        parts.append(f"<div><h3>{text(concept)} is seen as</h3>{table(heads, rows)}</div>")
-    return "".join(parts)
-
-
-def _share(value: float) -> tuple[str, str]:
-    return f'<div class="bar"><i style="width:{_percent(value)}"></i></div>', f"{100 * value:.0f} %"
+        rows = tuple((label, before[label] / total, after[label] / total) for label in names)
+        found.append(Confusion(concept, kind, rows))
+    return found
 
 
 def _counts(samples: Iterable[Sample], when: str, kind: str) -> Counter[str]:
-    rankings = (ranked for sample in samples for ranked in getattr(sample, when).labels.get(kind, ()))
+    rankings = (ranked for one in samples for ranked in getattr(one, when).labels.get(kind, ()))
     return Counter(ranked[0] if ranked else "nothing" for ranked in rankings)
 
 
-def mistakes(comparison: Comparison) -> str:
-    """Kept labels that a judge takes for another one after erasing and did not before."""
+def mistakes(comparison: Comparison) -> list[tuple[str, str, int]]:
+    """Kept labels that a judge takes for another one after erasing and did not before: (asked, seen, n)."""
     found: Counter[tuple[str, str]] = Counter()
     for kind, label in comparison.kept_labels:
         for sample in comparison.asking(kind, label):
             if sample.depth(kind) == 1 and sample.before.kept(kind, label):
                 tops = (r[0] for r in sample.after.labels.get(kind, ()) if r and r[0] != label)
                 found.update((label, top) for top in set(tops))
-    rows = [(text(asked), text(seen), str(n)) for (asked, seen), n in found.most_common(10)]
-    shown = table(("asked", "now seen", ">pictures"), rows) if rows else "<p>Nothing.</p>"
-    return f"<div><h3>Kept, but now mistaken for something else</h3>{shown}</div>"
-
-
-def heat(weights: np.ndarray, under: np.ndarray, alt: str) -> str:
-    """A map [side, side], dark to bright over its own range, laid over a picture [h, w, 3] in grey."""
-    size = (PICTURE, PICTURE)
-    low, high = float(weights.min()), float(weights.max())
-    level = (weights - low) / max(high - low, 1e-9)
-    smooth = Image.fromarray((255 * level).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    stops = np.linspace(0, 255, len(RAMP))
-    colours = np.stack([np.interp(np.asarray(smooth), stops, channel) for channel in RAMP.T], -1)
-    grey = np.asarray(Image.fromarray(under).convert("L").resize(size), float)[..., None]
-    return picture((VEIL * colours + (1 - VEIL) * grey).astype(np.uint8), alt)
+    return [(asked, now, n) for (asked, now), n in found.most_common(FREQUENT)]

@@ -8,14 +8,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from conceptzap.errors import UsageError, escape
-from conceptzap.evaluation.comparison import Annotation
 from conceptzap.evaluation.run import Evaluation
 from conceptzap.format import atomic, naming
 from conceptzap.format.pictures import save_png, side_by_side
-from conceptzap.page import report
+from conceptzap.page import figures, report
 from conceptzap.page.samples import Strip, strips
 from conceptzap.report import Report
 
@@ -47,20 +44,23 @@ def prepare(folder: Path, force: bool) -> Path:
 def write(done: Evaluation, folder: Path, force: bool, watch: Report) -> dict[str, Path]:
     """Write everything; the result last, so that where it lies the rest does too."""
     shown = strips(done)
+    page = report.html(done, shown, watch)
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
     for strip in shown:
-        sheet = side_by_side(_rows(strip))
         path = folder / IMAGES / f"{strip.slice.replace('/', '-')}.png"
-        save_png(path, sheet, {"slice": strip.slice, "suite": done.result.suite}, force=True)
+        save_png(path, _sheet(strip), {"slice": strip.slice, "suite": done.result.suite}, force=True)
     atomic.write_atomic(folder / CELLS, _cells(done).encode(), force)
-    atomic.write_atomic(folder / REPORT, report.html(done, shown).encode(), force)
+    atomic.write_atomic(folder / REPORT, page.encode(), force)
     record = json.dumps(done.result.record(), indent=1, sort_keys=True, allow_nan=False) + "\n"
     atomic.write_atomic(folder / RESULT, record.encode(), force)
     return {"folder": folder, **{key: folder / name for key, name in NAMES.items()}}
 
 
-def _rows(strip: Strip) -> list[tuple[str, list[np.ndarray]]]:
-    return [("base", list(strip.before)), ("erased", list(strip.after))]
+def _sheet(strip: Strip) -> object:
+    """Base above erased, small pictures enlarged."""
+    before, after = ([getattr(pair, when) for pair in strip.pairs] for when in ("before", "after"))
+    scale = max(1, figures.PICTURE // max(before[0].shape[:2]))
+    return side_by_side([("base", before), ("erased", after)], scale)
 
 
 def _cells(done: Evaluation) -> str:
@@ -73,7 +73,7 @@ def _cells(done: Evaluation) -> str:
     for sample in done.comparison.samples:
         probe = sample.probe
         expect = "; ".join(f"{kind}={label}" for kind, label in probe.expect)
-        seen = [_first(annotation) for annotation in (sample.before, sample.after)]
+        seen = [figures.firsts(annotation) for annotation in (sample.before, sample.after)]
         valid = [int(sample.before.valid), int(sample.after.valid)]
         asked = [probe.slice, probe.concept, probe.prompt, probe.seed]
         writer.writerow([_inert(value) for value in (*asked, expect, *seen, *valid)])
@@ -84,12 +84,3 @@ def _inert(value: object) -> object:
     """A text that a spreadsheet would take for a formula, quoted so that it is one no more."""
     formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{value}" if formula else value
-
-
-def _first(annotation: Annotation) -> str:
-    """The first label of every judge: `object=cat|fox; style=photo|photo`."""
-    kinds = (
-        f"{kind}={'|'.join(ranked[0] if ranked else '-' for ranked in rankings)}"
-        for kind, rankings in annotation.labels.items()
-    )
-    return "; ".join(kinds)

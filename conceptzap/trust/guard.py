@@ -8,13 +8,13 @@ from pathlib import Path
 from conceptzap import format
 from conceptzap.format import atomic, naming
 from conceptzap.trust import policy
-from conceptzap.trust.policy import Policy
+from conceptzap.trust.lockfile import NAME, Policy
 
 
 def lock(
     paths: Sequence[Path],
     base: str = "demo",
-    output: Path | str = policy.NAME,
+    output: Path | str = NAME,
     *,
     force: bool = False,
     prediction: str | None = None,
@@ -33,7 +33,7 @@ def lock(
     return policy.write(output, here.reference(policy.EVERYTHING), base, paths, force)
 
 
-def verify(path: Path | str = policy.NAME, device: str = "auto") -> Policy:
+def verify(path: Path | str = NAME, device: str = "auto") -> Policy:
     """The policy, once all of it holds: versions, files, the base's weights, every edit's self-test.
 
     Raises `RefusedError` with every reason otherwise.
@@ -43,6 +43,6 @@ def verify(path: Path | str = policy.NAME, device: str = "auto") -> Policy:
     from conceptzap.base import load_base
     from conceptzap.trust import canary
 
-    here = load_base(held.base_name, device)
+    here = load_base(held.locate_base(), device)
     canary.check_all(here, [(erasure, True) for erasure in policy.enforce(held, here)])
     return held

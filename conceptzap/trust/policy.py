@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,70 +17,26 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from conceptzap import format
-from conceptzap.edit import BaseRef, Erasure, Json
+from conceptzap.edit import BaseRef, Erasure
 from conceptzap.errors import FormatError, RefusedError, UsageError, escape
 from conceptzap.format.atomic import read_regular, write_atomic
 from conceptzap.format.container import FILE_LIMIT
-from conceptzap.format.tree import DIGEST
+from conceptzap.trust import lockfile
+from conceptzap.trust.lockfile import PARTS, Pinned, Policy
 
 if TYPE_CHECKING:
     from conceptzap.base import Base
 
-SCHEMA = "conceptzap.lock/1"
-NAME = "conceptzap.lock"
 LIMIT = 2**20
-# a policy pins every part of a fingerprint, also those that no edit touches
-PARTS = ("attn2", "text", "unet")
 EVERYTHING = ("unet",)
-TOP = {"schema": str, "conceptzap": str, "base": dict, "files": list}
-BASE = {
-    "name": str,
-    "family": str,
-    "id": str,
-    "revision": str,
-    "signature": str,
-    "fingerprint": dict,
-}
-FILE = {"path": str, "sha256": str, "digest": str, "concepts": list, "required": bool}
-ANEW = "write it anew with: conceptzap lock"
-
-
-@dataclass(frozen=True)
-class Pinned:
-    """One erasure file: `path` from the lock's folder, sha256 of its bytes, digest, concepts.
-
-    One that is not `required` may be absent; a file that is there has to be the right one.
-    """
-
-    path: str
-    sha256: str
-    digest: str
-    concepts: tuple[str, ...]
-    required: bool = True
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A lock file as read. `digest` is the sha256 of its bytes, `base_name` what `load_base` takes.
-
-    `versions` is a range such as ">=0.1.0,<0.2" (PEP 440).
-    """
-
-    path: Path
-    digest: str
-    versions: str
-    base_name: str
-    base: BaseRef
-    files: tuple[Pinned, ...]
-
-    def locate(self, pinned: Pinned) -> Path:
-        return _folder(self.path) / pinned.path
 
 
 def write(
     path: Path, base: BaseRef, base_name: str, files: Iterable[Path], force: bool = False
 ) -> Policy:
     """Pin these erasures on this base, given by `Base.reference(EVERYTHING)`; all are required.
+
+    Files, and a base that is a folder or a file, are named from the lock's folder.
 
     Raises `UsageError` (no files), `FormatError` (not an erasure), `RefusedError` (keys, scaled or
     foreign erasures) and what `write_atomic` raises.
@@ -94,9 +48,10 @@ def write(
     reasons = [r for pinned, erasure in found.values() for r in _unfit(base, pinned, erasure)]
     if reasons:
         raise _refused(f"cannot lock {escape(path)}", reasons)
-    draft = Policy(Path(path), "", _range(), base_name, base, pins)
-    data = _encode(draft)
-    policy = _parse(Path(path), data)
+    name = lockfile.name_base(Path(path), base_name)
+    draft = Policy(Path(path), "", _range(), name, base, pins)
+    data = lockfile.encode(draft)
+    policy = lockfile.parse(Path(path), data)
     write_atomic(path, data, force)
     return policy
 
@@ -107,7 +62,7 @@ def read(path: Path) -> Policy:
         data = read_regular(path, LIMIT)
     except FormatError as error:
         raise UsageError(str(error), error.hint) from error
-    return _parse(Path(path), data)
+    return lockfile.parse(Path(path), data)
 
 
 def faults(policy: Policy) -> list[str]:
@@ -228,17 +183,12 @@ def _range() -> str:
     return f">={__version__},<{following}"
 
 
-def _folder(lock: Path) -> Path:
-    # resolved, because `..` behind a link leads elsewhere than its name says
-    return Path(os.path.realpath(lock.parent))
-
-
 def _named(lock: Path, files: Iterable[Path]) -> dict[str, Path]:
     """Path as the lock names it -> file; the same one twice counts once."""
     places = {
         Path(os.path.realpath(Path(file).parent)) / Path(file).name: Path(file) for file in files
     }
-    folder = _folder(Path(lock))
+    folder = lockfile.folder(Path(lock))
     return {Path(os.path.relpath(place, folder)).as_posix(): file for place, file in places.items()}
 
 
@@ -250,123 +200,3 @@ def _pin(name: str, file: Path) -> tuple[Pinned, Erasure]:
         raise FormatError(f"{escape(file)}: {error}", error.hint) from error
     sha256 = hashlib.sha256(data).hexdigest()
     return Pinned(name, sha256, erasure.digest, erasure.header.concepts), erasure
-
-
-def _encode(policy: Policy) -> bytes:
-    lines = [
-        "# Written by `conceptzap lock`, checked by `conceptzap verify`.",
-        *_pairs({"schema": SCHEMA, "conceptzap": policy.versions}),
-        *("", "[base]"),
-        *_pairs({"name": policy.base_name, **policy.base.record()}),
-        *("", "[base.fingerprint]"),
-        *_pairs(policy.base.fingerprint),
-    ]
-    for pinned in policy.files:
-        lines += ["", "[[files]]", *_pairs(vars(pinned))]
-    try:
-        return "\n".join([*lines, ""]).encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"cannot lock {escape(policy.path)}: a name is not UTF-8", "rename it"
-        ) from error
-
-
-def _pairs(table: Mapping[str, Json]) -> list[str]:
-    """`key = value` lines of a table's texts, lists of texts and truths."""
-    return [f"{_key(k)} = {_value(v)}" for k, v in table.items() if not isinstance(v, dict)]
-
-
-def _key(key: str) -> str:
-    bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
-    return key if bare else _quoted(key)
-
-
-def _value(value: str | bool | Sequence[str]) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return _quoted(value)
-    return f"[{', '.join(map(_quoted, value))}]"
-
-
-def _quoted(text: str) -> str:
-    """A TOML basic string; what does not print is written by its code point."""
-    return f'"{"".join(map(_character, text))}"'
-
-
-def _character(c: str) -> str:
-    if c in '"\\':
-        return f"\\{c}"
-    if c.isprintable() or "\ud800" <= c <= "\udfff":
-        return c
-    return f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}"
-
-
-def _parse(path: Path, data: bytes) -> Policy:
-    try:
-        tree = tomllib.loads(data.decode("utf-8"))
-        _check_schema(tree.get("schema"))
-        top = _fields(tree, TOP, "it")
-        _check_versions(top["conceptzap"])
-        base = _fields(top["base"], BASE, "base")
-        files = tuple(_file(table) for table in top["files"])
-        reference = _reference(base)
-        _check_files(files)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{escape(path)} is no sound policy: {escape(error)}", ANEW) from error
-    digest = hashlib.sha256(data).hexdigest()
-    return Policy(path, digest, top["conceptzap"], base["name"], reference, files)
-
-
-def _check_schema(schema: Json) -> None:
-    if schema != SCHEMA:
-        raise ValueError(f"its schema is {schema!r}, this conceptzap reads {SCHEMA!r}")
-
-
-def _fields(table: Json, kinds: Mapping[str, type], where: str) -> dict[str, Json]:
-    """A table with exactly these keys and types, else a `ValueError`."""
-    if type(table) is not dict:
-        raise ValueError(f"{where} is not a table")
-    odd = sorted(set(kinds) ^ set(table))
-    if odd:
-        raise ValueError(f"{where} {'lacks' if odd[0] in kinds else 'has an unknown'} {odd[0]!r}")
-    for key, kind in kinds.items():
-        if type(table[key]) is not kind:
-            raise ValueError(f"{key} of {where} is not of type {kind.__name__}")
-    return table
-
-
-def _reference(base: Mapping[str, Json]) -> BaseRef:
-    prints = _fields(base["fingerprint"], dict.fromkeys(PARTS, str), "base.fingerprint")
-    for name, value in {"signature": base["signature"], **prints}.items():
-        _check_digest(value, f"base: {name}")
-    return BaseRef(base["family"], base["id"], base["revision"], base["signature"], prints)
-
-
-def _file(table: Json) -> Pinned:
-    fields = _fields(table, FILE, "a file")
-    path, concepts = fields["path"], fields["concepts"]
-    if not path.strip("./") or os.path.isabs(path) or "\0" in path:
-        raise ValueError(f"{path!r} is no path from the policy's folder to a file")
-    if not all(type(concept) is str for concept in concepts):
-        raise ValueError(f"concepts of {path!r} are not texts")
-    for name in ("sha256", "digest"):
-        _check_digest(fields[name], f"{path}: {name}")
-    return Pinned(**{**fields, "path": os.path.normpath(path), "concepts": tuple(concepts)})
-
-
-def _check_digest(text: str, where: str) -> None:
-    if not DIGEST.fullmatch(text):
-        raise ValueError(f"{where} is not 64 hexadecimal digits")
-
-
-def _check_versions(versions: str) -> None:
-    if not list(SpecifierSet(versions)):
-        raise ValueError("it gives no range of versions, such as '>=0.1,<0.2'")
-
-
-def _check_files(files: Sequence[Pinned]) -> None:
-    if not any(pinned.required for pinned in files):
-        raise ValueError("it requires no file, so it would protect nothing")
-    if len({pinned.path for pinned in files}) != len(files):
-        raise ValueError("it names a file twice")
