@@ -191,7 +191,7 @@ def test_a_leak_is_exit_7_with_what_was_made(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leak = {"leak": Score("leak", 0.9, 0.8, 1.0, 20, "lower")}
-    monkeypatch.setattr("conceptzap.evaluation.scoring.closing", lambda *_: leak)
+    monkeypatch.setattr("conceptzap.verbs.erasing.closing", lambda *_: leak)
     with pytest.raises(ThresholdError, match="not erased: 90% of 20") as error:
         erase(world, "cat", output=tmp_path / "x")
     made = error.value.made
@@ -247,7 +247,7 @@ def test_stopped_after_training_it_says_how_to_go_on(
         raise blow
 
     with monkeypatch.context() as patch:
-        patch.setattr("conceptzap.evaluation.scoring.closing", stop)
+        patch.setattr("conceptzap.verbs.erasing.closing", stop)
         with pytest.raises(Interrupted, match="the training is kept in") as error:
             train(world, tmp_path / "x")
     assert error.value.exit_code == code and "--resume" in error.value.hint

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -312,6 +313,67 @@ def test_a_browser_shows_the_grids_without_errors_or_network(
         for one, other in zip(before, after, strict=True):
             above, below = places(seen.codes, one, CELL), places(seen.codes, other, CELL)
             assert any(x == right and y < under for y, x in above for under, right in below), title
+
+
+WIDTHS, SCREEN = (390, 768, 1280), 844  # pixels of a telephone, a tablet, a laptop; of a telephone's height
+TRIED = """<script>addEventListener("load", () => {
+  const tall = [...document.querySelectorAll(".slice, table, .many, .wide, .cards, .verdict")];
+  const found = { width: innerWidth, wide: document.documentElement.scrollWidth,
+    tall: Math.max(...tall.map((one) => one.getBoundingClientRect().height)) };
+  const shown = (which) => [...document.querySelectorAll(which)].filter((one) => one.offsetParent).length;
+  found.pairs = shown(".pair");
+  document.getElementById("only").click();
+  found.right = shown(".pair:not(.fault)");
+  found.faults = shown(".pair.fault");
+  document.getElementById("only").click();
+  document.querySelector(".pair .zoom").click();
+  const large = document.getElementById("large");
+  const slider = large.querySelector("input");
+  slider.value = 30;
+  slider.dispatchEvent(new Event("input"));
+  found.large = [large.open, large.querySelector(".over").style.clipPath,
+    large.querySelector("img").naturalWidth, large.querySelector("code").textContent];
+  parent.postMessage(found, "*");
+});</script>"""
+WRAPPER = """<!doctype html><title>0</title><script>const found = [];
+addEventListener("message", (event) => { found.push(event.data); document.body.append(JSON.stringify(event.data), "\\n"); });
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def tried(page: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """Width -> what a script found that measured the page there, and clicked at it."""
+    folder = tmp_path_factory.mktemp("tried")
+    free = re.sub(r"<meta http-equiv=[^>]*>", "", page).replace("</body>", f"{TRIED}</body>")
+    (folder / "page.html").write_text(free, encoding="utf-8")
+    frames = (f'<iframe src="page.html" width="{width}" height="{SCREEN}"></iframe>' for width in WIDTHS)
+    (folder / "all.html").write_text(f"{WRAPPER}<body>{''.join(frames)}</body>")
+    done = subprocess.run(
+        [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000",
+         "--dump-dom", (folder / "all.html").as_uri()],
+        capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    found = [json.loads(html.unescape(line)) for line in re.findall(r'\{"width.*\}', done.stdout)]
+    return {one["width"]: one for one in found}
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", WIDTHS)
+def test_it_is_read_at_any_width(width: int, tried: dict[int, dict[str, Any]]) -> None:
+    assert tried[width]["wide"] <= width, "it scrolls sideways"
+    assert tried[width]["tall"] <= 4 * SCREEN, "a block without a way round it"
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", WIDTHS)
+def test_it_answers_clicks(width: int, tried: dict[int, dict[str, Any]], done: Evaluation) -> None:
+    found, strips = tried[width], samples.strips(done)
+    assert found["pairs"] == sum(len(strip.pairs) for strip in strips), "what is extra waits"
+    everything = [pair for strip in strips for pair in (*strip.pairs, *strip.faults)]
+    assert (found["right"], found["faults"]) == (0, sum(bool(pair.fault) for pair in everything))
+    is_open, clip, pixels, command = found["large"]
+    assert is_open and clip == "inset(0px 0px 0px 70%)" and pixels == SIDE
+    assert command.startswith("conceptzap generate --with church.lprompt.safetensors")
 
 
 @needs_chromium
