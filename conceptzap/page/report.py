@@ -146,8 +146,8 @@ def _attended(
             attention.look(base, probe.prompt, words, probe.seed, settings, edits)
             for edits in ((), done.erased.edits)
         )
-        wanted = (bare, "concept", pair.before), (erased, "concept", pair.after), (erased, "learned", pair.after)
-        yield pair, [_map(*one) for one in wanted]
+        wanted = (bare, "concept", pair.before), (erased, "concept", pair.after)
+        yield pair, [_map(*one) for one in (*wanted, (erased, "learned", pair.after))]
 
 
 def _map(
