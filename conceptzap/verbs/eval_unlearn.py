@@ -39,8 +39,7 @@ class ConceptzapTechnique:
     ) -> None:
         self.base = load_base(base, device)
         loaded = admission.load_all((path, strength) for path in lprompts)
-        for one in loaded:
-            admission.admit(self.base, one.erasure, False, Report())
+        admission.admit_all(self.base, [one.erasure for one in loaded], False, Report())
         self.edits = sort_edits(edit for one in loaded for edit in one.edits)
         self.settings = Settings(steps=steps, guidance=guidance)
         self.next_seed = check_seed(seed)

@@ -82,8 +82,7 @@ def evaluate(
     asked = probes.expand(experiment.suite, experiment.world, experiment.targets)
     for line in verdict.shortfalls(thresholds, verdict.expected(asked)):
         report.warn(line)
-    for one in loaded:
-        admission.admit(here, one.erasure, strict, report)
+    admission.admit_all(here, [one.erasure for one in loaded], strict, report)
     # 3. pictures, judges, scores
     done = run.evaluate(here, loaded, experiment, report)
     name = base if isinstance(base, str) else base.id
