@@ -18,7 +18,7 @@ from conceptzap.registry.family import suggest
 PACKAGE = Path(__file__).parents[1]
 # a wheel carries the presets inside the package; in a checkout they lie beside it, at the top
 PRESETS = next(
-    (place for place in (PACKAGE / "presets", PACKAGE.parent / "presets") if place.is_dir()),
+    (place for place in (PACKAGE / "presets", PACKAGE.parent / "presets") if any(place.glob("*.toml"))),
     PACKAGE / "presets",
 )
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
