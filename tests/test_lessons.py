@@ -26,7 +26,7 @@ def test_every_concept_is_learned_in_the_wordings_of_its_own_kind(sd1: Base) -> 
 
 
 def test_a_kind_may_be_given_once_or_for_each(sd1: Base) -> None:
-    given = dict(anchors=["painting", "house"])
+    given = {"anchors": ["painting", "house"]}
     assert fitted(sd1, ["Monet", "church"], **given, kind="object").kinds == ("object", "object")
     both = fitted(sd1, ["Monet", "church"], **given, kind=["style", "unsafe"])
     assert both.kinds == ("style", "unsafe")

@@ -22,7 +22,7 @@ from conceptzap.edit import Edit
 from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.task import Task
-from conceptzap.training import detector, distil, objectives
+from conceptzap.training import distil, neighbours, objectives
 from conceptzap.training.lessons import Lesson, lessons
 from conceptzap.training.objectives import Batch, Trajectories
 from conceptzap.training.train import Group
@@ -137,7 +137,8 @@ def words(base: Base, lesson: Lesson, n: int) -> list[str]:
     names = config.preset("object" if lesson.kind == "unsafe" else lesson.kind).get("names", ())
     gone = {lesson.concept.lower(), lesson.anchor.lower(), *map(str.lower, lesson.synonyms)}
     known = [name for name in names if name.lower() not in gone and not base.unknown_words(name)]
-    return [name for name, _ in detector.neighbours(base, lesson.concept, known)[:n]] if known else []
+    near = neighbours.neighbours(base, lesson.concept, known)
+    return [name for name, _ in near if name in known][:n]
 
 
 def _latents(base: Base, prompts: list[str], report: Report, turn: int) -> Trajectories:

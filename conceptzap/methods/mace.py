@@ -26,9 +26,10 @@ from conceptzap.report import Report
 from conceptzap.runtime import attention
 from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
-from conceptzap.training import attending, closed_form, detector, distil, objectives
+from conceptzap.training import attending, closed_form, distil, objectives
 from conceptzap.training.attending import Marked, MarkedLatents
 from conceptzap.training.lessons import Lesson, lessons
+from conceptzap.training.states import States
 from conceptzap.training.train import Group
 
 PAPER = "2403.06135"
@@ -59,14 +60,14 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     # 2. attention to its own words
     changes = [_trained(base, task, lesson, refined, cfg, report) for lesson in taught]
     # 3. all changes in one
-    grams = [_gram(_states(base, lesson.asked)) for lesson in taught]
+    grams = [_gram(_states(base, lesson.prompts)) for lesson in taught]
     yield refined
     for site in zip(*changes, strict=True):
         yield replace(site[0], tensors=fuse([edit.tensors for edit in site], grams, _gram(keep), cfg))
 
 
 def _states(base: Base, prompts: Sequence[str]) -> Tensor:
-    return detector.states(base, prompts).flatten(0, 1).cpu().double()
+    return States.of(base, prompts).hidden.flatten(0, 1).double()
 
 
 def _gram(states: Tensor) -> Tensor:
@@ -79,14 +80,17 @@ def refine(base: Base, taught: Sequence[Lesson], keep: Tensor, cfg: Config) -> d
     source, target, stay = [], [], [keep]
     for lesson in taught:
         pairs = [pair for pair in lesson.pairs if lesson.concept in pair.concept]
-        moved, wanted, prefix = closed_form.aligned_states(base, pairs, lesson.concept, lesson.anchor)
+        read = States.of(base, [prompt for pair in pairs for prompt in (pair.concept, pair.anchor)])
+        chunks = closed_form.aligned(base, read, pairs, [lesson.concept], lesson.anchor)
+        moved, wanted, prefix = (torch.cat(part) for part in zip(*chunks, strict=True))
         own = attending.marks(base, [pair.concept for pair in pairs], [lesson.concept])
         beside = ~own[own.cumsum(1) > 0].to(moved.device)  # of the tokens from the concept on
         source.append(moved[beside])
         target.append(wanted[beside])
         stay.append(prefix.cpu().double())
     rows = (torch.cat([part.cpu().double() for part in parts]) for parts in (source, target, stay))
-    return closed_form.solve(*rows, rank=cfg.refined, ridge=cfg.ridge, keep_scale=cfg.keep_scale)
+    sums = closed_form.Moves.of(*rows)
+    return closed_form.solve(sums, rank=cfg.refined, ridge=cfg.ridge, keep_scale=cfg.keep_scale)
 
 
 def _trained(

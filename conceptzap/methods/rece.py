@@ -43,10 +43,12 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     told = subspace.states_of(base, list(lessons(base, task)), cfg.keep_prompts)
     gram = value_gram(base)
     solved = {"ridge": cfg.ridge, "keep_scale": cfg.keep_scale}
-    pair = closed_form.solve(told.source, told.target, told.keep, rank=cfg.rank, **solved)
+    sums = closed_form.Moves.of(told.source, told.target, told.keep)
+    pair = closed_form.solve(sums, rank=cfg.rank, **solved)
     for _ in range(cfg.rounds):
         restored = derive(told.source, pair, gram, cfg.restoring)  # [n, d]
-        more = closed_form.solve(restored, told.target, told.keep, rank=cfg.more_rank, **solved)
+        sums = closed_form.Moves.of(restored, told.target, told.keep)
+        more = closed_form.solve(sums, rank=cfg.more_rank, **solved)
         pair = compose(pair, more)
     yield Edit("weight", base.sites(CROSS_KV), pair)
 

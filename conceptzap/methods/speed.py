@@ -23,7 +23,7 @@ from conceptzap.base import Base
 from conceptzap.edit import Edit
 from conceptzap.report import Report
 from conceptzap.task import Task
-from conceptzap.training import detector, subspace
+from conceptzap.training import subspace
 from conceptzap.training.lessons import lessons
 
 PAPER = "2503.07392"
@@ -49,7 +49,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     sites = base.sites(cfg.sites)
     weight = torch.cat([base.module(site).weight.detach().cpu().double() for site in sites])
     keep = influenced(source, target, told.keep, weight, cfg, report.seed)
-    fixed = invariants(detector.states(base, [""])[0].cpu().double())
+    fixed = invariants(base.encode([""]).states[0].cpu().double())
     change = null_constrained(source, target, keep, fixed, cfg)
     yield Edit("weight", sites, subspace.cut(change, source, min(cfg.rank, len(source))))
 

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from conceptzap.base import CROSS_KV, Base
+from conceptzap.base import Base
 from conceptzap.edit import Edit, Gate
 from conceptzap.report import Report
 from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
-from conceptzap.training import closed_form, detector, objectives
-from conceptzap.training.lessons import Lesson, gate, lessons
+from conceptzap.training import closed_form, lessons, objectives
+from conceptzap.training.lessons import Lesson
 from conceptzap.training.objectives import Trajectories
 from conceptzap.training.train import Group
 
@@ -36,20 +36,17 @@ class Config:
     batch: int = 8
     lr: float = 0.01
     trajectories: int = 24  # of partial sampling, cached
-    rank: int = 12  # of the closed-form edit; 0 leaves it out
-    ridge: float = 0.05
+    rank: int = 4  # of the closed-form edit, at most; 0 leaves it out
+    ridge: float = 0.05  # of the mean square of the states
     keep_scale: float = 4.0
     gate: bool = True  # False erases everywhere, for comparison
-    directions: int = 4  # of the gate's detector
+    directions: int = 2  # of the gate's detector
     keep_prompts: int = 400  # prompts of the keep set
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    for lesson in lessons(base, task):
-        gates = ()
-        if cfg.gate:
-            gates = (gate(base, [lesson], report.seed, cfg.keep_prompts, cfg.directions),)
-        fixed = [_closed_form(base, lesson, cfg, gates)] if cfg.rank else []
+    for lesson in lessons.lessons(base, task, report):
+        fixed, gates = _closed_form(base, lesson, cfg, report)
         learned = objectives.prompt(
             base, lesson.anchor, cfg.tokens, cfg.placement, report.seed, gates=gates
         )
@@ -57,16 +54,24 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
         yield from (*fixed, learned)
 
 
-def _closed_form(base: Base, lesson: Lesson, cfg: Config, gates: tuple[Gate, ...]) -> Edit:
-    source, target, prefix = closed_form.aligned_states(
-        base, lesson.pairs, lesson.concept, lesson.anchor
-    )
-    stay = [*lesson.instead, *lesson.kept(cfg.keep_prompts)]
-    keep = torch.cat([prefix, detector.states(base, stay).flatten(0, 1)])
-    tensors = closed_form.solve(
-        source, target, keep, rank=cfg.rank, ridge=cfg.ridge, keep_scale=cfg.keep_scale
-    )
-    return Edit("weight", base.sites(CROSS_KV), tensors, gates=gates)
+def _closed_form(
+    base: Base, lesson: Lesson, cfg: Config, report: Report
+) -> tuple[list[Edit], tuple[Gate, ...]]:
+    """The closed-form edits and the gates of a concept, fitted on the same states; nothing drawn yet."""
+    gates: tuple[Gate, ...] = ()
+    if not (cfg.gate or cfg.rank):
+        return [], gates
+    states = lessons.read(base, lesson, cfg.keep_prompts, report)
+    if cfg.gate:
+        told = [lesson]
+        gates = (
+            lessons.gate(base, told, report.seed, cfg.keep_prompts, cfg.directions, states, report),
+        )
+    if not cfg.rank:
+        return [], gates
+    sums = lessons.moves(base, lesson, states, cfg.keep_prompts)
+    rest = {"rank": cfg.rank, "ridge": cfg.ridge, "keep_scale": cfg.keep_scale, "gates": gates}
+    return closed_form.edits(base, sums, **rest), gates
 
 
 def _distil(

@@ -1,90 +1,261 @@
-"""Closed-form edits of the text states before cross-attention, and their low-rank form.
+"""Closed-form edits of what the UNet reads of a text: the states and, in SDXL, the pooled text.
 
 Every K/V edit whose targets are the projections of other text states is W M with one M for all
 layers (UCE's eq. 7 with v* = W c*), so it is stored as one pair `into down` and W never appears.
+
+Contract: `moves(states, ...)` sums up what shall move and what shall stay, `solve` turns sums into
+`into` [d, r] and `down` [r, d], `edits` makes the edits of a base of them. SDXL's two encoders are
+solved apart, so that a concept in only one of its two prompts is moved there; so is the pooled text,
+at the first layer of the added embedding, whose input begins with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from conceptzap.base import Base
-from conceptzap.training.detector import states
+from conceptzap.base import CROSS_KV, Base
+from conceptzap.edit import Edit, Gate
+from conceptzap.training.states import CHUNK, States
 from conceptzap.training.wordings import Pair
 
-
-def _find(ids: list[int], word: list[int]) -> int:
-    """Where `word` starts in `ids`, or -1."""
-    spots = (i for i in range(len(ids) - len(word) + 1) if ids[i : i + len(word)] == word)
-    return next(spots, -1) if word else -1
+POOLED_SITE = "unet.add_embedding.linear_1"  # reads [pooled | time embeddings]
+ENERGY = 0.999  # of the change, by which the rank is cut
 
 
 def align(
-    asked: list[int], instead: list[int], concept: list[int], anchor: list[int], end: int
+    prompt: list[int], target: list[int], names: Sequence[list[int]], anchor: list[int], end: int
 ) -> list[int]:
     """For each position of the concept's prompt, the position of the anchor's whose state it becomes.
 
-    -1 in front of the concept: in a causal encoder those states do not know of it yet. The concept's
-    own tokens become the anchor's last one, words both prompts have become each other, whatever
-    follows becomes the end of text, and the padding lines up.
+    -1 in front of the concept: in a causal encoder those states do not know of it yet. The tokens of
+    a name of the concept (`names`: itself, its synonyms) become the anchor's last one, words both
+    prompts have become each other, whatever follows becomes the end of text, and the padding lines up.
     """
-    first, end_asked, end_instead = _find(asked, concept), asked.index(end), instead.index(end)
-    spot = _find(instead, anchor)
-    target = spot + len(anchor) - 1 if spot >= 0 else end_instead
-    last_seen = {token: i for i, token in enumerate(instead[:end_instead])}
+    named = {i + k for name in names for i in _spots(prompt, name) for k in range(len(name))}
+    first = min(named, default=_first_difference(prompt, target))
+    end_prompt, end_target = prompt.index(end), target.index(end)
+    spot = next(_spots(target, anchor), -1)
+    become = spot + len(anchor) - 1 if spot >= 0 else end_target
+    last_seen = {token: i for i, token in enumerate(target[:end_target])}
     result = []
-    for position, token in enumerate(asked):
+    for position, token in enumerate(prompt):
         if position < first or position == 0:
             result.append(-1)
-        elif position >= end_asked:
-            result.append(max(position, end_instead))
-        elif token in concept:
-            result.append(target)
+        elif position >= end_prompt:
+            result.append(max(position, end_target))
+        elif position in named:
+            result.append(become)
         else:
-            result.append(last_seen.get(token, end_instead))
+            result.append(last_seen.get(token, end_target))
     return result
 
 
-def aligned_states(
-    base: Base, pairs: Sequence[Pair], concept: str, anchor: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """States to move [n, d], what they become [n, d], and the states in front of the concept [m, d]."""
+def _spots(ids: list[int], word: list[int]) -> Iterator[int]:
+    """Where `word` starts in `ids`, every time."""
+    return (i for i in range(len(ids) - len(word) + 1) if word and ids[i : i + len(word)] == word)
+
+
+def _first_difference(one: list[int], other: list[int]) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), len(one))
+
+
+# -- sums over states
+
+
+@dataclass
+class Moves:
+    """Sums over states of width d, fp64 on the CPU: what shall move, and what shall stay.
+
+    `gram` sum c c^T, `cross` sum (c* - c) c^T over the n states that move; `kept` sum p p^T over the
+    m that stay. Sums of several concepts add up.
+    """
+
+    width: int
+    gram: Tensor = field(init=False)
+    cross: Tensor = field(init=False)
+    kept: Tensor = field(init=False)
+    n: int = 0
+    m: int = 0
+
+    def __post_init__(self) -> None:
+        square = (self.width, self.width)
+        self.gram, self.cross, self.kept = (torch.zeros(square, dtype=torch.double) for _ in range(3))
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Add states [k, d] and what they become [k, d]."""
+        c = source.double()
+        self.gram += c.T @ c
+        self.cross += (target.double() - c).T @ c
+        self.n += len(c)
+
+    def keep(self, states: Tensor) -> None:
+        """Add states [k, d] that stay."""
+        p = states.double()
+        self.kept += p.T @ p
+        self.m += len(p)
+
+    @property
+    def mean_square(self) -> float:
+        """Of the numbers of the states that move."""
+        return self.gram.diagonal().mean().item() / max(1, self.n)
+
+    def add(self, other: Moves) -> None:
+        for name in ("gram", "cross", "kept"):
+            getattr(self, name).add_(getattr(other, name))
+        self.n, self.m = self.n + other.n, self.m + other.m
+
+
+    @staticmethod
+    def of(source: Tensor, target: Tensor, keep: Tensor) -> Moves:
+        """The sums over states [n, d], what they become [n, d] and those that stay [m, d]."""
+        total = Moves(source.shape[1])
+        total.move(source, target)
+        total.keep(keep)
+        return total
+
+
+def moves(
+    base: Base,
+    states: States,
+    pairs: Sequence[Pair],
+    names: Sequence[str],
+    anchor: str,
+    keep: Sequence[str],
+) -> list[Moves]:
+    """The sums of each text encoder's part of the states and, last, of the pooled text where there is one.
+
+    `names` are what the concept is called in the pairs. What stays: the prompts of `keep`, and what
+    stands in front of the concept.
+    """
+    sums = [Moves(width) for width in states.parts]
+    for three in aligned(base, states, pairs, names, anchor):
+        halves = zip(sums, *(part.split(states.parts, -1) for part in three), strict=True)
+        for total, source, target, front in halves:
+            total.move(source, target)
+            total.keep(front)
+    for rows in states.chunks(keep):
+        for total, part in zip(sums, states.hidden[rows].float().split(states.parts, -1), strict=True):
+            total.keep(part.flatten(0, 1))
+    return [*sums, *_pooled(states, pairs, keep)]
+
+
+def aligned(
+    base: Base, states: States, pairs: Sequence[Pair], names: Sequence[str], anchor: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """In chunks: states that move [k, d], what they become [k, d], those in front of it [j, d]."""
+    rows = states.rows([pair.concept for pair in pairs])
+    targets = states.rows([pair.anchor for pair in pairs])
+    maps = _maps(base, states, pairs, names, anchor)  # [pairs, length]
+    for start in range(0, len(rows), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        c, a = (states.hidden[which[chunk]].float() for which in (rows, targets))
+        where = maps[chunk]
+        moved = where >= 0
+        index = torch.arange(len(where))[:, None].expand_as(where)[moved]
+        yield c[moved], a[index, where[moved]], c[~moved]
+
+
+def _maps(
+    base: Base, states: States, pairs: Sequence[Pair], names: Sequence[str], anchor: str
+) -> Tensor:
+    """`align` for every pair: [pairs, length]."""
     tokenizer = base.tokenizers[0]
-    asked, instead = [p.concept for p in pairs], [p.anchor for p in pairs]
-    ids_asked, ids_instead = base.token_ids(asked)[0].tolist(), base.token_ids(instead)[0].tolist()
-    words = [
-        tokenizer(w, add_special_tokens=False).input_ids if w else [] for w in (concept, anchor)
-    ]
-    c, a = states(base, asked), states(base, instead)
-    end = tokenizer.eos_token_id
-    maps = torch.tensor(
-        [align(x, y, *words, end) for x, y in zip(ids_asked, ids_instead, strict=True)]
-    )
-    moved = maps >= 0
-    rows = torch.arange(len(maps))[:, None].expand_as(maps)
-    return c[moved], a[rows[moved], maps[moved]], c[~moved]
+    words = [_ids(tokenizer, name) for name in names]
+    rows = [(states.index[pair.concept], states.index[pair.anchor]) for pair in pairs]
+    aligned = [
+        align(
+            states.ids[one].tolist(), states.ids[other].tolist(), words,
+            _ids(tokenizer, anchor), tokenizer.eos_token_id,
+        )
+        for one, other in rows
+    ]  # fmt: skip
+    return torch.tensor(aligned)
 
 
-def solve(
-    source: Tensor, target: Tensor, keep: Tensor, *, rank: int, ridge: float, keep_scale: float
-) -> dict[str, Tensor]:
+def _ids(tokenizer, word: str) -> list[int]:
+    return tokenizer(word, add_special_tokens=False).input_ids if word else []
+
+
+def _pooled(states: States, pairs: Sequence[Pair], keep: Sequence[str]) -> list[Moves]:
+    if states.pooled is None:
+        return []
+    prompts = ([pair.concept for pair in pairs], [pair.anchor for pair in pairs], keep)
+    return [Moves.of(*(states.pooled[states.rows(which)] for which in prompts))]
+
+
+# -- the solution
+
+
+def solve(sums: Moves, *, rank: int, ridge: float, keep_scale: float) -> dict[str, Tensor]:
     """`into` [d, r] and `down` [r, d] of M - I, M = argmin |M c - c*|^2 + k |M p - p|^2 + ridge |M - I|^2.
 
-    The sums over states are means times 1, so that ridge does not depend on how many there are. The
-    cut to rank r is the best one for the states at hand, not for M itself.
+    The sums are means times 1, so that ridge does not depend on how many states there are. The cut
+    to the smallest rank that holds `ENERGY` of the change, at most `rank`, is the best one
+    for the states at hand, not for M itself.
     """
-    c, wanted, p = source.double(), target.double(), keep.double()
-    gram = c.T @ c / len(c) + ridge * torch.eye(c.shape[1], dtype=c.dtype, device=c.device)
-    if len(p):
-        gram = gram + keep_scale * (p.T @ p) / len(p)
-    values, vectors = torch.linalg.eigh(gram)
-    root = vectors * values.clamp_min(1e-12).rsqrt() @ vectors.T
-    u, s, vh = torch.linalg.svd((wanted - c).T @ c / len(c) @ root, full_matrices=False)
-    r = min(rank, len(s))
+    # 1. the metric of the states at hand, G = L L^T
+    gram = sums.gram / max(1, sums.n)  # [d, d]
+    gram = gram + ridge * torch.eye(sums.width, dtype=torch.double)
+    if sums.m:
+        gram = gram + keep_scale * sums.kept / sums.m
+    gram.diagonal().add_(1e-12 * gram.diagonal().mean().clamp_min(1e-12))
+    lower = torch.linalg.cholesky(gram)
+    # 2. M - I = cross G^-1; in that metric, A = (M - I) L
+    a = torch.linalg.solve_triangular(lower, sums.cross.T / max(1, sums.n), upper=False).T  # [d, d]
+    u, s, vh = _leading(a, rank)
+    # 3. as many directions as hold the energy
+    held = s.square().cumsum(0) / a.square().sum().clamp_min(1e-300)
+    r = max(1, min(rank, len(s), int((held < ENERGY).sum()) + 1))
+    down = torch.linalg.solve_triangular(lower.T, vh[:r].T, upper=True).T  # [r, d]
     return {
         "into": (u[:, :r] * s[:r]).float().contiguous(),
-        "down": (vh[:r] @ root).float().contiguous(),
+        "down": down.float().contiguous(),
     }
+
+
+def _leading(a: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The first `rank` singular triples of a [d, d]: u [d, r], s [r], vh [r, d].
+
+    By the eigenvectors of a a^T, a fifth of a full decomposition's time and, for the first of them,
+    as right.
+    """
+    values, vectors = torch.linalg.eigh(a @ a.T)  # ascending
+    u = vectors[:, -rank:].flip(1)
+    s = values[-rank:].flip(0).clamp_min(1e-300).sqrt()
+    return u, s, u.T @ a / s[:, None]
+
+
+def edits(
+    base: Base,
+    sums: Sequence[Moves],
+    *,
+    rank: int,
+    ridge: float,
+    keep_scale: float,
+    gates: tuple[Gate, ...] = (),
+) -> list[Edit]:
+    """The edit of all keys and values and, where text is pooled, the one of the pooled text.
+
+    `ridge` is in units of the states' mean square, so that it means the same for every text encoder.
+    """
+    solved = [
+        solve(one, rank=rank, ridge=ridge * one.mean_square, keep_scale=keep_scale) for one in sums
+    ]
+    count = len(base.text_encoders)
+    into = torch.block_diag(*(one["into"] for one in solved[:count]))  # [width, ranks]
+    down = torch.block_diag(*(one["down"] for one in solved[:count]))  # [ranks, width]
+    made = [Edit("weight", base.sites(CROSS_KV), {"into": into, "down": down}, gates=gates)]
+    for one in solved[count:]:
+        # the inputs behind the pooled text, the time embeddings, are neither read nor moved
+        rest = base.module(POOLED_SITE).weight.shape[1] - len(one["into"])
+        padded = {
+            "into": torch.nn.functional.pad(one["into"], (0, 0, 0, rest)),
+            "down": torch.nn.functional.pad(one["down"], (0, rest)),
+        }
+        made.append(Edit("weight", (POOLED_SITE,), padded, gates=gates))
+    return made

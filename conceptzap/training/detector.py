@@ -3,6 +3,11 @@
 A few directions in text space whose largest projection over all positions is high for prompts of
 the concept and low for everything else (a max-pooled linear detector, as in CGCE and CPE's gate).
 Half of the prompts fit it, the other half sets the threshold and gives both error rates.
+
+Contract: a prompt of the concept counts by its own tokens alone, start to end of text, so that the
+gate opens for embeddings handed in without padding; any other prompt by every position. With two
+text encoders each has directions of its own, scaled to one threshold, so that a concept named in one
+of two prompts is enough. The threshold is set on the tensors as they are stored, in half precision.
 """
 
 from __future__ import annotations
@@ -13,97 +18,123 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conceptzap.base import Base
 from conceptzap.edit import Gate, Json
+from conceptzap.report import Report
 from conceptzap.result import wilson
-from conceptzap.runtime.gates import scores
+from conceptzap.training.states import States
 
-CHUNK = 64
-SYNONYM = 0.85  # cosine of centred text vectors; high, for a neighbour taken for a synonym is lost
-CONTEXTS = ("{}", "a photo of a {}", "a painting of a {}", "a painting of a cat in the style of {}")
-MARGIN = 1e-3  # rounding of the scores in half precision and in other batches
+STEPS = 150  # of Adam
+STRIDE = 8  # of the padding positions that fitting looks at; the threshold looks at all
+MARGIN = 1e-3  # rounding of the scores in half precision and in other batches, of the threshold
 SAFETY = 0.35  # where between the two classes the threshold stands; low opens rather than leaks
 
 
-@torch.no_grad()
-def states(base: Base, prompts: Sequence[str]) -> Tensor:
-    """Text states of many prompts, [n, length, width] fp32."""
-    chunks = [prompts[i : i + CHUNK] for i in range(0, len(prompts), CHUNK)]
-    return torch.cat([base.encode(chunk).states.float() for chunk in chunks])
-
-
-def word_vectors(base: Base, words: Sequence[str]) -> Tensor:
-    """A unit vector a word: its states behind the last word in a few contexts, centred over the words."""
-    total: Tensor | float = 0.0
-    for context in CONTEXTS:
-        tail = states(base, [context.format(word) for word in words])[:, 12:].mean(1)
-        unit = F.normalize(tail, dim=-1)
-        total = total + F.normalize(unit - unit.mean(0), dim=-1)
-    return F.normalize(total, dim=-1)
-
-
-def neighbours(base: Base, concept: str, words: Sequence[str]) -> list[tuple[str, float]]:
-    """The words by text cosine to the concept, nearest first."""
-    words = [word for word in dict.fromkeys(words) if word.lower() != concept.lower()]
-    vectors = word_vectors(base, [concept, *words])
-    cosines = (vectors[1:] @ vectors[0]).tolist()
-    return sorted(zip(words, cosines, strict=True), key=lambda pair: (-pair[1], pair[0]))
-
-
-def _fit(open_: Tensor, shut: Tensor, seed: int, directions: int, steps: int = 150) -> Gate:
-    """Logistic regression on the max-pooled score; `open_` and `shut` are unit states [n, length, d]."""
-    generator = torch.Generator().manual_seed(seed)
-    mean = shut.mean((0, 1))
-    toward = F.normalize(open_.mean((0, 1)) - mean, dim=0)
-    noise = torch.randn(directions, len(mean), generator=generator) / len(mean) ** 0.5
-    query = (toward + 0.3 * noise.to(toward)).mul(8).requires_grad_()
-    offset = torch.zeros((), device=mean.device, requires_grad=True)
-    adam = torch.optim.Adam([query, offset], lr=0.3, foreach=False)
-    with torch.enable_grad():
-        for _ in range(steps):
-            yes, no = (_pooled(group - mean, query) - offset for group in (open_, shut))
-            hardest = no.topk(max(1, len(no) // 8)).values
-            loss = F.softplus(-yes).mean() + F.softplus(no).mean() + F.softplus(hardest).mean()
-            adam.zero_grad()
-            (loss + 1e-4 * query.pow(2).sum()).backward()
-            adam.step()
-    return Gate("match", {}, {"query": query.detach().cpu(), "mean": mean.cpu()})
-
-
-def _pooled(centred: Tensor, query: Tensor) -> Tensor:
-    return (centred @ query.T).amax((1, 2))
-
-
-def _rate(wrong: Tensor) -> dict[str, Json]:
-    k, n = int(wrong.sum()), len(wrong)
-    low, high = wilson(k, n)
-    return {"rate": round(k / max(n, 1), 6), "low": round(low, 6), "high": round(high, 6), "n": n}
-
-
-@torch.no_grad()
 def fit_gate(
-    base: Base,
+    states: States,
     concept_prompts: Sequence[str],
     other_prompts: Sequence[str],
     seed: int,
-    directions: int = 4,
+    directions: int = 2,
+    report: Report | None = None,
 ) -> Gate:
     """A calibrated `match` gate; its params hold the threshold and both error rates with intervals.
 
     The threshold stands between the classes, and where they overlap below every prompt of the
     concept: a gate that opens too often costs pictures, one that stays shut lets the concept through.
     """
-    yes, no = states(base, concept_prompts), states(base, other_prompts)
-    halves = [F.normalize(group[::2], dim=-1) for group in (yes, no)]
-    gate = _fit(*halves, seed, directions)
-    asked, others = (scores(gate, group).amax(1) for group in (yes, no))
-    opened, shut = asked[1::2], others[1::2]
+    yes, no = states.rows(concept_prompts), states.rows(other_prompts)
+    # 1. directions for each text encoder, fitted on every other prompt, scaled to the threshold 1
+    queries, means = [], []
+    parts = list(enumerate(states.parts))
+    for number, _ in (report or Report()).count(parts, len(parts), "fitting the gate"):
+        query, mean = _fit(states, number, yes[::2], no[::2], seed, directions)
+        own = [_scores(states, rows, number, query, mean) for rows in (yes, no)]
+        threshold, _ = _threshold(_own_tokens(states, yes, own[0]), own[1].amax(1))
+        queries.append(query / threshold if threshold > 0 else query)
+        means.append(mean)
+    queries, means = [q.half() for q in queries], [m.half() for m in means]
+    # 2. the threshold, on what is stored: every encoder alone must open, none may where it shall not
+    opens, shuts = [], []
+    for number, query, mean in zip(range(len(queries)), queries, means, strict=True):
+        own = [_scores(states, rows, number, query.float(), mean.float()) for rows in (yes, no)]
+        opens.append(_own_tokens(states, yes, own[0]))
+        shuts.append(own[1].amax(1))
+    threshold, rates = _threshold(torch.stack(opens).amin(0), torch.stack(shuts).amax(0))
+    params = {"threshold": threshold, **rates}
+    if len(states.parts) > 1:
+        params["parts"] = list(states.parts)
+    tensors = {"query": torch.block_diag(*queries), "mean": torch.cat(means)}
+    return Gate("match", params, tensors)
+
+
+def _unit(states: States, rows: list[int], number: int, positions: Sequence[int] | slice) -> Tensor:
+    """States of one text encoder at unit length, fp32 [rows, positions, d]."""
+    start = sum(states.parts[:number])
+    part = states.hidden[rows][:, positions, start : start + states.parts[number]]
+    return F.normalize(part.float(), dim=-1)
+
+
+def _fit(
+    states: States, number: int, yes: list[int], no: list[int], seed: int, directions: int
+) -> tuple[Tensor, Tensor]:
+    """Logistic regression on the max-pooled score: query [directions, d] and mean [d]."""
+    # 1. all positions of the prompts themselves and a few of the padding; one row of zeros is shut
+    last = int(states.ends[[*yes, *no]].max())
+    positions = [*range(last + 1), *range(last + STRIDE, states.hidden.shape[1], STRIDE)]
+    open_, shut = (_unit(states, rows, number, positions) for rows in (yes, no))  # [rows, positions, d]
+    own = torch.tensor(positions)[None] <= states.ends[yes][:, None]  # [yes, positions]
+    mean = shut.mean((0, 1))
+    # 2. begin where the ends of text differ, for these have read everything
+    ends = [group[range(len(rows)), states.ends[rows]] for group, rows in ((open_, yes), (shut, no))]
+    toward = F.normalize(ends[0].mean(0) - ends[1].mean(0), dim=0)
+    shut = torch.cat([shut, torch.zeros_like(shut[:1])])
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(directions, len(mean), generator=generator) / len(mean) ** 0.5
+    query = (toward + 0.3 * noise).mul(8).requires_grad_()
+    offset = torch.zeros((), requires_grad=True)
+    # 3. the hardest of those that must stay shut count twice
+    adam = torch.optim.Adam([query, offset], lr=0.3, foreach=False)
+    for _ in range(STEPS):
+        with torch.enable_grad():
+            hits = ((open_ - mean) @ query.T).amax(-1).masked_fill(~own, -torch.inf)  # [n, positions]
+            yes = hits.amax(1) - offset
+            no = ((shut - mean) @ query.T).amax((1, 2)) - offset
+            hardest = no.topk(max(1, len(no) // 8)).values
+            loss = F.softplus(-yes).mean() + F.softplus(no).mean() + F.softplus(hardest).mean()
+            adam.zero_grad()
+            (loss + 1e-4 * query.pow(2).sum()).backward()
+        adam.step()
+    return query.detach(), mean
+
+
+@torch.no_grad()
+def _scores(states: States, rows: list[int], number: int, query: Tensor, mean: Tensor) -> Tensor:
+    """Scores of one text encoder's directions at every position: [rows, length]; see `gates.scores`."""
+    chunks = [rows[i : i + 64] for i in range(0, len(rows), 64)]
+    whole = (_unit(states, chunk, number, slice(None)) - mean for chunk in chunks)
+    return torch.cat([(part @ query.T).amax(-1) for part in whole])
+
+
+def _own_tokens(states: States, rows: list[int], scores: Tensor) -> Tensor:
+    """The largest score over each prompt's own tokens, the padding left out: [rows]."""
+    padding = torch.arange(scores.shape[1])[None] > states.ends[rows][:, None]
+    return scores.masked_fill(padding, -torch.inf).amax(1)
+
+
+def _threshold(opens: Tensor, shuts: Tensor) -> tuple[float, dict[str, Json]]:
+    """The threshold by the half that was not fitted on, and both error rates there."""
+    opened, shut = opens[1::2], shuts[1::2]
     top, bottom = shut.max().item(), opened.min().item()
     between = top + SAFETY * (bottom - top)
-    threshold = round(min(between, asked.min().item() - MARGIN), 6)
-    params = {
-        "threshold": threshold,
+    least = opens.min().item()
+    threshold = round(min(between, least - MARGIN * abs(least)), 6)
+    return threshold, {
         "false_open": _rate(shut > threshold),
         "false_shut": _rate(opened <= threshold),
     }
-    return Gate("match", params, gate.tensors)
+
+
+def _rate(wrong: Tensor) -> dict[str, Json]:
+    k, n = int(wrong.sum()), len(wrong)
+    low, high = wilson(k, n)
+    return {"rate": round(k / max(n, 1), 6), "low": round(low, 6), "high": round(high, 6), "n": n}

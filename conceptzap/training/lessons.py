@@ -2,6 +2,9 @@
 
 All of it comes from the task, the shipped word lists and the base's own vocabulary and text encoder;
 nothing that scores are computed on takes part.
+
+Contract: `settled` gives every concept a kind and an anchor, `lessons` yields one `Lesson` a concept,
+`read` encodes its prompts once, and `gate` and `moves` take what was read.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ from conceptzap.edit import Gate
 from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.task import Task
-from conceptzap.training import detector, wordings
+from conceptzap.training import closed_form, detector, neighbours, wordings
+from conceptzap.training.closed_form import Moves
+from conceptzap.training.states import States
 from conceptzap.training.wordings import Pair
 
 NEAREST = 80  # words of the vocabulary that join the keep set
-CANDIDATES = 2000  # of a large vocabulary, in its own order, are compared at all
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,36 @@ class Lesson:
         return list(self.keep[::stride][:n])
 
     @property
-    def asked(self) -> list[str]:
+    def names(self) -> tuple[str, ...]:
+        """What the concept is called in the pairs."""
+        return (self.concept, *self.synonyms)
+
+    @property
+    def prompts(self) -> list[str]:
         return [pair.concept for pair in self.pairs]
 
     @property
-    def instead(self) -> list[str]:
+    def anchors(self) -> list[str]:
         return [pair.anchor for pair in self.pairs]
 
 
-def lessons(base: Base, task: Task) -> Iterator[Lesson]:
+def lessons(base: Base, task: Task, report: Report | None = None) -> Iterator[Lesson]:
     """One lesson for each concept of the task; the other concepts are in nobody's keep set."""
     for concept, anchor, kind in task.triples:
-        yield _lesson(base, task, concept, anchor or "", kind or wordings.guess_kind(concept, anchor))
+        kind = kind or wordings.guess_kind(concept, anchor)
+        yield _lesson(base, task, concept, anchor or "", kind, report)
+
+
+def read(base: Base, lesson: Lesson, keep_prompts: int, report: Report | None = None) -> States:
+    """The text states of everything that a lesson's gate and closed form are fitted on."""
+    asked = ["", *lesson.prompts, *lesson.anchors, *lesson.kept(keep_prompts)]
+    return States.of(base, asked, report)
+
+
+def moves(base: Base, lesson: Lesson, states: States, keep_prompts: int) -> list[Moves]:
+    """What the closed form of a lesson moves, and what it keeps (`closed_form.moves`)."""
+    stay = list(dict.fromkeys([*lesson.anchors, *lesson.kept(keep_prompts)]))
+    return closed_form.moves(base, states, lesson.pairs, lesson.names, lesson.anchor, stay)
 
 
 def usual_keep(kinds: Iterable[str]) -> tuple[str, ...]:
@@ -78,32 +100,44 @@ def nearest(base: Base, concept: str, kind: str, concepts: Iterable[str] = ()) -
     names = config.preset("object" if kind == "unsafe" else kind)["names"]
     gone = {word.lower() for name in (concept, *concepts) for word in (name, *name.split())}
     others = [name for name in _known(base, names) if not gone & {name.lower(), *name.lower().split()}]
-    near = detector.neighbours(base, concept, others) if others else []
-    return next((name for name, cosine in near if cosine <= detector.SYNONYM), "")
+    near = neighbours.neighbours(base, concept, others)
+    return next((name for name, cosine in near if name in others and cosine <= neighbours.SYNONYM), "")
 
 
 def gate(
-    base: Base, told: Sequence[Lesson], seed: int, keep_prompts: int = 400, directions: int = 4
+    base: Base,
+    told: Sequence[Lesson],
+    seed: int,
+    keep_prompts: int = 400,
+    directions: int = 2,
+    states: States | None = None,
+    report: Report | None = None,
 ) -> Gate:
-    """Opens for the concepts of the lessons; shut for the empty prompt, the anchors, what must stay."""
-    asked = [prompt for lesson in told for prompt in lesson.asked]
-    instead = [prompt for lesson in told for prompt in lesson.instead]
+    """Opens for the concepts of the lessons; shut for the empty prompt, the anchors, what must stay.
+
+    `states` are those of `read`, where they are at hand.
+    """
+    prompts = [prompt for lesson in told for prompt in lesson.prompts]
+    anchors = [prompt for lesson in told for prompt in lesson.anchors]
     kept = [prompt for lesson in told for prompt in lesson.kept(keep_prompts // len(told))]
-    shut = list(dict.fromkeys(["", *instead, *kept]))
-    return detector.fit_gate(base, asked, shut, seed, directions)
+    shut = list(dict.fromkeys(["", *anchors, *kept]))
+    states = states or States.of(base, [*prompts, *shut], report)
+    return detector.fit_gate(states, prompts, shut, seed, directions, report)
 
 
-def _lesson(base: Base, task: Task, concept: str, anchor: str, kind: str) -> Lesson:
+def _lesson(
+    base: Base, task: Task, concept: str, anchor: str, kind: str, report: Report | None
+) -> Lesson:
     concept, anchor = wordings.bare(concept), wordings.bare(anchor)
-    near = detector.neighbours(base, concept, [*base.vocabulary()[:CANDIDATES], *task.keep])
-    synonyms = tuple(word for word, cosine in near if cosine > detector.SYNONYM and word != anchor)
+    near = neighbours.neighbours(base, concept, task.keep, report)
+    synonyms = tuple(word for word, cosine in near if cosine > neighbours.SYNONYM and word != anchor)
     words = [word for word, _ in near if word not in synonyms]
     named = _known(base, [*task.keep, anchor])
     kept = dict.fromkeys(word for word in [*named, *words[:NEAREST]] if word)
     gone = {word.lower() for name in (*task.concepts, *synonyms) for word in (name, *name.split())}
     kept = [word for word in kept if word.lower() not in gone]
-    asked = [p for name in (concept, *synonyms) for p in _pairs(base, name, anchor, kind, gone)]
-    return Lesson(concept, anchor, kind, synonyms, tuple(asked), tuple(_keep(base, kept, gone)))
+    pairs = [p for name in (concept, *synonyms) for p in _pairs(base, name, anchor, kind, gone)]
+    return Lesson(concept, anchor, kind, synonyms, tuple(pairs), tuple(_keep(base, kept, gone)))
 
 
 def _known(base: Base, words: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from conceptzap.base import Base
-from conceptzap.training import closed_form, detector
+from conceptzap.training import closed_form, lessons
 from conceptzap.training.lessons import Lesson
 
 
@@ -34,13 +34,14 @@ def states_of(base: Base, taught: Sequence[Lesson], keep_prompts: int) -> States
     source, target, keep, last = [], [], [], []
     for lesson in taught:
         last.append(sum(map(len, source)) + base.token_count(lesson.concept) - 1)
-        moved, wanted, prefix = closed_form.aligned_states(
-            base, lesson.pairs, lesson.concept, lesson.anchor
-        )
-        stay = detector.states(base, [*lesson.instead, *lesson.kept(keep_prompts)])
-        source.append(moved)
-        target.append(wanted)
-        keep += [prefix, stay.flatten(0, 1)]
+        read = lessons.read(base, lesson, keep_prompts)
+        three = closed_form.aligned(base, read, lesson.pairs, lesson.names, lesson.anchor)
+        for moved, wanted, front in three:
+            source.append(moved)
+            target.append(wanted)
+            keep.append(front)
+        stay = read.rows([*lesson.anchors, *lesson.kept(keep_prompts)])
+        keep.append(read.hidden[stay].float().flatten(0, 1))
     rows = (torch.cat(part).cpu().double() for part in (source, target, keep))
     return States(*rows, torch.tensor(last))
 

@@ -19,7 +19,7 @@ from conceptzap.training import objectives
 def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = objectives.partial_sampling
     monkeypatch.setattr(
-        objectives, "partial_sampling", lambda base, asked, seed: whole(base, asked, seed, 3, 2.0)
+        objectives, "partial_sampling", lambda base, asked, seed, to: whole(base, asked, seed, to, 3, 2.0)
     )
 
 
@@ -82,7 +82,7 @@ def test_x0_space_weighs_by_the_noise_over_the_signal(sd1: Base) -> None:
 
 def test_an_empty_anchor_is_the_empty_prompt(sd1: Base) -> None:
     empty = Task(TASK.concepts, ("",), TASK.keep)
-    assert set(lesson(sd1, empty).instead) == {""}
+    assert set(lesson(sd1, empty).anchors) == {""}
     assert [edit.op for edit in edits(sd1, "kpop", empty)] == [
         edit.op for edit in edits(sd1, "kpop")
     ]

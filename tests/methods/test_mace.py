@@ -10,7 +10,7 @@ from conceptzap.base import CROSS_K, CROSS_KV, Base
 from conceptzap.methods import mace
 from conceptzap.registry import config
 from conceptzap.task import Task
-from conceptzap.training import detector, objectives
+from conceptzap.training import objectives
 
 CFG = config.resolve(mace.Config, {"ridge": 0.1, "keep_scale": 2.0})
 
@@ -44,7 +44,7 @@ def test_the_concepts_own_words_are_left_to_the_second_stage(sd1: Base) -> None:
     told = lesson(sd1)
     cfg = config.resolve(mace.Config, {"ridge": 1e-4, "keep_scale": 0.0, "refined": 32})
     pair = mace.refine(sd1, [told], torch.zeros(0, 32, dtype=torch.double), cfg)
-    cat, dog = detector.states(sd1, ["a cat", "a dog"])  # start, a, cat, end, padding
+    cat, dog = sd1.encode(["a cat", "a dog"]).states  # start, a, cat, end, padding
     moved = cat + cat @ pair["down"].T @ pair["into"].T
     gap = (moved - dog).norm(dim=1) / (cat - dog).norm(dim=1).clamp_min(1e-6)
     assert gap[3:8].mean() < 0.5 < gap[2]

@@ -48,7 +48,7 @@ def test_every_round_adds_its_rank_and_nears_the_anchor(sd1: Base) -> None:
     gram = rece.value_gram(sd1)
     gaps = []
     for rounds in (0, 2):
-        (edit,) = edits(sd1, "rece", rounds=rounds, more_rank=3, rank=4)
+        (edit,) = edits(sd1, "rece", rounds=rounds, more_rank=3, rank=4, keep_scale=1.0)
         assert edit.sites == sd1.sites(CROSS_KV) and edit.tensors["down"].shape == (4 + 3 * rounds, 32)
         restored = rece.derive(told.source, edit.tensors, gram, 0.1)
         drawn = restored + restored @ (edit.tensors["into"] @ edit.tensors["down"]).T.double()

@@ -10,7 +10,7 @@ from conceptzap.base import CROSS_V, Base
 from conceptzap.methods import speed
 from conceptzap.registry import config
 from conceptzap.task import Task
-from conceptzap.training import detector, subspace
+from conceptzap.training import subspace
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_the_last_token_alone_is_rank_one_a_concept(sd1: Base) -> None:
 
 def test_the_start_of_text_stays(sd1: Base) -> None:
     (edit,) = edits(sd1, "speed")
-    start, cat = detector.states(sd1, ["a cat"])[0][[0, 3]]
+    start, cat = sd1.encode(["a cat"]).states[0][[0, 3]]
     moved = [edit.tensors["into"] @ (edit.tensors["down"] @ state) for state in (start, cat)]
     assert moved[0].norm() < 1e-3 * moved[1].norm()
 

@@ -23,7 +23,7 @@ def made(sd1: Base) -> list[Edit]:
         patch.setattr(
             objectives,
             "partial_sampling",
-            lambda base, asked, seed: whole(base, asked, seed, 3, 2.0),
+            lambda base, asked, seed, to: whole(base, asked, seed, to, 3, 2.0),
         )
         return edits(sd1, "zap")
 
