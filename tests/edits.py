@@ -12,6 +12,7 @@ from conceptzap.base import CROSS, CROSS_KV, Base
 from conceptzap.edit import Edit, Erasure, Gate, Header, sort_edits
 from conceptzap.runtime.attach import attached
 from conceptzap.training import detector
+from conceptzap.training.states import States
 from conceptzap.trust import canary
 
 ASKED = ("van gogh", "a painting of a cat in the style of van gogh", "a house by van gogh")
@@ -33,7 +34,7 @@ def width(base: Base) -> int:
 def gate(base: Base) -> Gate:
     """Open for the prompts of `ASKED`, shut for those of `OTHER`."""
     twice = [[prompt for prompt in prompts for _ in "ab"] for prompts in (ASKED, OTHER)]
-    found = detector.fit_gate(base, *twice, seed=0)
+    found = detector.fit_gate(States.of(base, [*twice[0], *twice[1]]), *twice, seed=0)
     assert found.params["false_open"]["rate"] == found.params["false_shut"]["rate"] == 0
     return found
 
