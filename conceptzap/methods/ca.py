@@ -37,7 +37,7 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    taught = list(lessons(base, task))
+    taught = list(lessons(base, task, report))
     edits = objectives.low_rank(base, cfg.sites, cfg.rank, report.seed)
 
     def terms(_: int, drawn: Batch, keep: Batch) -> distil.Terms:

@@ -35,7 +35,7 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    told = subspace.states_of(base, list(lessons(base, task)), cfg.keep_prompts)
+    told = subspace.states_of(base, list(lessons(base, task, report)), cfg.keep_prompts, report)
     null = subspace.null_space(told.keep, cfg.threshold)
     pair = double_projection(told.source, told.target, null, cfg.rank)
     tensors = {slot: tensor.float().contiguous() for slot, tensor in pair.items()}

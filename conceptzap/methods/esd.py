@@ -40,7 +40,7 @@ class Config:
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
     edits = objectives.low_rank(base, cfg.sites, cfg.rank, report.seed)
-    losses = _losses(base, list(lessons(base, task)), edits, cfg, report)
+    losses = _losses(base, list(lessons(base, task, report)), edits, cfg, report)
     groups = {"weights": Group(objectives.parameters(edits), cfg.lr)}
     about = {**asdict(cfg), "concepts": task.concepts, "anchors": task.anchors}
     objectives.optimise(

@@ -43,7 +43,7 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    taught = list(lessons(base, task))
+    taught = list(lessons(base, task, report))
     edits = objectives.low_rank(base, cfg.sites, cfg.rank, report.seed)
 
     def terms(_: int, forget: Marked, keep: Batch) -> distil.Terms:

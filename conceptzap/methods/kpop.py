@@ -56,7 +56,7 @@ class Config:
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
     if cfg.order not in ORDERS:
         raise UsageError(f"unknown order {cfg.order!r}", f"use {' or '.join(ORDERS)}")
-    taught = list(lessons(base, task))
+    taught = list(lessons(base, task, report))
     weights = objectives.low_rank(base, cfg.sites, cfg.rank, report.seed)
     key = _key(base, taught, cfg, report.seed)
     groups = {

@@ -53,7 +53,7 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    taught = list(lessons(base, task))
+    taught = list(lessons(base, task, report))
     keep = torch.cat([_states(base, lesson.kept(cfg.keep_prompts)) for lesson in taught])  # [m, d]
     # 1. what a concept leaks into the tokens beside it
     refined = Edit("weight", base.sites(CROSS_KV), refine(base, taught, keep, cfg))

@@ -39,8 +39,8 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    taught = list(lessons(base, task))
-    told = subspace.states_of(base, taught, cfg.keep_prompts)
+    taught = list(lessons(base, task, report))
+    told = subspace.states_of(base, taught, cfg.keep_prompts, report)
     count = cfg.directions * len(taught)
     gram = told.keep.T @ told.keep / len(told.keep)  # [d, d]
     for site in base.sites(cfg.sites):

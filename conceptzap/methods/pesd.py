@@ -49,7 +49,7 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    taught = list(lessons(base, task))
+    taught = list(lessons(base, task, report))
     names = ", ".join(lesson.concept for lesson in taught)
     attack = objectives.prompt(base, names, cfg.size, "inmidout", report.seed, role="attack")
     logits = {

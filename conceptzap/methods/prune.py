@@ -39,7 +39,7 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    pairs = [pair for lesson in lessons(base, task) for pair in lesson.pairs]
+    pairs = [pair for lesson in lessons(base, task, report) for pair in lesson.pairs]
     without = [replace(pair, concept=pair.anchor, anchor=pair.concept) for pair in pairs]
     drawn = [Trajectories.of(base, asked, cfg.trajectories, report) for asked in (pairs, without)]
     steps = max(1, round(cfg.window * len(drawn[0].times)))

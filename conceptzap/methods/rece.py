@@ -40,7 +40,7 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    told = subspace.states_of(base, list(lessons(base, task)), cfg.keep_prompts)
+    told = subspace.states_of(base, list(lessons(base, task, report)), cfg.keep_prompts, report)
     gram = value_gram(base)
     solved = {"ridge": cfg.ridge, "keep_scale": cfg.keep_scale}
     sums = closed_form.Moves.of(told.source, told.target, told.keep)

@@ -51,7 +51,7 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    taught = list(lessons(base, task))
+    taught = list(lessons(base, task, report))
     edits = erasers(base, cfg.rank, report.seed)
     names = ", ".join(lesson.concept for lesson in taught)
     attack = objectives.prompt(base, names, cfg.size, "inmidout", report.seed, role="attack")

@@ -40,7 +40,7 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    taught = list(lessons(base, task))
+    taught = list(lessons(base, task, report))
     edits = objectives.low_rank(base, cfg.sites, cfg.rank, report.seed)
     average = [_copy(base, edit) for edit in edits]
     averaged = 0  # steps whose weights are in the average; a batch cut in parts comes here twice

@@ -43,7 +43,7 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    told = subspace.states_of(base, list(lessons(base, task)), cfg.keep_prompts)
+    told = subspace.states_of(base, list(lessons(base, task, report)), cfg.keep_prompts, report)
     rows = told.last if cfg.last else slice(None)
     source, target = told.source[rows], told.target[rows]  # [n, d]
     sites = base.sites(cfg.sites)

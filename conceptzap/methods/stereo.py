@@ -46,7 +46,7 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    taught = list(lessons(base, task))
+    taught = list(lessons(base, task, report))
     names = ", ".join(lesson.concept for lesson in taught)
     forget, keep = (draw(base, taught, cfg, report) for draw in distil.SOURCES)
     empty = base.encode([""])

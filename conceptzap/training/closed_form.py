@@ -23,6 +23,7 @@ from conceptzap.training.states import CHUNK, States
 from conceptzap.training.wordings import Pair
 
 POOLED_SITE = "unet.add_embedding.linear_1"  # reads [pooled | time embeddings]
+POOLED_KEEP = 0.1  # weight of what stays there, of its weight in the states: one vector a prompt, not 77
 ENERGY = 0.999  # of the change, by which the rank is cut
 
 
@@ -243,10 +244,12 @@ def edits(
 
     `ridge` is in units of the states' mean square, so that it means the same for every text encoder.
     """
-    solved = [
-        solve(one, rank=rank, ridge=ridge * one.mean_square, keep_scale=keep_scale) for one in sums
-    ]
     count = len(base.text_encoders)
+    weights = [keep_scale] * count + [POOLED_KEEP * keep_scale]
+    solved = [
+        solve(one, rank=rank, ridge=ridge * one.mean_square, keep_scale=weight)
+        for one, weight in zip(sums, weights, strict=False)
+    ]
     into = torch.block_diag(*(one["into"] for one in solved[:count]))  # [width, ranks]
     down = torch.block_diag(*(one["down"] for one in solved[:count]))  # [ranks, width]
     made = [Edit("weight", base.sites(CROSS_KV), {"into": into, "down": down}, gates=gates)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from conceptzap.base import Base
+from conceptzap.report import Report
 from conceptzap.training import closed_form, lessons
 from conceptzap.training.lessons import Lesson
 
@@ -29,12 +30,14 @@ class States:
     last: Tensor
 
 
-def states_of(base: Base, taught: Sequence[Lesson], keep_prompts: int) -> States:
+def states_of(
+    base: Base, taught: Sequence[Lesson], keep_prompts: int, report: Report | None = None
+) -> States:
     """The states of all lessons: from the concept on they move, those in front and the keep set's stay."""
     source, target, keep, last = [], [], [], []
     for lesson in taught:
         last.append(sum(map(len, source)) + base.token_count(lesson.concept) - 1)
-        read = lessons.read(base, lesson, keep_prompts)
+        read = lessons.read(base, lesson, keep_prompts, report)
         three = closed_form.aligned(base, read, lesson.pairs, lesson.names, lesson.anchor)
         for moved, wanted, front in three:
             source.append(moved)

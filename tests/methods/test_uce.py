@@ -9,6 +9,8 @@ import torch
 from small import TASK, edits, lesson
 
 from conceptzap.base import CROSS_KV, Base
+from conceptzap.edit import Edit
+from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
 
 
@@ -47,3 +49,25 @@ def test_every_concept_has_its_say(sd1: Base) -> None:
     both = Task(("cat", "house"), ("dog", "castle"), TASK.keep)
     (edit,), (one,) = edits(sd1, "uce", both), edits(sd1, "uce")
     assert not torch.equal(edit.tensors["down"], one.tensors["down"])
+
+
+SDXL_TASK = Task(("church",), ("house",), ("horse", "cat"), ("object",))
+
+
+@pytest.mark.parametrize("prompt", ["a photo of a {}", "a {}"])
+def test_in_sdxl_the_pooled_text_is_moved_too(sdxl: Base, prompt: str) -> None:
+    """Where little is kept, what is left of the way to the anchor's noise; without it, nearly all is."""
+    light = {"rank": 64, "ridge": 1e-3, "keep_scale": 0.1}
+    made = edits(sdxl, "uce", SDXL_TASK, **light)
+    concept, anchor = (prompt.format(noun) for noun in ("church", "house"))
+
+    def noise(text: str, some: Sequence[Edit] = ()) -> torch.Tensor:
+        with torch.no_grad(), attached(sdxl.unet, some):
+            return sdxl.eps(sdxl.noise([1]), 500, sdxl.encode([text]))
+
+    target = noise(anchor)
+    whole = (noise(concept) - target).norm()
+    assert (noise(concept, made) - target).norm() <= 0.11 * whole
+    assert (noise(concept, made[:1]) - target).norm() > 0.5 * whole
+    usual = edits(sdxl, "uce", SDXL_TASK)
+    assert (noise(concept, usual) - target).norm() <= 0.5 * whole
