@@ -182,6 +182,6 @@ def check_comparable(results: Sequence[Result]) -> None:
         differs = [name for name, value in first.items() if other[name] != value]
         if differs:
             raise UsageError(
-                f"result {number} cannot stand beside result 1: {', '.join(differs)} differ",
+                f"result {number} cannot be compared with result 1: {', '.join(differs)} differ",
                 "evaluate both with the same base, suite, concepts, settings and judges",
             )

@@ -28,16 +28,16 @@ FLOORS = (
     ("runtime",),
     ("base", "format"),
     ("registry",),
-    ("edit", "errors", "report", "result", "task"),
+    ("edit", "errors", "report", "result", "task", "words"),
 )
 # no torch, numpy, PIL or diffusers when these are imported
 LIGHT = (
-    "__init__", "__main__", "api", "cli", "edit", "errors", "report", "result", "task", "terminal", "registry",
+    "__init__", "__main__", "api", "cli", "edit", "errors", "report", "result", "task", "words", "terminal", "registry",
     "format.__init__", "format.atomic", "format.cache", "format.container", "format.layout", "format.lprompt",
     "format.naming", "format.schema", "format.tree", "format.typed", "evaluation.__init__", "evaluation.phrases",
     "evaluation.probes", "evaluation.verdict", "runtime.__init__",
     "training.__init__", "training.wordings", "trust.__init__", "trust.admission", "trust.guard", "trust.lockfile", "trust.policy", "verbs.__init__",
-    "verbs.exporting", "verbs.generating", "verbs.planning",
+    "verbs.doubts", "verbs.exporting", "verbs.generating", "verbs.planning", "verbs.stacking",
 )  # fmt: skip
 HEAVY = ("torch", "numpy", "PIL", "diffusers", "transformers", "safetensors", "accelerate", "scipy")
 LONGEST_FILE, LONGEST_LINE, LONGEST_FUNCTION, MEDIAN_FUNCTION = 400, 110, 60, 14

@@ -26,6 +26,7 @@ from typing import Any
 
 from conceptzap.edit import canonical_json
 from conceptzap.result import MAX_SEED, Probe
+from conceptzap.words import with_article
 
 Pairs = tuple[tuple[str, str], ...]
 Question = tuple[str, Pairs]  # a prompt and what it should show
@@ -123,7 +124,7 @@ def world(table: Mapping[str, Any]) -> World:
 
 def fill(template: str, *nouns: str) -> str:
     """A template with its object or objects put in: "a cat", "an apple and a dog"."""
-    both = " and ".join(f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}" for noun in nouns)
+    both = " and ".join(map(with_article, nouns))
     return template.format(a=both, o=" and ".join(nouns))
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
-import tomllib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 from conceptzap.errors import UsageError
 from conceptzap.registry.family import suggest
+from conceptzap.words import with_article
 
 PACKAGE = Path(__file__).parents[1]
 # a wheel carries the presets inside the package; in a checkout they lie beside it, at the top
@@ -51,7 +50,8 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         pass
     else:
         raise TypeError(f"config field {name} has a type that cannot be set: {kind}")
-    raise UsageError(f"{name}={value!r} is not a {kind.__name__}", f"give {name} a {kind.__name__}")
+    what = with_article(kind.__name__)
+    raise UsageError(f"{name}={value!r} is not {what}", f"give {name} {what}")
 
 
 def _boolean(value: Any) -> bool:
@@ -76,12 +76,14 @@ def resolve(cls: type, *layers: Mapping[str, Any]) -> Any:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as a dict; missing or malformed is a `UsageError` that names the line."""
+    import tomllib
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}", "name a readable TOML file") from error
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not TOML: {error}", "mend that line") from error
+        raise UsageError(f"{path} is not TOML: {error}", "correct that line") from error
 
 
 def place(path: Path, key: str) -> str:
@@ -94,19 +96,12 @@ def place(path: Path, key: str) -> str:
 
 def to_toml(table: Mapping[str, Any]) -> bytes:
     """A table of texts, numbers, lists of texts, and tables of these as a TOML file."""
-    inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    rows = [f"{key} = {_toml(value)}" for key, value in table.items() if key not in inner]
-    for key, values in inner.items():
-        rows += ["", f"[{key}]", *(f"{name} = {_toml(value)}" for name, value in values.items())]
+    import tomli_w
+
     try:
-        return "\n".join([*rows, ""]).encode("utf-8")
+        return tomli_w.dumps(table).encode("utf-8")
     except UnicodeEncodeError as error:
         raise UsageError("a name that is not UTF-8 cannot be saved as TOML", "rename it") from error
-
-
-def _toml(value: Any) -> str:
-    """JSON's texts, numbers and lists are TOML's, but for the one control character it leaves."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def preset_names(folder: str = "") -> list[str]:

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from conceptzap.registry import config
+from conceptzap.words import with_article
 
 MEDIA = (
     "painting", "photo", "photograph", "picture", "drawing", "sketch", "art", "artwork",
@@ -51,11 +52,6 @@ def is_name(noun: str) -> bool:
 def bare(noun: str) -> str:
     """ "a painting" -> "painting"; wordings bring their own articles."""
     return re.sub(r"^(an?|the) (?=\S)", "", noun, flags=re.IGNORECASE)
-
-
-def with_article(noun: str) -> str:
-    """ "apple" -> "an apple"."""
-    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
 # -- what kind of concept it is, and what it becomes
