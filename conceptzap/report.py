@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from conceptzap.training.session import Session
 
 T = TypeVar("T")
+PACKAGE = __name__.partition(".")[0]
+AFTER = 1.0  # seconds that work may take before it gets a bar
 
 
 class Report:
-    """Says nothing and keeps nothing; the command line has one that draws a progress bar."""
+    """Says nothing and keeps nothing; `Bars` is what Python users get, the command line has its own."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -38,3 +42,39 @@ class Report:
     def session(self, config: Mapping[str, object]) -> Session | None:
         """Where to keep checkpoints of a training with this config; None keeps none."""
         return None
+
+
+class Bars(Report):
+    """What is used from Python where no report is handed in: Python's warnings, bars by tqdm."""
+
+    def warn(self, text: str) -> None:
+        warnings.warn(text, stacklevel=_outside())
+
+    def progress(self, events: Iterable[T]) -> Iterator[T]:
+        with _bar("training") as bar:
+            for event in events:
+                now: Any = event
+                bar.total = now.total
+                bar.set_postfix({name: f"{value:.3g}" for name, value in now.terms.items()}, False)
+                bar.update(now.step - bar.n)
+                yield event
+
+    def count(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
+        with _bar(label, total) as bar:
+            for item in items:
+                bar.update()
+                yield item
+
+
+def _bar(label: str, total: int | None = None) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(desc=label, total=total, leave=False, delay=AFTER)
+
+
+def _outside() -> int:
+    """The `stacklevel` at which whoever called into this package is shown, from `warn` on."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
+        level, frame = level + 1, frame.f_back
+    return level

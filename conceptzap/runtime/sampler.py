@@ -17,6 +17,7 @@ from torch import Tensor
 from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit
 from conceptzap.errors import ResourceError, UsageError
+from conceptzap.report import Report
 from conceptzap.result import Settings
 from conceptzap.runtime.attach import Receipt, attached
 
@@ -70,8 +71,11 @@ def drawings(
     seeds: Sequence[int],
     settings: Settings,
     edits: Sequence[Edit] = (),
+    report: Report | None = None,
 ) -> Iterator[Drawing]:
     """Draw prompt i with seed i, `settings.batch` pictures a UNet call, under the edits.
+
+    `report` counts the steps.
 
     The receipt of every batch is verified before its latents are decoded: raises `SilentEditError`
     and makes no picture where an edit did not run, `ResourceError` where the latents diverged.
@@ -80,7 +84,7 @@ def drawings(
     uncond = base.unconditional(settings.negative, size)
     for start in range(0, len(prompts), settings.batch):
         chunk = slice(start, start + settings.batch)
-        latents, receipt = _batch(base, prompts[chunk], seeds[chunk], settings, edits, uncond)
+        latents, receipt = _batch(base, prompts[chunk], seeds[chunk], settings, edits, uncond, report)
         pictures = base.decode(latents)
         for row, picture in enumerate(pictures):
             fired = _fired(receipt, row, len(pictures))
@@ -95,16 +99,18 @@ def _batch(
     settings: Settings,
     edits: Sequence[Edit],
     uncond: Cond,
+    report: Report | None,
 ) -> tuple[Tensor, Receipt]:
     calls, size = -1, size_of(base, settings)
     with attached(base.unet, edits) as receipt:
         cond, noise = base.encode(prompts, size=size), base.noise(seeds, size)
-        for _, latents in denoise(base, cond, uncond, settings, noise):
+        walk = denoise(base, cond, uncond, settings, noise)
+        for _, latents in report.count(walk, settings.steps + 1, "step") if report else walk:
             calls += 1
     receipt.verify(calls)
     if not latents.isfinite().all():
         raise ResourceError(
-            "the latents are not finite", "try --dtype fp32, fewer erasures or less --guidance"
+            "the latents are not finite", "try --dtype float32, fewer erasures or less --guidance"
         )
     return latents, receipt
 

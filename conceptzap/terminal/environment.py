@@ -53,6 +53,7 @@ def report() -> dict[str, Any]:
         "cores": _cores(),
         "demo": {"path": str(DEMO), "present": DEMO_UNET.is_file(), "bytes": cache.size(DEMO)},
         "cache": {"path": str(cache.root()), "bytes": cache.sizes()},
+        "writable": _writable(cache.root()),
         "disk_free": shutil.disk_usage(_existing(cache.root())).free,
         "offline": constants.HF_HUB_OFFLINE,
         "downloaded": _downloaded(),
@@ -93,9 +94,17 @@ def problems(found: dict[str, Any]) -> list[str]:
     result = [f"{name} is missing; run `pip install {name}`" for name in missing]
     if not found["demo"]["present"]:
         result.append("the built-in checkpoint is missing; reinstall conceptzap")
-    if found["disk_free"] < LEAST_FREE:
+    if not found["writable"]:
+        where = found["cache"]["path"]
+        result.append(f"the cache {where} cannot be written; set CONCEPTZAP_CACHE to a folder that can")
+    elif found["disk_free"] < LEAST_FREE:
         result.append(f"only {show.size(found['disk_free'])} of disk are free; make room")
     return result
+
+
+def _writable(path: Path) -> bool:
+    near = _existing(path)
+    return near.is_dir() and os.access(near, os.W_OK | os.X_OK)
 
 
 def _existing(path: Path) -> Path:

@@ -1,161 +1,54 @@
 """Everything that is printed: results to stdout, notes and hints to stderr.
 
-Names that come from files go through `files.escape` and into `rich` as text, never as markup.
+Names that come from files go through `errors.escape` and into `rich` as text, never as markup.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from conceptzap.errors import escape
+from conceptzap.terminal.listing import (
+    flat,
+    full,
+    quoted,
+    score_table,
+    shown,
+    size,
+    table,
+)
+from conceptzap.terminal.speech import (
+    ask,
+    begin,
+    console,
+    detail,
+    emit,
+    is_quiet,
+    lines,
+    moving,
+    note,
+    one_line,
+    settle,
+    wants_detail,
+    wants_progress,
+    warn,
+)
+from conceptzap.words import with_article
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-UNITS = ("bytes", "kB", "MB", "GB")
-PIPE_WIDTH = 160
+__all__ = [
+    "ask", "begin", "console", "detail", "doctor", "drawn", "emit", "erased", "erased_record", "flat",
+    "full", "image_record", "info", "info_record", "is_quiet", "lines", "method", "methods", "moving",
+    "note", "one_line", "plan", "preset", "presets", "quoted", "score_table", "settle", "settled",
+    "shown", "site_list", "size", "stack_record", "stacked", "table", "wants_detail",
+    "wants_progress", "warn",
+]  # fmt: skip
 DEFAULT_BASE = "demo"
-WISHES = {"quiet": False, "detail": 0, "progress": True, "colour": True}
-_wishes = dict(WISHES)
-
-
-def begin() -> None:
-    """Forget what an earlier command of this process was asked for."""
-    _wishes.update(WISHES)
-
-
-def ask(**wishes: int) -> None:
-    """How the user wants it: `quiet`, `detail` (0 to 2), `progress`, `colour`."""
-    _wishes.update(wishes)
-
-
-def is_quiet() -> bool:
-    """Whether stderr gets nothing but errors, and stdout nothing but names."""
-    return bool(_wishes["quiet"])
-
-
-def wants_progress() -> bool:
-    return bool(_wishes["progress"]) and not is_quiet()
-
-
-def wants_detail(level: int = 1) -> bool:
-    return _wishes["detail"] >= level
-
-
-def one_line(text: str) -> str:
-    """White space joined to single blanks; what cannot be printed, escaped."""
-    joined = " ".join(text.split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)
-
-
-def note(text: str) -> None:
-    """One line for whoever watches."""
-    if not is_quiet():
-        print(one_line(text), file=sys.stderr, flush=True)
-
-
-def warn(text: str) -> None:
-    note(f"warning: {text}")
-
-
-def detail(text: str) -> None:
-    """One line for whoever asked for more."""
-    if wants_detail():
-        note(text)
-
-
-def lines(texts: Iterable[object]) -> None:
-    """The result itself, one a line."""
-    for text in texts:
-        print(text, flush=True)
-
-
-def emit(kind: str, record: Mapping[str, Any]) -> None:
-    """One JSON object on stdout, in the schema `conceptzap.<kind>/1`."""
-    print(json.dumps({"schema": f"conceptzap.{kind}/1", **record}, allow_nan=False), flush=True)
-
-
-def console(stream: Any = None) -> Console:
-    """A console on `stream` (stdout); wide where nobody watches, so that names are not cut."""
-    from rich.console import Console
-
-    stream = stream or sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    plain = os.environ.get("NO_COLOR") or not _wishes["colour"]
-    colours = None if plain else "auto"
-    return Console(file=stream, width=width, highlight=False, emoji=False, color_system=colours)
-
-
-def table(*heads: str, rows: Iterable[Sequence[object]], title: str = "") -> Table:
-    """A plain table of escaped cells; a head that starts with ">" is a column of numbers."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    result = Table(
-        box=box.SIMPLE_HEAD,
-        title=Text(escape(title), "bold") if title else None,
-        title_justify="left",
-        show_header=any(heads),
-    )
-    for head in heads:
-        numbers = head.startswith(">")
-        result.add_column(head[numbers:], justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        result.add_row(*(Text(escape(cell)) for cell in row))
-    return result
-
-
-def size(count: int) -> str:
-    """`31 kB`, in powers of 1000."""
-    value, unit = float(count), 0
-    while value >= 1000 and unit < len(UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    return f"{value:.1f} {UNITS[unit]}" if unit >= 2 else f"{value:.0f} {UNITS[unit]}"
-
-
-def full(path: Path | str | None) -> str | None:
-    """The absolute path, as JSON has it; links are kept."""
-    return None if path is None else os.path.abspath(path)
-
-
-def shown(path: Path | str) -> str:
-    """A path as short as it can be said from here."""
-    here = os.path.relpath(path)
-    return str(path) if here.startswith("..") else here
-
-
-def quoted(text: str) -> str:
-    """`text` as a shell takes it, in double quotes where those do."""
-    if shlex.quote(text) == text:
-        return text
-    return shlex.quote(text) if any(c in text for c in '"$`\\!') else f'"{text}"'
-
-
-def flat(value: Any) -> str:
-    """A JSON value in one line."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}={flat(inner)}" for key, inner in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(flat(inner) for inner in value)
-    return "" if value is None else str(value)
-
-
-def score_table(scores: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Name, value, 95 % interval and n of each score."""
-    rows = [
-        (name, f"{s['value']:.4g}", f"{s['low']:.4g} - {s['high']:.4g}", s["n"])
-        for name, s in scores.items()
-    ]
-    return table("score", ">value", ">95 %", ">n", rows=rows)
-
+NOTHING = "nothing (the empty prompt)"
+# what a gate opens for, by its kind
+OPENS = {"match": "prompts about it", "token": "its words", "window": "some steps", "curve": "some steps"}
+EFFECTS = {"erase": "erases", "key": "restores", "attack": "attacks"}
 
 # erase
 
@@ -175,21 +68,27 @@ def erased_record(made: Any) -> dict[str, Any]:
 
 
 def erased(made: Any, concept: str, base: str) -> None:
-    """How an erasure ends: scores, size, picture and the next command; the path on stdout."""
+    """How an erasure ends: what became of it, its cost, the picture and the next command; its path."""
     record = erased_record(made)
-    if record["scores"] and not is_quiet():
-        console(sys.stderr).print(score_table(record["scores"]))
-    sites = {site for edit in made.erasure.edits for site in edit.sites}
+    told = {"verdict": "", "prompt": "", "peak_bytes": 0, "phases": {}, **vars(made)}
+    if told["verdict"]:
+        note(told["verdict"])
+    layers = {site for edit in made.erasure.edits for site in edit.sites}
+    memory = f", at most {size(told['peak_bytes'])} of memory" if told["peak_bytes"] else ""
     note(
-        f"{record['method']}: {size(record['bytes'])} for {len(sites)} sites"
-        f" in {record['seconds']:.0f} s, seed {made.erasure.header.made[0]['seed']},"
+        f"{record['method']}: {size(record['bytes'])} for {len(layers)} layers"
+        f" in {record['seconds']:.0f} s{memory}, seed {made.erasure.header.made[0]['seed']},"
         f" digest {record['digest'][:12]}"
     )
+    for phase, seconds in told["phases"].items():
+        detail(f"{phase}: {seconds:.1f} s")
+    if record["scores"] and not is_quiet():
+        console(sys.stderr).print(score_table(record["scores"]))
     if record["preview"]:
         note(f"before and after: {shown(record['preview'])}")
     if record["key"]:
         note(f"the key that restores it: {shown(record['key'])}")
-    words = [concept, "--with", shown(record["path"]), "--compare"]
+    words = [told["prompt"] or concept, "--with", shown(record["path"]), "--compare"]
     words += [] if base == DEFAULT_BASE else ["--base", base]
     note(f"next: conceptzap generate {' '.join(map(quoted, words))}")
     lines([record["path"]])
@@ -200,8 +99,25 @@ def plan(record: Mapping[str, Any]) -> None:
     if is_quiet():
         lines([record["output"]])
         return
-    rows = [(key, flat(value)) for key, value in record.items()]
+    rows = [(key, text) for key, value in _planned(record).items() if (text := flat(value))]
     console().print(table("", "", rows=rows, title="plan"))
+
+
+def _planned(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan in words: each concept with its kind and what it becomes; settings a line each."""
+    told = dict(record)
+    triples = zip(*(told.pop(key) for key in ("concepts", "anchors", "kinds")), strict=True)
+    settings = told.pop("config")
+    erases = {f"erases {concept!r}": _becomes(anchor, kind) for concept, anchor, kind in triples}
+    keep = told.pop("keep")
+    kept = {"keeps": f"{len(keep)} words: {flat(keep)}"} if keep else {}
+    return {**erases, **kept, **told, **{f"--set {key}": value for key, value in settings.items()}}
+
+
+def _becomes(anchor: str | None, kind: str) -> str:
+    """`a style, becomes painting`; None is settled once the base is there."""
+    what = "what is nearest to it" if anchor is None else anchor or NOTHING
+    return f"{with_article(kind)}, becomes {what}" if kind else f"becomes {what}"
 
 
 def settled(record: Mapping[str, Any]) -> None:
@@ -228,11 +144,11 @@ def drawn(images: Sequence[Mapping[str, Any]], sheet: Path | None) -> None:
     lines([image["path"] for image in images] + ([full(sheet)] if sheet else []))
     for image in images:
         acted = [shown(one["path"]) for one in image["erasures"] if one["fired"]]
-        by = f"changed by {', '.join(acted)}" if acted else "as the base draws it"
+        by = f"changed by {', '.join(acted)}" if acted else "as the original draws it"
         detail(f"{shown(image['path'])}: seed {image['seed']}, {by}")
     silent = sum(not any(e["fired"] for e in image["erasures"]) for image in images)
     if silent and images[0]["erasures"]:
-        note(f"{silent} of {len(images)} pictures: no erasure had anything to do")
+        note(f"{silent} of {len(images)} pictures: nothing erased was asked for, so they are the original's")
 
 
 def stack_record(made: Any) -> dict[str, Any]:
@@ -282,8 +198,8 @@ def info(record: Mapping[str, Any]) -> None:
         return
     out = console()
     out.print(table("", "", rows=_facts(record), title=record["title"]))
-    rows = [_edit_row(edit) for edit in record["edits"]]
-    out.print(table("op", "role", ">scale", "gates", "tensors", "sites", rows=rows))
+    rows = [_edit_row(edit, record["gates"]) for edit in record["edits"]]
+    out.print(table("op", "effect", ">strength", "acts on", "tensors", "layers", rows=rows))
     if record["scores"]:
         out.print(score_table(record["scores"]))
 
@@ -296,7 +212,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("file", record["path"]),
         ("size", size(record["bytes"])),
         ("digest", record["digest"]),
-        ("erases", ", ".join(f"{concept} -> {anchor or '(empty)'}" for concept, anchor in pairs)),
+        ("erases", ", ".join(f"{concept} -> {anchor or NOTHING}" for concept, anchor in pairs)),
         ("base", f"{base['family']}: {base['id']}{revision}"),
         ("method", record["method"]),
         *((key, flat(value)) for made in record["made"] for key, value in _short(made).items()),
@@ -312,13 +228,15 @@ def _short(made: Mapping[str, Any]) -> dict[str, Any]:
     return words | ({"keep": f"{len(made['keep'])} words"} if made.get("keep") else {})
 
 
-def _edit_row(edit: Mapping[str, Any]) -> tuple[str, ...]:
+def _edit_row(edit: Mapping[str, Any], gates: Mapping[str, Any]) -> tuple[str, ...]:
     tensors = ", ".join(
         f"{slot} {'x'.join(map(str, about['shape']))} {about['dtype']}"
         for slot, about in edit["slots"].items()
     )
-    gates = ", ".join(edit["gates"]) or "always"
-    return edit["op"], edit["role"], f"{edit['scale']:g}", gates, tensors, site_list(edit["sites"])
+    kinds = dict.fromkeys(gates[name]["kind"] for name in edit["gates"])
+    acts = ", ".join(OPENS.get(kind, kind) for kind in kinds) or "every prompt"
+    effect = EFFECTS.get(edit["role"], edit["role"])
+    return edit["op"], effect, f"{edit['scale']:g}", acts, tensors, site_list(edit["sites"])
 
 
 def site_list(names: Sequence[str]) -> str:

@@ -1,0 +1,152 @@
+"""Nothing is silent for long: steps are counted, and what cannot be counted is said again."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from command import conceptzap
+
+from conceptzap.terminal import progress, speech
+from conceptzap.terminal.progress import Progress, Pulse
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def settled() -> Iterator[None]:
+    yield
+    speech.begin()
+
+
+class Log:
+    """All that went to stderr."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self.capture, self.text = capture, ""
+
+    def getvalue(self) -> str:
+        self.text += self.capture.readouterr().err
+        return self.text
+
+
+@pytest.fixture
+def log(capsys: pytest.CaptureFixture[str]) -> Log:
+    return Log(capsys)
+
+
+class Timer:
+    """Stands for `threading.Timer`: time passes when the test says so."""
+
+    running: list[Timer] = []
+
+    def __init__(self, seconds: float, call: object) -> None:
+        self.seconds, self.call, self.daemon = seconds, call, False
+
+    def start(self) -> None:
+        self.running.append(self)
+
+    def cancel(self) -> None:
+        if self in self.running:
+            self.running.remove(self)
+
+    @classmethod
+    def pass_by(cls) -> None:
+        """As long as every timer waits."""
+        for timer in list(cls.running):
+            timer.cancel()
+            timer.call()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> type[Timer]:
+    monkeypatch.setattr(threading, "Timer", Timer)
+    Timer.running.clear()
+    return Timer
+
+
+def said(log: Log) -> list[str]:
+    return [re.sub(r"^\[\d+ s\] ", "", line) for line in log.getvalue().splitlines()]
+
+
+def test_in_a_log_a_phase_is_said_again_while_it_lasts(clock: type[Timer], log: Log) -> None:
+    report = Progress()
+    report.phase("loading demo")
+    assert said(log) == [] and clock.running[0].seconds <= 10
+    clock.pass_by()
+    clock.pass_by()
+    assert said(log) == ["loading demo", "loading demo"]
+    report.note("it is found")
+    assert said(log)[-1] == "it is found"
+    clock.pass_by()
+    assert said(log)[-1] == "loading demo"
+    speech.note("done")
+    assert not clock.running and said(log)[-1] == "done"
+
+
+def test_a_result_ends_it(clock: type[Timer], log: Log) -> None:
+    for ending in (lambda: speech.lines([]), lambda: speech.warn("x"), speech.begin):
+        Progress().phase("loading")
+        assert len(clock.running) == 1
+        ending()
+        assert not clock.running
+
+
+def test_a_slow_item_is_said_with_how_far_it_is(clock: type[Timer], log: Log) -> None:
+    report = Progress()
+    pictures = report.count(drawing(report), 2, "drawing")
+    next(pictures)
+    clock.pass_by()
+    assert re.fullmatch(r"drawing 1/2.*", said(log)[-1])
+    report.meter.beside("step 3/20")
+    clock.pass_by()
+    assert re.fullmatch(r"drawing 1/2.*, step 3/20", said(log)[-1])
+    assert list(pictures) == [1] and not clock.running
+
+
+def drawing(report: Progress) -> Iterator[int]:
+    for number in range(2):
+        list(report.count(range(3), 3, "step"))
+        yield number
+
+
+def test_a_count_within_a_count_is_shown_beside_it(clock: type[Timer], log: Log) -> None:
+    report, beside = Progress(), []
+    with progress._Meter(report, "drawing") as meter:
+        meter.beside = beside.append  # type: ignore[method-assign]
+        assert list(report.count("ab", 2, "step")) == ["a", "b"]
+    assert beside == ["step 1/2", "step 2/2"] and report.meter is None
+
+
+def test_whoever_wants_quiet_has_it(clock: type[Timer], log: Log) -> None:
+    speech.ask(quiet=True)
+    report = Progress()
+    report.phase("loading")
+    assert list(report.count(range(3), 3, "step")) == [0, 1, 2]
+    assert not clock.running and log.getvalue() == ""
+
+
+def test_on_a_terminal_a_phase_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("CI", raising=False)
+    pulse = Pulse(Progress(), lambda: "loading demo")
+    assert pulse.spinner is not None and pulse.timer is None
+    pulse.stop()
+    assert "loading demo" in stream.getvalue()
+
+
+def test_generate_counts_its_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    beside: list[str] = []
+    monkeypatch.setattr(progress._Meter, "beside", lambda self, text: beside.append(text))
+    answer = conceptzap("generate", "a cat", "--steps", "3", "-o", f"{tmp_path}/a.png")
+    assert answer.code == 0, answer
+    assert beside == ["step 1/4", "step 2/4", "step 3/4", "step 4/4"]
