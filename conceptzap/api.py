@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptzap import edit, format
 from conceptzap.edit import Erasure, Json
 from conceptzap.format import naming
-from conceptzap.report import Report
+from conceptzap.report import Bars, Report
 from conceptzap.trust import admission
 from conceptzap.trust.admission import Asked, Source
-from conceptzap.verbs import generating, planning, stacking
+from conceptzap.verbs import doubts, generating, planning, stacking
 from conceptzap.verbs.generating import Picture
 from conceptzap.verbs.stacking import Stacked
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from conceptzap.base import Base
     from conceptzap.evaluation.run import Evaluation
     from conceptzap.result import Result
     from conceptzap.trust.policy import Policy
     from conceptzap.verbs.applying import Handle
     from conceptzap.verbs.erasing import ErasedFile
     from conceptzap.verbs.exporting import Exported
+    from conceptzap.verbs.generating import AnyBase
 
 inspect = format.read_header
 load = format.load
@@ -57,47 +57,87 @@ def stack_files(
 
     Warns of a concept that is erased more than once, and of keys alone. Raises as `stack` does.
     """
-    return stacking.write(paths, output, force, report or Report())
+    return stacking.write(paths, output, force, report or Bars())
 
 
-def plan(concepts: Sequence[str] | str, **request: Any) -> dict[str, Json]:
+def plan(
+    concepts: Sequence[str] | str, *, report: Report | None = None, **request: Any
+) -> dict[str, Json]:
     """What `erase` with the same arguments would do, without doing it."""
-    ours = {key: value for key, value in request.items() if key not in ("resume", "report")}
-    return planning.resolve(concepts, **ours).record()
+    planned = planning.resolve(concepts, **request)
+    doubts.warn(planned.task, report or Bars())
+    return planned.record()
 
 
 def erase(
     concepts: Sequence[str] | str,
     *,
+    anchors: Sequence[str] | str = (),
+    keep: Sequence[str] | str = (),
+    kind: Sequence[str] | str = (),
+    method: str | None = None,
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    base: AnyBase = "demo",
+    prediction: str | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    output: Path | str | None = None,
+    force: bool = False,
     resume: bool = False,
     report: Report | None = None,
-    **request: Any,
 ) -> ErasedFile:
     """Take concepts out of a base and write the erasure, its key if it has one, and a picture.
 
-    Keyword arguments: `anchors`, `keep`, `method`, `preset`, `overrides` (settings of the method),
-    `base`, `prediction`, `seed`, `steps`, `device`, `dtype`, `output`, `force`. With `resume` a
-    stopped training is taken up. Raises `UsageError` before anything is trained, `Interrupted`
-    with the command that goes on, and `ThresholdError` when the closing figures still see the
-    concept: the file is kept, and what was made is the error's `made`.
+    `anchors` are what the concepts become, `keep` what must stay, `kind` style, object, person or
+    unsafe; one for all or one each, chosen by the words where they are left out. `overrides` are
+    settings of the `method`, `steps` its optimisation steps. `base` is a name, a path, a diffusers
+    pipeline or a `Base`. With `resume` a stopped training is taken up.
+
+    Raises `UsageError` before anything is trained, `Interrupted` with the command that goes on, and
+    `ThresholdError` when the closing figures still see the concept: the file is kept, and what was
+    made is the error's `made`.
     """
-    planned = planning.resolve(concepts, **request)
+    planned = planning.resolve(
+        concepts,
+        anchors=anchors,
+        keep=keep,
+        kind=kind,
+        method=method,
+        preset=preset,
+        overrides=overrides,
+        base=base if isinstance(base, (str, Path)) else getattr(base, "id", "pipeline"),
+        prediction=prediction,
+        seed=seed,
+        steps=steps,
+        device=device,
+        dtype=dtype,
+        output=output,
+        force=force,
+    )
+    report = report or Bars()
+    doubts.warn(planned.task, report)
     from conceptzap.verbs import erasing
 
-    return erasing.erase(planned, report or Report(), resume)
+    return erasing.erase(planned, report, resume, base)
 
 
 def generate(
     prompts: Sequence[str] | str,
     *,
-    erasures: Iterable[Asked] = (),
-    base: str | Base = "demo",
+    erasures: Asked | Iterable[Asked] = (),
+    base: AnyBase = "demo",
     prediction: str | None = None,
     seed: int = 0,
     count: int = 1,
     steps: int | None = None,
     guidance: float | None = None,
     negative: str = "",
+    width: int | None = None,
+    height: int | None = None,
+    sampler: str | None = None,
     batch: int = 1,
     device: str = "auto",
     dtype: str = "auto",
@@ -108,17 +148,31 @@ def generate(
     """Draw `count` pictures of every prompt, picture k with seed `seed` + k, under the erasures.
 
     `erasures` are paths or values, or pairs of one and its strength (0 to 2); the same one twice
-    counts once. Under a `policy` its own files are in force. Requests and files are checked at the
-    call, the base when the first picture is asked for. Raises `SilentEditError` rather than giving
-    out a picture that an edit did not take part in.
+    counts once. Under a `policy` its own files are in force. `base` is a name, a path, a diffusers
+    pipeline or a `Base`; `width` and `height` in pixels are the checkpoint's own unless given,
+    `sampler` one of ddim, euler and dpm++.
+
+    Nothing is drawn before the first picture is taken from what comes back. Requests and files are
+    checked at the call, the base when the first picture is asked for. Raises `SilentEditError`
+    rather than giving out a picture that an edit did not take part in.
     """
-    look = {"steps": steps, "guidance": guidance, "negative": negative, "batch": batch}
+    look = {
+        "steps": steps, "guidance": guidance, "negative": negative, "batch": batch,
+        "width": width, "height": height, "scheduler": sampler,
+    }  # fmt: skip
     asked = generating.request(
         prompts, seed=seed, count=count, look=look, erasures=erasures, policy=policy, strict=strict
     )
     return generating.pictures(
-        asked, base, report or Report(), device=device, dtype=dtype, prediction=prediction
+        asked, base, report or Bars(), device=device, dtype=dtype, prediction=prediction
     )
+
+
+def demo_pipeline() -> DiffusionPipeline:
+    """A diffusers pipeline over the built-in checkpoint (64 px, on the CPU): something to try on."""
+    from conceptzap.base import load_base
+
+    return load_base("demo", "cpu").pipeline()
 
 
 def apply(
@@ -158,11 +212,11 @@ def remove(pipe: DiffusionPipeline) -> None:
 
 
 def export(
-    erasures: Source | Iterable[Asked],
+    erasures: Asked | Iterable[Asked],
     to: str,
     output: Path | str,
     *,
-    base: str | Base = "demo",
+    base: AnyBase = "demo",
     prediction: str | None = None,
     rank: int | None = None,
     dtype: str = "auto",
@@ -188,13 +242,13 @@ def export(
         rank=rank,
         dtype=dtype,
         force=force,
-        report=report or Report(),
+        report=report or Bars(),
     )
 
 
 def evaluate(
-    erasures: Source | Iterable[Asked],
-    base: str | Base = "demo",
+    erasures: Asked | Iterable[Asked],
+    base: AnyBase = "demo",
     *,
     suite: str = "quick",
     concepts: Sequence[str] | str = (),
@@ -229,7 +283,7 @@ def evaluate(
     from conceptzap.verbs import evaluating
 
     return evaluating.evaluate(
-        _listed(erasures),
+        admission.listed(erasures),
         base,
         suite=suite,
         concepts=_listed(concepts),
@@ -246,7 +300,7 @@ def evaluate(
         strict=strict,
         output=output,
         force=force,
-        report=report or Report(),
+        report=report or Bars(),
     )
 
 

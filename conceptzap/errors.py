@@ -31,6 +31,8 @@ class ConceptZapError(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        if hint:  # a traceback, as in a notebook, shows it too
+            self.add_note(f"hint: {hint}")
 
     @property
     def kind(self) -> str:
@@ -38,22 +40,32 @@ class ConceptZapError(Exception):
 
 
 class UsageError(ConceptZapError):
+    """A request that cannot be meant: unknown name, value out of range, output exists."""
+
     exit_code = 2
 
 
 class FormatError(ConceptZapError):
+    """Not a sound .lprompt.safetensors file, or none at all."""
+
     exit_code = 3
 
 
 class MismatchError(ConceptZapError):
+    """A sound file that does not fit this base."""
+
     exit_code = 4
 
 
 class ResourceError(ConceptZapError):
+    """Memory, disk, device, or a base that is not there."""
+
     exit_code = 5
 
 
 class RefusedError(ConceptZapError):
+    """It could not be verified as erased, so nothing was drawn."""
+
     exit_code = 6
 
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,13 @@ def read(source: Source) -> Erasure:
     return format.seal(source) if isinstance(source, Erasure) else format.load(source)
 
 
-def load_all(items: Iterable[Asked]) -> tuple[Loaded, ...]:
+def listed(items: Asked | Iterable[Asked]) -> list[Asked]:
+    """One erasure, one with its strength, or several of either, as several."""
+    pair = isinstance(items, tuple) and len(items) == 2 and isinstance(items[1], Real)
+    return [items] if pair or isinstance(items, Source) else list(items)
+
+
+def load_all(items: Asked | Iterable[Asked]) -> tuple[Loaded, ...]:
     """The erasures asked for, each once.
 
     Raises `FormatError` like `format.load` and `UsageError` for a strength out of range, for one
@@ -49,7 +56,7 @@ def load_all(items: Iterable[Asked]) -> tuple[Loaded, ...]:
     that are always open.
     """
     found: dict[str, Loaded] = {}
-    for item in items:
+    for item in listed(items):
         one = _load(item)
         first = found.setdefault(one.erasure.digest, one)
         if first.strength != one.strength:

@@ -10,12 +10,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 import conceptzap
 from conceptzap import format
-from conceptzap.base import Base, load_base
+from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure, Header, Json, sort_edits
 from conceptzap.errors import (
     ConceptZapError,
@@ -34,9 +35,12 @@ from conceptzap.task import Task
 from conceptzap.training import lessons, wordings
 from conceptzap.training.session import Session
 from conceptzap.trust import admission, canary
-from conceptzap.verbs.generating import described, usual
+from conceptzap.verbs.generating import described, find_base, usual
 from conceptzap.verbs.planning import Plan
 from conceptzap.verbs.preview import before_and_after
+
+if TYPE_CHECKING:
+    from conceptzap.verbs.generating import AnyBase
 
 NOT_ERASED = 0.2  # a closing leak above this is no erasure
 CLOSING_BATCH = 16
@@ -59,10 +63,10 @@ class ErasedFile:
     erasure: Erasure
 
 
-def erase(plan: Plan, report: Report, resume: bool) -> ErasedFile:
+def erase(plan: Plan, report: Report, resume: bool, base: AnyBase | None = None) -> ErasedFile:
     """Carry a plan out; see `api.erase`. Nothing is written before all of it is made."""
     began = time.monotonic()
-    base = load_base(plan.base, plan.device, plan.dtype, plan.prediction)
+    base = find_base(base or plan.base, plan.device, plan.dtype, plan.prediction)
     report.phase(described(base))
     task = fitting_task(base, plan, report)
     work = Work(plan, report, resume)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from conceptzap.base import Base, load_base
+from conceptzap.base import Base
 from conceptzap.errors import ThresholdError, UsageError, escape
 from conceptzap.evaluation import judging, probes, run, suites, verdict
 from conceptzap.evaluation.run import Evaluation, Experiment
@@ -19,7 +19,7 @@ from conceptzap.report import Report
 from conceptzap.result import Result, check_comparable, check_seed
 from conceptzap.trust import admission
 from conceptzap.trust.admission import Asked, Loaded
-from conceptzap.verbs.generating import described
+from conceptzap.verbs.generating import described, find_base
 
 WANTED = "name a result.json, or the folder of one"
 
@@ -55,7 +55,7 @@ def settle(
 
 def evaluate(
     erasures: Iterable[Asked],
-    base: str | Base,
+    base: Any,
     *,
     suite: str,
     concepts: Sequence[str],
@@ -75,7 +75,7 @@ def evaluate(
     loaded = admission.load_all(erasures)
     target = None if output is None else folder.prepare(Path(output), force)
     # 2. and before anything is drawn
-    here = load_base(base, device, dtype, prediction) if isinstance(base, str) else base
+    here = find_base(base, device, dtype, prediction)
     report.phase(described(here))
     named = concepts or [concept for one in loaded for concept in one.erasure.header.concepts]
     experiment = settle(here, suite, list(dict.fromkeys(named)), **request)
@@ -85,7 +85,7 @@ def evaluate(
     admission.admit_all(here, [one.erasure for one in loaded], strict, report)
     # 3. pictures, judges, scores
     done = run.evaluate(here, loaded, experiment, report)
-    name = base if isinstance(base, str) else base.id
+    name = os.fspath(base) if isinstance(base, (str, os.PathLike)) else here.id
     done = _with_commands(done, loaded, name, suite, concepts, request)
     if target is not None:
         report.phase("writing the report")

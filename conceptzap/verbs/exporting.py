@@ -11,13 +11,15 @@ from conceptzap import edit
 from conceptzap.edit import Json, sort_edits
 from conceptzap.errors import RefusedError, UsageError
 from conceptzap.exports import Order
+from conceptzap.format import naming
 from conceptzap.registry import family
 from conceptzap.report import Report
 from conceptzap.trust import admission
-from conceptzap.trust.admission import Asked, Loaded, Source
+from conceptzap.trust.admission import Asked, Loaded
+from conceptzap.verbs.generating import find_base
 
 if TYPE_CHECKING:
-    from conceptzap.base import Base
+    from conceptzap.verbs.generating import AnyBase
 
 FAMILY = "exports"
 
@@ -40,11 +42,11 @@ class Exported:
 
 
 def export(
-    erasures: Source | Iterable[Asked],
+    erasures: Asked | Iterable[Asked],
     to: str,
     output: Path | str,
     *,
-    base: str | Base,
+    base: AnyBase,
     prediction: str | None,
     rank: int | None,
     dtype: str,
@@ -53,15 +55,13 @@ def export(
 ) -> Exported:
     """Check, admit and write; see `api.export`."""
     family.require(FAMILY, to)
-    loaded = admission.load_all([erasures] if isinstance(erasures, Source) else erasures)
+    loaded = admission.load_all(erasures)
     order = _order(loaded, rank, dtype, force)
     exporter = family.load(FAMILY, to)
     exporter.check(order)
-    target = exporter.place(order, Path(output))
-    from conceptzap.base import load_base
-
+    target = exporter.place(order, naming.place(output))
     # on the CPU, for what is written must not depend on the machine
-    here = load_base(base, "cpu", "float32", prediction) if isinstance(base, str) else base
+    here = find_base(base, "cpu", "float32", prediction)
     admission.admit_all(here, [one.erasure for one in loaded], False, report)
     facts = exporter.write(here, order, target, report)
     return Exported(target, to, _size(target), order.sources, exporter.use(target), facts)

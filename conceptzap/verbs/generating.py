@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +19,30 @@ from conceptzap.report import Report
 from conceptzap.result import Settings, check_seed
 from conceptzap.trust import admission
 from conceptzap.trust.admission import Asked, Loaded
+from conceptzap.words import with_article
 
 if TYPE_CHECKING:
     import numpy as np
+    from diffusers import DiffusionPipeline
+    from PIL.Image import Image
 
     from conceptzap.base import Base
     from conceptzap.runtime.sampler import Drawing
     from conceptzap.trust.policy import Policy
 
+    AnyBase = str | Path | Base | DiffusionPipeline
 
-@dataclass(frozen=True)
+WORDS = ("negative", "scheduler")  # settings that are texts
+NEAR = 0.6  # likeness of a word that may have been meant
+LISTED = "conceptzap demo --words"
+
+
+@dataclass(frozen=True, repr=False)
 class Picture:
     """One drawn picture, uint8 [h, w, 3], with what every PNG of it says in `text`.
 
     `erasures`: path (None for a value), digest, strength, and whether it was ever open, of each.
+    A notebook shows the picture itself.
     """
 
     array: np.ndarray
@@ -37,6 +50,32 @@ class Picture:
     seed: int
     erasures: tuple[Mapping[str, Json], ...]
     text: Mapping[str, str]
+
+    @property
+    def image(self) -> Image:
+        """The picture as Pillow's, RGB."""
+        from PIL import Image
+
+        return Image.fromarray(self.array)
+
+    def save(self, path: Path | str, force: bool = False) -> Path:
+        """Write it as a PNG that says how it was made; raises `UsageError` where the file exists."""
+        from conceptzap.format.pictures import save_png
+
+        target = naming.place(path)
+        save_png(target, self.array, self.text, force=force)
+        return target
+
+    def _repr_png_(self) -> bytes:
+        from conceptzap.format.pictures import encode_png
+
+        return encode_png(self.array, self.text)
+
+    def __repr__(self) -> str:
+        height, width = self.array.shape[:2]
+        fired = sum(bool(one["fired"]) for one in self.erasures)
+        changed = f", changed by {fired} of {len(self.erasures)}" if self.erasures else ""
+        return f"Picture({escape(self.prompt)!r}, seed {self.seed}, {width} x {height} px{changed})"
 
 
 @dataclass(frozen=True)
@@ -64,6 +103,25 @@ def described(base: Base) -> str:
     return f"{base.id}: {base.family}, {base.prediction}, {base.device} {dtype}"
 
 
+def find_base(
+    base: AnyBase, device: str = "auto", dtype: str = "auto", prediction: str | None = None
+) -> Base:
+    """The base that a name, a path, a diffusers pipeline or a `Base` stands for.
+
+    A pipeline and a `Base` stay where they are and as they are; `device` and the rest are for names.
+    """
+    from conceptzap.base import Base, from_pipeline, load_base
+
+    if isinstance(base, (str, os.PathLike)):
+        return load_base(os.fspath(base), device, dtype, prediction)
+    if isinstance(base, Base):
+        return base
+    if hasattr(base, "unet"):
+        return from_pipeline(base)
+    kind = type(base).__name__
+    raise UsageError(f"a base cannot be made of {with_article(kind)}", "give a name or a pipeline")
+
+
 def request(
     prompts: Sequence[str] | str,
     *,
@@ -76,12 +134,11 @@ def request(
 ) -> Request:
     """A request whose files are read and whose numbers are in range; raises like `api.generate`."""
     prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-    if not prompts or count < 1:
+    if not prompts or isinstance(count, int) and count < 1:
         raise UsageError("no picture was asked for", 'for example: conceptzap generate "a cat"')
-    for prompt in prompts:
-        if naming.is_erasure(prompt):
-            hint = f"draw with it by --with {escape(prompt)}, one --with for each"
-            raise UsageError(f"the prompt {escape(prompt)!r} is an erasure's file", hint)
+    for prompt in (*prompts, look.get("negative") or ""):
+        _check_prompt(prompt)
+    _check_numbers({"seed": seed, "count": count, **look})
     check_seed(check_seed(seed) + count - 1)
     look = {name: value for name, value in look.items() if value is not None}
     Settings(**look)
@@ -94,6 +151,30 @@ def request(
     )
 
 
+def _check_prompt(prompt: str) -> None:
+    if not isinstance(prompt, str):
+        raise UsageError(f"the prompt {escape(prompt)!r} is no text", "give a text, or a list of texts")
+    if naming.is_erasure(prompt):
+        hint = f"draw with it by --with {escape(prompt)}, one --with for each"
+        raise UsageError(f"the prompt {escape(prompt)!r} is an erasure's file", hint)
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        hint = "write it in UTF-8"
+        raise UsageError(f"the prompt {escape(prompt)!r} is not UTF-8 text", hint) from error
+
+
+def _check_numbers(numbers: Mapping[str, Any]) -> None:
+    """Raise `UsageError` for a text, or a fraction, where a number is counted with."""
+    for name, value in numbers.items():
+        kind = Real if name == "guidance" else Integral
+        if name in WORDS or value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, kind):
+            what = "number" if kind is Real else "whole number"
+            raise UsageError(f"{name}={value!r} is not a {what}", f"give {name} without quotes")
+
+
 def _policy(path: Path) -> Policy:
     from conceptzap.trust import policy
 
@@ -104,7 +185,7 @@ def _policy(path: Path) -> Policy:
 
 def pictures(
     asked: Request,
-    base: str | Base,
+    base: AnyBase,
     report: Report,
     *,
     device: str = "auto",
@@ -112,10 +193,9 @@ def pictures(
     prediction: str | None = None,
 ) -> Iterator[Picture]:
     """Load the base if it is a name, admit every erasure, then draw one picture after the other."""
-    from conceptzap.base import load_base
     from conceptzap.runtime import sampler
 
-    here = load_base(base, device, dtype, prediction) if isinstance(base, str) else base
+    here = find_base(base, device, dtype, prediction)
     report.phase(described(here))
     active = _under_policy(asked.policy, here, asked.erasures) if asked.policy else asked.erasures
     strict = asked.strict or asked.policy is not None
@@ -125,7 +205,7 @@ def pictures(
     common = _facts(here, settings, any(foreign), asked.policy)
     edits = sort_edits(edit for one in active for edit in one.edits)
     prompts, seeds = ([pair[i] for pair in asked.pairs] for i in (0, 1))
-    for drawn in sampler.drawings(here, prompts, seeds, settings, edits):
+    for drawn in sampler.drawings(here, prompts, seeds, settings, edits, report):
         yield _picture(drawn, active, common)
 
 
@@ -135,6 +215,17 @@ def _note_prompts(base: Base, asked: Request, report: Report) -> None:
             report.note("the empty prompt asks for nothing in particular")
         if left_out := base.cut(prompt):
             report.warn(f"only {base.max_tokens} tokens are read, without: {escape(left_out)}")
+        for word in base.unknown_words(prompt):
+            if any(map(str.isalpha, word)):
+                report.warn(f"{base.id} never learned {escape(word)!r}{_nearest(base, word)}")
+
+
+def _nearest(base: Base, word: str) -> str:
+    """What it may have been meant for, among the words that the base knows."""
+    near = difflib.get_close_matches(word, base.vocabulary(), n=2, cutoff=NEAR)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f", and draws something else; what it knows: {LISTED}" if base.id == "demo" else ""
 
 
 def _under_policy(policy: Policy, base: Base, given: Sequence[Loaded]) -> tuple[Loaded, ...]:

@@ -1,0 +1,190 @@
+"""What a notebook and a type checker see."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from erasures import nudge
+
+import conceptzap
+from conceptzap import report
+from conceptzap.errors import UsageError
+from conceptzap.format.pictures import read_text
+from conceptzap.testing import save_tiny, tiny
+
+LOOK = {"steps": 1, "guidance": 1.0}
+SCRIPT = """
+from pathlib import Path
+
+import conceptzap
+
+made: conceptzap.ErasedFile = conceptzap.erase("Van Gogh", anchors="painting", kind="style", seed=3)
+for picture in conceptzap.generate(["a cat"], erasures=[(made.path, 0.5)], width=64):
+    where: Path = picture.save("cat.png", force=True)
+    size: tuple[int, int] = (picture.seed, picture.seed)
+erasure: conceptzap.Erasure = conceptzap.load("x")
+digest: str = conceptzap.save(conceptzap.stack([erasure, "y"]), "z")
+handle: conceptzap.Handle = conceptzap.apply(conceptzap.demo_pipeline(), erasure, strength=0.5)
+handle.remove()
+title: str = conceptzap.inspect("x").header.title
+out: conceptzap.Exported = conceptzap.export("x", "lora", "y")
+try:
+    conceptzap.erase("cat", report=conceptzap.Report())
+except conceptzap.UsageError as error:
+    print(error.hint, error.exit_code + 1)
+settings = conceptzap.Settings(steps=20)
+"""
+UNTYPED = "torch diffusers transformers numpy PIL safetensors accelerate huggingface_hub rich tqdm jinja2"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("python")
+    save_tiny(folder / "base")
+    conceptzap.save(nudge(tiny("sd1"), "church"), folder / "church")
+    return folder
+
+
+def one(world: Path, **more: object) -> conceptzap.Picture:
+    (picture,) = conceptzap.generate("a church", **{"base": tiny("sd1"), **LOOK, **more})
+    return picture
+
+
+# pictures
+
+
+def test_a_picture_shows_saves_and_names_itself(world: Path, tmp_path: Path) -> None:
+    picture = one(world, erasures=world / "church")
+    assert np.array_equal(np.asarray(picture.image), picture.array)
+    path = picture.save(tmp_path / "a.png")
+    assert path.read_bytes() == picture._repr_png_() and read_text(path) == dict(picture.text)
+    assert re.fullmatch(r"Picture\('a church', seed 0, \d+ x \d+ px, changed by 1 of 1\)", repr(picture))
+    with pytest.raises(UsageError, match="exists"):
+        picture.save(path)
+    assert picture.save(path, force=True) == path
+
+
+def test_the_example_of_the_package_uses_what_there_is() -> None:
+    (code,) = re.findall(r"\n\n((?:    .*\n|\n)+)", conceptzap.__doc__ or "")
+    compile(textwrap.dedent(code), "docstring", "exec")
+    called = set(re.findall(r"conceptzap\.(\w+)", code))
+    assert called <= set(conceptzap.__all__) and hasattr(conceptzap.Picture, "save")
+
+
+# what may stand for an erasure, and for a base
+
+
+def test_one_erasure_is_as_good_as_a_list(world: Path) -> None:
+    path = world / "church"
+    whole, half = one(world, erasures=[path]), one(world, erasures=[(path, 0.5)])
+    for same in (path, str(path), conceptzap.load(path), (path, 1)):
+        assert np.array_equal(one(world, erasures=same).array, whole.array)
+    assert np.array_equal(one(world, erasures=(path, 0.5)).array, half.array)
+
+
+def test_whatever_is_a_base(world: Path) -> None:
+    here = tiny("sd1")
+    expected = one(world, base=here).array
+    for base in (world / "base", str(world / "base"), here.pipeline()):
+        assert np.array_equal(one(world, base=base).array, expected)
+    with pytest.raises(UsageError, match="a base cannot be made of an int"):
+        one(world, base=3)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"steps": "3"}, "steps='3' is not a whole number"),
+        ({"steps": 2.5}, "steps=2.5 is not a whole number"),
+        ({"guidance": "4"}, "guidance='4' is not a number"),
+        ({"seed": "0"}, "seed='0' is not a whole number"),
+        ({"count": 1.0}, "count=1.0 is not a whole number"),
+        ({"batch": True}, "batch=True is not a whole number"),
+        ({"prompts": [3]}, "the prompt '3' is no text"),
+        ({"erasures": ("x", "1")}, "no such file: x|strength"),
+        ({"erasures": [("x", "1")]}, "strength '1' is out of range"),
+    ],
+)
+def test_a_value_of_another_kind_is_answered(bad: dict[str, object], message: str) -> None:
+    with pytest.raises(conceptzap.ConceptZapError, match=message):
+        conceptzap.generate(**{"prompts": "a cat", **bad})
+
+
+# what is said
+
+
+def test_what_is_warned_of_reaches_whoever_called(world: Path) -> None:
+    with pytest.warns(UserWarning, match="another checkpoint") as heard:
+        list(conceptzap.generate("a cat", erasures=world / "church", base=tiny("sd1", seed=1), **LOOK))
+    assert {Path(warning.filename) for warning in heard} == {Path(__file__)}
+
+
+def test_a_report_of_one_s_own_is_heard_instead(world: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw = {"base": tiny("sd1", seed=1), "report": conceptzap.Report(), **LOOK}
+        list(conceptzap.generate("a cat", erasures=world / "church", **draw))
+
+
+def test_bars_count(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(report, "AFTER", 0.0)
+    assert list(conceptzap.Bars().count("abc", 3, "reading")) == ["a", "b", "c"]
+    assert "reading" in capsys.readouterr().err
+
+
+def test_a_hint_is_part_of_the_traceback() -> None:
+    with pytest.raises(UsageError) as error:
+        conceptzap.generate([])
+    assert error.value.__notes__ == [f"hint: {error.value.hint}"]
+
+
+def test_erase_says_what_it_takes() -> None:
+    import inspect
+
+    from conceptzap.verbs import planning
+
+    ours = inspect.signature(conceptzap.erase).parameters
+    planned = inspect.signature(planning.resolve).parameters
+    assert set(ours) == set(planned) | {"resume", "report"}
+    assert {n: p.default for n, p in ours.items() if n in planned} == {
+        n: p.default for n, p in planned.items()
+    }
+
+
+def test_a_pipeline_of_the_demo() -> None:
+    assert conceptzap.demo_pipeline().unet.config.sample_size
+
+
+# types
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("mypy"), reason="mypy is not installed")
+def test_a_type_checker_knows_every_verb(tmp_path: Path) -> None:
+    """Strictly, the libraries left out that say nothing of their types or take minutes to read."""
+    (tmp_path / "user.py").write_text(SCRIPT)
+    skipped = ",".join(f"{name}.*" for name in UNTYPED.split())
+    (tmp_path / "mypy.ini").write_text(
+        f"[mypy]\nstrict = True\nfollow_imports = silent\n[mypy-{skipped}]\nfollow_imports = skip\n"
+    )
+    root = Path(conceptzap.__file__).parents[1]
+    command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "user.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={"MYPYPATH": str(root), "PATH": ""}
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_types_and_names_agree() -> None:
+    """What a type checker is told is there is there, under the name that is public."""
+    source = Path(conceptzap.__file__).read_text()
+    pairs = re.findall(r"from conceptzap\.([\w.]+) import (\w+) as \2\n", source)
+    told = {name: home for home, name in pairs}
+    assert told == conceptzap._HOME and set(told) == set(conceptzap.__all__) - {"__version__"}
