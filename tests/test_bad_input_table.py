@@ -106,7 +106,7 @@ TABLE = {
         rf"{ERASE}[\u200b\u202e]", f"{ERASE}[cafe\u0301]", f"{ERASE}[c\u0430t]",
         "test_names_from_files_cannot_draw_on_the_terminal",
     ),
-    "sizes: no option for one, and a checkpoint's own out of range": (
+    "sizes out of range, asked for and a checkpoint's own": (
         f"{GENERATE}[--height]", f"{GENERATE}[--width]",
         *(f"{BASE}[size {x}]" for x in ("0", "-8", "1048576", "[8, 9]")),
     ),

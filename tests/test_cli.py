@@ -89,7 +89,7 @@ def test_version() -> None:
     [
         (["erasee"], "did you mean 'erase'"),
         (["erase", "cat", "--stepss", "3"], "--steps"),
-        (["erase"], "missing argument 'concept'"),
+        (["erase"], "no concept given"),
         (["generate", "a cat", "--seed", "1.5"], "--seed"),
         (["stack"], "missing argument 'file'"),
         (["methods", "kpopp"], "no method is called"),
@@ -199,7 +199,7 @@ def test_signals_have_their_exit_codes(signum: int, code: int) -> None:
 
 
 def test_lists_come_from_files_too(here: Path) -> None:
-    (here / "words.txt").write_bytes("\ufeffMonet\r\n\r\n  pixel art\r\n".encode())
+    (here / "words.txt").write_bytes("\ufeffMonet\r\n# a remark\r\n\r\n  pixel art\r\n".encode())
     assert _options.words(["a, b", "@words.txt", "@@me"]) == ["a, b", "Monet", "pixel art", "@me"]
     with pytest.raises(UsageError, match="cannot read nowhere.txt"):
         _options.words(["@nowhere.txt"])
@@ -245,7 +245,7 @@ def test_flags_over_config_over_defaults(here: Path) -> None:
         ("sed = 3", "did you mean seed"),
         ("seed = true", "whole number"),
         ('seed = "3"', "whole number"),
-        ('anchor = "a"', "list of texts"),
+        ("anchor = 1", "list of texts"),
         ("anchor = [1]", "list of texts"),
         ("set = 1", "table"),
         ("seed = = 3", "is not TOML"),
@@ -322,6 +322,19 @@ def test_names_from_files_cannot_draw_on_the_terminal(here: Path) -> None:
     assert "\x1b" not in out and "\u202e" not in out
 
 
+@pytest.mark.parametrize("columns", [20, 40, 59])
+def test_on_a_narrow_terminal_no_word_is_broken(
+    columns: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = conceptzap("methods").out
+    words = {word for m in catalog.methods() for word in m["summary"].split() if len(word) < columns}
+    assert words <= set(out.split())
+    format.save(rich(), here / "a.lprompt.safetensors")
+    facts = conceptzap("inspect", "a").out
+    assert re.search(r"^size: \d+ k?B", facts, re.MULTILINE) and "effect: erases" in facts
+
+
 # methods, presets, doctor
 
 
@@ -379,6 +392,15 @@ def test_doctor_warns_of_a_disk_that_is_nearly_full(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3_000_000))
     answer = conceptzap("doctor")
     assert answer.code == 0 and answer.err == "warning: only 3.0 MB of disk are free; make room\n"
+
+
+def test_doctor_says_so_of_a_home_that_cannot_be_written(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "file").touch()
+    monkeypatch.setenv("CONCEPTZAP_CACHE", str(here / "file" / "cache"))
+    problem = conceptzap("doctor", "--json").json["problems"]
+    assert len(problem) == 1 and "cannot be written" in problem[0] and "CONCEPTZAP_CACHE" in problem[0]
 
 
 def test_doctor_shows_what_is_free_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,13 +107,17 @@ ERASE = [
     (2, "not UTF-8", "@latin.txt"),
     (2, "cannot read nowhere.txt", "@nowhere.txt"),
     (2, "both 'cat'", "cat", "--anchor", "Cat"),
+    (2, "--anchor is followed by the option --dry-run", "cat", "--anchor", "--dry-run"),
+    (2, "-o is followed by the option -n", "cat", "-o", "-n"),
+    (2, "unknown kind 'art'", "cat", "--kind", "art"),
+    (2, "did you mean --anchor?", "cat", "--target", "dog"),
     (2, "both 'caf\u00e9'", "cafe\u0301", "--anchor", "caf\u00e9"),
     (2, "both 'cat'", "c\u200bat\u202e", "--anchor", "cat"),
     (2, "2 anchors for 1", "cat", "--anchor", "dog", "--anchor", "horse"),
     (2, "no method is called", "cat", "--method", "nope"),
     (2, "no preset is called", "cat", "--preset", "nope"),
     (2, "unknown setting", "cat", "--set", "nope=1"),
-    (2, "is not a int", "cat", "--set", "steps=many"),
+    (2, "is not an int", "cat", "--set", "steps=many"),
     (2, "is not a float", "cat", "--set", "lr=nan"),
     (2, "--steps", "cat", "--steps", "0"),
     (2, "--steps", "cat", "--steps", "-1"),
@@ -154,8 +158,16 @@ def test_what_erase_refuses(
     refused(made, code, message, "erase", *words)
 
 
-# pictures have the checkpoint's own size, so none of these is an option
-SIZES = [("--height", "0"), ("--height", "15"), ("--width", "-8"), ("--size", "4096")]
+SIZES = [
+    ("--height", "0"), ("--height", "15"), ("--width", "-8"), ("--size", "8x"),
+    ("--size", "64 by 64"), ("--width", "wide"),
+]  # fmt: skip
+# what other programs call an option, and we do
+HABITS = [
+    ("--cfg", "--guidance"), ("--guidance-scale", "--guidance"), ("--negative-prompt", "--negative"),
+    ("-n", "--count"), ("--num-images", "--count"), ("--num-inference-steps", "--steps"),
+    ("--model", "--base"), ("--scheduler", "--sampler"),
+]  # fmt: skip
 GENERATE = [
     (2, "no picture was asked for",),
     (2, "no picture was asked for", "--prompts", "prompts.txt"),
@@ -183,7 +195,14 @@ GENERATE = [
     (2, "strength", "a cat", "--with", f"{GOOD}:much"),
     (2, "at the strengths", "a cat", "--with", GOOD, "--with", f"{GOOD}:0.5"),
     (2, "1100 learned tokens", "a cat", "--with", f"many{SUFFIX}", "--with", f"more{SUFFIX}"),
-    *((2, "No such option", "a cat", *option) for option in SIZES),
+    *((2, option[0], "a cat", *option) for option in SIZES),
+    (2, "--height 4096 is out of range", "a cat", "--size", "4096"),
+    (2, "no sampler is called 'nope'", "a cat", "--sampler", "nope"),
+    *((2, f"did you mean {ours}?", "a cat", theirs, "3") for theirs, ours in HABITS),
+    (2, "is not UTF-8", "a cat \udcff"),
+    (2, "is not UTF-8", "a cat", "--negative", "\udcff dog"),
+    (2, "--with is followed by the option --strict", "a cat", "--with", "--strict"),
+    (2, "--negative is followed by the option --seed=3", "a cat", "--negative", "--seed=3"),
     (2, "exists", "a cat", *BASE, "-o", "there.png"),
     (2, "2 pictures do not fit", "a cat", *BASE, "--count", "2", "-o", "new.png"),
     (2, "is not a folder", "a cat", *BASE, "-o", GOOD),

@@ -100,8 +100,17 @@ def test_a_dry_run_does_nothing(here: Path) -> None:
     answer = conceptzap("erase", "dog", "--base", "base", "--seed", "3", "--dry-run", "--json")
     assert answer.code == 0 and answer.json["schema"] == "conceptzap.plan/1"
     assert answer.json["seed"] == 3 and answer.json["concepts"] == ["dog"]
-    assert conceptzap("erase", "dog", "--base", "base", "-n", "--save-config", "c.toml").code == 0
     assert contents(here) == before
+
+
+def test_a_dry_run_saves_the_settings_that_it_is_asked_for(here: Path) -> None:
+    words = ("erase", "dog", "House", "--base", "base", "--anchor", "cat", "--kind", "object")
+    plan = conceptzap(*words, "-n", "--save-config", "dry.toml", "--json").json
+    assert plan["concepts"] == ["dog", "House"] and plan["kinds"] == ["object", "object"]
+    again = conceptzap("erase", "--config", "dry.toml", "-n", "--json").json
+    assert again == plan
+    other = conceptzap("erase", "tree", "--config", "dry.toml", "-n", "--json").json
+    assert other["concepts"] == ["tree"] and other["anchors"] == ["cat"]
 
 
 def test_saved_settings_make_the_same_file_again(here: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,41 @@ def test_prompt_files_of_other_systems(here: Path) -> None:
     words = ("--prompts", "prompts.txt", *DRAW, "-o", "lists", "--json")
     images = conceptzap("generate", *words).json["images"]
     assert [image["prompt"] for image in images] == ["a cat", "a dog"]
+
+
+def test_a_word_that_the_base_never_learned_is_warned_of(here: Path) -> None:
+    answer = conceptzap("generate", "a catt, and a cat", *DRAW, "-o", "unknown.png")
+    assert answer.code == 0
+    assert re.findall("warning: .*", answer.err) == ["warning: base never learned 'catt'; did you mean cat?"]
+    assert conceptzap("generate", "a catt", *DRAW, "-o", "unknown2.png", "-q").err == ""
+
+
+def test_a_prompt_without_quotes_is_warned_of(here: Path) -> None:
+    words = ("generate", "a", "cat", "church", *DRAW, "-o", "bare")
+    assert 'warning: 3 prompts of one word each; for one, quote it: "a cat church"' in conceptzap(*words).err
+    assert "one word" not in conceptzap("generate", "a cat", "church", *DRAW, "-o", "quoted").err
+
+
+# concepts that may not be meant
+
+
+@pytest.mark.parametrize(
+    ("concepts", "doubt"),
+    [
+        (["Van", "Gogh"], 'for one, quote it: conceptzap erase "Van Gogh"'),
+        (["Van Gohg"], "did you mean 'Van Gogh'?"),
+        (["Van Gogh, Monet"], "is one concept; for several"),
+        (["Van Gogh; Monet"], "is one concept; for several"),
+        (["--", "-dogs"], "is taken as a concept, not as an option"),
+        (["Van Gogh"], ""),
+        (["church", "horse"], ""),
+    ],
+)
+def test_what_is_seldom_meant_is_warned_of(concepts: list[str], doubt: str) -> None:
+    answer = conceptzap("erase", "-n", "-o", "nowhere-else", *concepts)
+    assert answer.code == 0, answer
+    assert (doubt in answer.err) if doubt else (answer.err == "")
+    assert answer.err.count("warning: ") == bool(doubt)
 
 
 # names

@@ -1,8 +1,7 @@
-"""What needs no model answers at once and never imports one."""
+"""What needs no model never imports one. How long a start takes: `tests/benchmarks/start.py`."""
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +12,7 @@ from samples import rich
 from conceptzap import format
 from conceptzap.registry import family
 
-LIMIT = 0.3
-TRIES = 8
-HEAVY = ("torch", "numpy", "PIL", "diffusers", "transformers", "safetensors")
+HEAVY = ("torch", "numpy", "PIL", "diffusers", "transformers", "safetensors", "jinja2", "huggingface_hub")
 REPORT = f"""
 import sys
 from conceptzap.cli import main
@@ -25,17 +22,10 @@ sys.exit(code)
 """
 
 
-def spent() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def run(words: list[str], folder: Path) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """Processor seconds of one start of the program: on an idle machine they are the time it takes."""
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """The program, which says last which heavy modules it has imported."""
     command = [sys.executable, "-c", REPORT, *words]
-    begun = spent()
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    return spent() - begun, done
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
 
 
 COMMANDS = [
@@ -57,17 +47,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_it_starts_fast_without_torch(words: list[str], folder: Path) -> None:
-    """The best of a few tries: the machine may be busy, the program may not be slow."""
-    best = float("inf")
-    for _ in range(TRIES):
-        seconds, done = run(words, folder)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.splitlines()[-1] == "[]"
-        best = min(best, seconds)
-        if best < LIMIT:
-            break
-    assert best < LIMIT, f"{' '.join(words)} takes {best:.2f} s"
+def test_it_starts_without_torch(words: list[str], folder: Path) -> None:
+    done = run(words, folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(
@@ -79,18 +62,20 @@ def test_it_starts_fast_without_torch(words: list[str], folder: Path) -> None:
         ["generate"],
         ["generate", "a cat", "-o", "a.jpg"],
         ["stack", "nowhere", "-o", "x"],
+        ["stack", "nowhere"],
+        ["erase", "cat", "--anchor", "--dry-run"],
         ["nothing"],
     ],
     ids=" ".join,
 )
 def test_bad_input_is_answered_without_torch(words: list[str], folder: Path) -> None:
-    _, done = run(words, folder)
+    done = run(words, folder)
     assert done.returncode in (2, 3), done.stderr
     assert done.stderr.splitlines()[-1] == "[]"
 
 
 def test_a_plan_needs_no_torch(folder: Path) -> None:
-    _, done = run(["erase", "cat", "--preset", "style", "--steps", "7", "--dry-run"], folder)
+    done = run(["erase", "cat", "--preset", "style", "--steps", "7", "--dry-run"], folder)
     assert done.returncode == 0 and done.stderr.splitlines() == ["[]"]
 
 
@@ -111,6 +96,6 @@ def test_completion_needs_no_torch(
     monkeypatch.setenv("_CONCEPTZAP_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", words)
     monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
-    _, done = run([], folder)
+    done = run([], folder)
     assert done.returncode == 0 and done.stdout.split() == found
     assert done.stderr.splitlines() == ["[]"]

@@ -19,7 +19,7 @@ import typer
 
 from conceptzap.cli import _errors, _everywhere
 from conceptzap.registry import family
-from conceptzap.terminal import show
+from conceptzap.terminal import speech
 
 PROGRAM = "conceptzap"
 ORDER = ("erase", "generate", "stack", "inspect", "evaluate", "compare", "attack", "export")
@@ -28,7 +28,7 @@ HELP = """Erase concepts from Stable Diffusion: a frozen checkpoint and one smal
 \b
 Examples:
   conceptzap erase "Van Gogh" --anchor painting
-  conceptzap generate "a cat by Van Gogh" --with van-gogh.lprompt.safetensors --compare
+  conceptzap generate "a cat by Van Gogh" --with van-gogh --compare
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 bad
 erasure file, 4 made for another base, 5 memory, disk or device, 6 refused, 7 not good enough.
@@ -96,17 +96,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; whatever goes wrong is answered in one line."""
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _mend_streams()
-    show.begin()
+    speech.begin()
     given = _options_of(words)
     debug = "--debug" in given or os.environ.get("CONCEPTZAP_DEBUG", "0") not in ("", "0")
     reply = _errors.Reply(as_json="--json" in given, debug=debug)
+    _hush_libraries()
     with _sigterm_unwinds():
         try:
-            code = program().main(words, prog_name=PROGRAM, standalone_mode=False)
+            command = program()
+            _everywhere.check_values(command, given)
+            code = command.main(words, prog_name=PROGRAM, standalone_mode=False)
             sys.stdout.flush()
         except BaseException as error:  # the one place that turns an error into an answer
             return reply.to(error)
     return reply.to(KeyboardInterrupt()) if code == _errors.SIGINT_CODE else int(code or 0)
+
+
+def _hush_libraries() -> None:
+    """Libraries say what is wrong by raising it; what they log is for their developers."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "error")
 
 
 def _options_of(words: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from dataclasses import dataclass
+from typing import Any
 
 from typer import Abort, Exit, TyperException
 
@@ -18,9 +19,26 @@ from conceptzap.errors import (
     UsageError,
     ran_out_of_memory,
 )
-from conceptzap.terminal.show import one_line
+from conceptzap.terminal import speech
+from conceptzap.terminal.speech import one_line
 
 SIGINT_CODE, SIGTERM_CODE, SIGPIPE_CODE = 130, 143, 141
+# options of other programs -> ours, the first that the command has
+CALLED = {
+    **dict.fromkeys(("--cfg", "--cfg-scale", "--guidance-scale", "--scale"), ("--guidance",)),
+    **dict.fromkeys(("--negative-prompt", "--neg-prompt", "--uc"), ("--negative",)),
+    **dict.fromkeys(("-n", "--num-images", "--num-images-per-prompt", "--n-samples"), ("--count",)),
+    **dict.fromkeys(("--num-inference-steps", "--iterations", "--max-train-steps"), ("--steps",)),
+    **dict.fromkeys(("--model", "--model-id", "--ckpt", "--checkpoint", "-m"), ("--base",)),
+    **dict.fromkeys(("--lora", "--erasure", "--lprompt"), ("--with",)),
+    **dict.fromkeys(("--scheduler", "--sampling-method"), ("--sampler",)),
+    **dict.fromkeys(("--preserve", "--retain"), ("--keep",)),
+    **dict.fromkeys(("--target", "--mapping-concept", "--replace"), ("--anchor",)),
+    **dict.fromkeys(("--out", "--outdir", "--output-dir", "--save-path"), ("--output",)),
+    **dict.fromkeys(("--batch-size", "--train-batch-size"), ("--batch", "--set")),
+    **dict.fromkeys(("--resolution", "-W", "-H"), ("--size",)),
+    **dict.fromkeys(("--learning-rate", "--lr", "--rank"), ("--set",)),
+}
 OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -33,6 +51,7 @@ class Reply:
 
     def to(self, error: BaseException) -> int:
         """Print the answer to `error` and return the exit code."""
+        speech.settle()
         if isinstance(error, BrokenPipeError) or _typer_saw_a_broken_pipe(error):
             # nobody reads any more; keep the interpreter's last flush from saying so
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -68,10 +87,11 @@ def known(error: BaseException) -> ConceptZapError:
     if isinstance(error, SystemExit) and error.code == SIGTERM_CODE:
         return Interrupted("terminated", "nothing was left half-written", signum=15)
     if ran_out_of_memory(error):
-        return ResourceError("out of memory", "use --batch 1 or a smaller checkpoint")
+        hint = "use a smaller batch (--batch, or --set batch= of erase), --dtype float16 or another base"
+        return ResourceError("out of memory", hint)
     if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
         where = f": {error.filename}" if error.filename else ""
-        return ResourceError(f"{error.strerror}{where}", "mend that and run it again")
+        return ResourceError(f"{error.strerror}{where}", "make room or get the rights, then run it again")
     return Bug(
         f"this is a bug in conceptzap: {type(error).__name__}: {error}",
         "please report it with what `conceptzap --debug ...` and `conceptzap doctor` print",
@@ -81,7 +101,16 @@ def known(error: BaseException) -> ConceptZapError:
 def _usage(error: TyperException) -> UsageError:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "conceptzap"
-    return UsageError(error.format_message().rstrip("."), f"try `{command} --help`")
+    text, hint = error.format_message().rstrip("."), f"try `{command} --help`"
+    if context and (ours := _ours(getattr(error, "option_name", ""), context)):
+        text, hint = text.partition(". ")[0].partition(" (")[0], f"did you mean {ours}?"
+    return UsageError(text, hint)
+
+
+def _ours(theirs: str, context: Any) -> str:
+    """What this command calls an option that other programs have."""
+    known = {option for param in context.command.params for option in param.opts}
+    return next((name for name in CALLED.get(theirs, ()) if name in known), "")
 
 
 def record(error: ConceptZapError) -> dict[str, object]:

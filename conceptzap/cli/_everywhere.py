@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from conceptzap.terminal import show
+from conceptzap.errors import UsageError
+from conceptzap.terminal import speech as show
 
 
 def _asking(variable: str = "", **wishes: int) -> Callable[[bool], None]:
@@ -71,3 +72,20 @@ def share(program: Any) -> Any:
     for command in program.commands.values():
         command.params.extend(own)
     return program
+
+
+def check_values(program: Any, words: Sequence[str]) -> None:
+    """Raise `UsageError` where an option stands as another's value: `--anchor --dry-run`.
+
+    With `=` it may: `--anchor=--dry-run`.
+    """
+    name = next((word for word in words if not word.startswith("-")), "")
+    params = [*program.params, *getattr(program.commands.get(name), "params", ())]
+    options = [param for param in params if getattr(param, "param_type_name", "") == "option"]
+    known = {opt for param in options for opt in (*param.opts, *param.secondary_opts)}
+    known |= {"--help", "-h"}
+    taking = {opt for one in options if not (one.is_flag or one.count) for opt in one.opts}
+    for option, value in zip(words, words[1:], strict=False):
+        if option in taking and value.partition("=")[0] in known:
+            hint = f"if it is meant as a value: {option}={value}"
+            raise UsageError(f"{option} is followed by the option {value}", hint)

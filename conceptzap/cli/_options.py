@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from conceptzap.errors import UsageError
-from conceptzap.format import naming
 from conceptzap.registry import config, family
 
 MAX_STRENGTH = 2.0
 STDIN = "-"
+LISTS = ("concepts", "anchor", "keep", "kind")  # keys of a --config file that are lists of texts
 OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 
 
@@ -37,6 +38,8 @@ def _presets(incomplete: str) -> list[str]:
 
 
 def _erasures(incomplete: str) -> list[str]:
+    from conceptzap.format import naming
+
     folder, slash, start = incomplete.rpartition("/")
     names: list[str] = []
     with suppress(OSError):
@@ -56,6 +59,8 @@ def usually(option: Any, default: object) -> Any:
 
 def path(text: str | Path) -> Path:
     """A path that an option gives: `--out=~/x` reaches us as it was typed."""
+    from conceptzap.format import naming
+
     return naming.place(text)
 
 
@@ -79,7 +84,8 @@ Device = Annotated[str, DEVICE]
 Dtype = Annotated[str, DTYPE]
 Prediction = Annotated[
     str | None,
-    typer.Option("--prediction", metavar="P", help="epsilon or v_prediction, if no file says it."),
+    typer.Option("--prediction", metavar="P",
+                 help="epsilon or v_prediction, where the base does not say it."),
 ]
 Guidance = Annotated[
     float | None, typer.Option("--guidance", metavar="X", help="Guidance scale, 0 to 50.")
@@ -115,13 +121,16 @@ With = Annotated[
 
 
 def words(items: Sequence[str] | None) -> list[str]:
-    """A list option's values; `@file` stands for the lines of a file, `@@x` for a literal `@x`."""
+    """A list option's values; `@file` stands for the lines of a file, `@@x` for a literal `@x`.
+
+    Lines of the file that begin with # are remarks.
+    """
     result: list[str] = []
     for item in items or ():
         if item.startswith("@@"):
             result.append(item[1:])
         elif item.startswith("@"):
-            result.extend(lines(path(item[1:])))
+            result.extend(line for line in lines(path(item[1:])) if not line.startswith("#"))
         else:
             result.append(item)
     return result
@@ -144,6 +153,8 @@ def lines(path: Path) -> list[str]:
 
 def erasure(text: str) -> tuple[Path, float]:
     """`FILE` or `FILE:STRENGTH`. A file whose whole name exists is taken as it stands."""
+    from conceptzap.format import naming
+
     head, colon, tail = text.rpartition(":")
     whole = naming.existing(text)
     if not colon or whole.exists():
@@ -164,15 +175,17 @@ def layered(path: Path | None, given: dict[str, Any], defaults: dict[str, Any]) 
     """What was given, over what a `--config` file says, over the defaults.
 
     The file's keys are those of `given`, where None or an empty list is "not given"; its table
-    `set` holds settings of the method. Raises `UsageError` for an unknown key or a value of
-    another type.
+    `set` holds settings of the method, and one text may stand for a list of one. Raises
+    `UsageError` for an unknown key or a value of another type.
     """
     table = config.read_toml(path) if path else {}
     for key, value in table.items():
         if key not in given:
             place = config.place(path, key)
             raise UsageError(f"{place}: unknown key {key!r}", family.suggest(key, given))
-        _check_kind(path, key, value)
+        if key in LISTS and isinstance(value, str):
+            table[key] = [value]
+        _check_kind(path, key, table[key])
     merged = {key: value for key, value in given.items() if value is not None and value != []}
     if "set" in merged:
         merged["set"] = {**table.get("set", {}), **merged["set"]}
@@ -180,9 +193,28 @@ def layered(path: Path | None, given: dict[str, Any], defaults: dict[str, Any]) 
 
 
 def _check_kind(path: Path | None, key: str, value: Any) -> None:
-    wanted = {"anchor": list, "keep": list, "set": dict, "seed": int, "steps": int}.get(key, str)
+    kinds = {**dict.fromkeys(LISTS, list), "set": dict, "seed": int, "steps": int}
+    wanted = kinds.get(key, str)
     items = value if isinstance(value, list) else []
     if type(value) is not wanted or not all(isinstance(item, str) for item in items):
         kind = {list: "list of texts", dict: "table", int: "whole number", str: "text"}[wanted]
         place = config.place(path, key)
-        raise UsageError(f"{place}: {key} = {value!r} is not a {kind}", f"mend {key} in that file")
+        raise UsageError(f"{place}: {key} = {value!r} is not a {kind}", f"correct {key} in that file")
+
+
+def size(text: str | None, width: int | None, height: int | None) -> dict[str, int | None]:
+    """`--size 768x512`, or one side by `--width` or `--height`, which win; `UsageError` otherwise."""
+    if text is None:
+        return {"width": width, "height": height}
+    found = re.fullmatch(r"(\d{1,5})(?:[xX*](\d{1,5}))?", text.strip())
+    if not found:
+        raise UsageError(f"--size {text!r} is not WIDTHxHEIGHT", "for example: --size 768x512")
+    wide, high = (int(side or found[1]) for side in found.groups())
+    return {"width": width or wide, "height": height or high}
+
+
+def check_quotes(prompts: Sequence[str]) -> str:
+    """What to say of several prompts that look like the words of one; "" of any others."""
+    if len(prompts) < 2 or any(set(prompt) & set(" @") or not prompt for prompt in prompts):
+        return ""
+    return f"{len(prompts)} prompts of one word each; for one, quote it: \"{' '.join(prompts)}\""

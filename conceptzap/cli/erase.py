@@ -3,8 +3,8 @@
     conceptzap erase "Van Gogh" --anchor painting
     conceptzap erase church --anchor house --keep castle --seed 1 -o church
 
-The checkpoint stays as it is. At the end: the scores, a before/after picture beside the file, and
-the command that draws with it.
+The checkpoint stays as it is. At the end: whether it is gone, the scores, a before/after picture
+beside the file, and the command that draws with it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,33 @@ import typer
 
 from conceptzap import methods
 from conceptzap.cli import _options as options
+from conceptzap.task import KINDS
 
 DEFAULTS = {"base": "demo", "seed": 0, "device": "auto", "dtype": "auto"}
 NAMES = {"anchor": "anchors", "set": "overrides"}
 # what `--save-config` takes from the request as it stands; the rest is in the plan
-SAVED = ("anchor", "keep", "preset", "base", "prediction", "seed", "device", "dtype")
+SAVED = ("concepts", "anchor", "kind", "keep", "preset", "base", "prediction", "seed", "device", "dtype")
+
+
+def _kinds(incomplete: str) -> list[str]:
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
 
 
 def run(
     concepts: Annotated[
-        list[str], typer.Argument(metavar="CONCEPT", help="What goes; @file for one a line.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="CONCEPT", show_default=False,
+                       help="What goes, each in its own quotes; @file for one a line."),
+    ] = None,
     anchor: Annotated[
         list[str] | None,
-        typer.Option("--anchor", metavar="A", help="What it becomes: one for all, or one each."),
+        typer.Option("--anchor", metavar="A",
+                     help="The replacement: one for all, or one each.  [default: near, by the kind]"),
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option("--kind", metavar="K", autocompletion=_kinds,
+                     help=f"{', '.join(KINDS)}: one for all, or one each.  [default: guessed, shown by -n]"),
     ] = None,
     keep: Annotated[
         list[str] | None,
@@ -57,14 +70,14 @@ def run(
     seed: Annotated[int | None, options.usually(options.SEED, DEFAULTS["seed"])] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", metavar="N", help="Optimisation steps.  [the method's]"),
+        typer.Option("--steps", metavar="N", help="Optimisation steps.  [default: the method's]"),
     ] = None,
     device: Annotated[str | None, options.usually(options.DEVICE, DEFAULTS["device"])] = None,
     dtype: Annotated[str | None, options.usually(options.DTYPE, DEFAULTS["dtype"])] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", parser=options.path,
-                     help="[<concept>.lprompt.safetensors]"),
+                     help="[default: <concept>.lprompt.safetensors]"),
     ] = None,
     force: options.Force = False,
     resume: Annotated[
@@ -79,38 +92,43 @@ def run(
     from conceptzap.errors import ThresholdError
     from conceptzap.format import atomic
     from conceptzap.registry import config
+    from conceptzap.report import Report
     from conceptzap.terminal import show
     from conceptzap.terminal.progress import Progress
 
     given = {
-        "anchor": options.words(anchor), "keep": options.words(keep), "method": method,
+        "concepts": options.words(concepts), "anchor": options.words(anchor),
+        "kind": options.words(kind), "keep": options.words(keep), "method": method,
         "preset": preset, "set": config.parse_sets(set_ or ()), "base": base, "seed": seed,
         "prediction": prediction, "steps": steps, "device": device, "dtype": dtype,
     }  # fmt: skip
     request = options.layered(toml, given, DEFAULTS)
-    request = {NAMES.get(key, key): value for key, value in request.items()}
-    request |= {"output": output, "force": force, "resume": resume}
-    words = options.words(concepts)
-    plan = api.plan(words, **request)
-    if dry_run:
-        show.emit("plan", plan) if as_json else show.plan(plan)
-        return
+    request = {NAMES.get(key, key): value or () if key in options.LISTS else value
+               for key, value in request.items()}  # fmt: skip
+    words = request.pop("concepts")
+    request |= {"output": output, "force": force}
+    report = Progress()
+    plan = api.plan(words, report=report if dry_run else Report(), **request)
     saved = b""
     if save_config:
         atomic.check_writable(save_config, force)
-        saved = config.to_toml(_settled(request, plan))
+        saved = config.to_toml(_settled({**request, "concepts": list(words)}, plan))
+    if dry_run:
+        if save_config:
+            atomic.write_atomic(save_config, saved, force)
+        show.emit("plan", plan) if as_json else show.plan(plan)
+        return
     show.settled(plan)
-    report = Progress()
     report.phase(f"loading {request['base']}")
     failed = None
     try:
-        made = api.erase(words, **request, report=report)
+        made = api.erase(words, **request, resume=resume, report=report)
     except ThresholdError as error:
         made, failed = error.made, error
     if save_config:
         atomic.write_atomic(save_config, saved, force)
     if not as_json:
-        show.erased(made, words[0], request["base"])
+        show.erased(made, plan["concepts"][0], request["base"])
     elif not failed:
         show.emit("erase", show.erased_record(made))
     if failed:
@@ -118,7 +136,7 @@ def run(
 
 
 def _settled(request: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan as a `--config` file: with it, the same concepts give the same bytes."""
-    given = {key: request[NAMES.get(key, key)] for key in SAVED}
+    """The plan as a `--config` file: with it alone, the same concepts give the same bytes."""
+    given = {key: request.get(NAMES.get(key, key)) for key in SAVED}
     table = {"method": plan["method"], **given, "set": plan["config"]}
-    return {key: value for key, value in table.items() if value is not None and value != []}
+    return {key: value for key, value in table.items() if value is not None and value not in ([], ())}
