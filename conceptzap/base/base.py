@@ -383,8 +383,9 @@ def _upcast(vae: Any) -> Iterator[torch.dtype]:
     if vae.dtype != torch.float16 or not vae.config.force_upcast:
         yield vae.dtype
         return
-    vae.to(torch.float32)
+    # torch's own `to`: diffusers' warns of a cast at every call, and this one is undone
+    nn.Module.to(vae, torch.float32)
     try:
         yield torch.float32
     finally:
-        vae.to(torch.float16)
+        nn.Module.to(vae, torch.float16)
