@@ -61,7 +61,7 @@ class Seen:
         chunks = [pictures[i : i + 100] for i in range(0, len(pictures), 100)]
         self.top: dict[str, list[list[str]]] = {"object": [], "style": []}
         for judge in JUDGES:
-            looks = [judge.look(chunk) for chunk in chunks]
+            looks = [judge.predict(chunk) for chunk in chunks]
             for kind in self.top:
                 self.top[kind].append([row[0] for look in looks for row in look.labels[kind]])
         self.object_right = self.both("object", asked.objects)
