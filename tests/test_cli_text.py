@@ -166,7 +166,7 @@ def test_no_written_cell_is_a_formula(
 
     monkeypatch.setenv("CONCEPTZAP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(config, "preset", suite)
-    words = ("--suite", "imagenette", "--judge", "stub_judges:by_brightness", "--limit", "8")
+    words = ("--suite", "imagenette", "--judge", "stub_judges:by_brightness", "--limit", "8", "--fail-under", "E=0")
     answer = conceptzap("evaluate", GOOD, *words, *DRAW, "-o", tmp_path / "out")
     assert answer.code == 0, answer.err
     with open(tmp_path / "out" / "cells.csv", encoding="utf-8", newline="") as stream:

@@ -36,15 +36,16 @@ def test_it_runs_end_to_end(suite: str, demo_base: Base, tmp_path: Path) -> None
         "evaluate", write(demo_base, concept, tmp_path), "--base", DEMO, "--suite", suite, "--judge",
         "stub_judges:turning", "--limit", 2, "--steps", 1, "-o", tmp_path / "out", "--json",
     )  # fmt: skip
-    assert answer.code == 0, answer.err
-    result = read(Path(answer.json["result"]))
+    # what is attached erases nothing, and where a judge notices, the run says so
+    assert answer.code == 0 or "not erased" in answer.json["error"]["message"], answer.err
+    result = read(tmp_path / "out" / "result.json")
     assert printed <= {score.metric for score in result.scores}
-    found = {line.partition(",")[0] for line in Path(answer.json["cells"]).read_text().splitlines()}
+    found = {line.partition(",")[0] for line in (tmp_path / "out" / "cells.csv").read_text().splitlines()}
     assert found == slices | {"slice"}
     about, _ = suites.load(suite)
     assert result.settings["guidance"] == about.guidance and result.settings["batch"] == about.batch
     if not about.erase:
-        assert not any(" dog" in line for line in Path(answer.json["cells"]).read_text().splitlines())
+        assert not any(" dog" in line for line in (tmp_path / "out" / "cells.csv").read_text().splitlines())
     sheets = {path.stem.replace("-", "/", 1) for path in (tmp_path / "out" / "images").iterdir()}
     assert sheets == slices
 
