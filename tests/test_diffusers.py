@@ -152,6 +152,17 @@ def test_siblings_that_read_a_picture_beside_the_latents(channels: int) -> None:
     assert drawn().equal(plain)
 
 
+def test_survives_models_that_come_whole(scene: Scene) -> None:
+    """As `enable_model_cpu_offload` hooks them, though the device is the CPU here."""
+    from accelerate import cpu_offload_with_hook
+
+    _, hook = cpu_offload_with_hook(scene.pipe.text_encoder, torch.device("cpu"))
+    cpu_offload_with_hook(scene.pipe.unet, torch.device("cpu"), prev_module_hook=hook)
+    scene.check()
+    scene.pipe.remove_all_hooks()
+    scene.check()
+
+
 @pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
 def test_survives_group_offloading(scene: Scene, kind: str) -> None:
     from diffusers.hooks import apply_group_offloading
