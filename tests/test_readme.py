@@ -1,0 +1,59 @@
+"""The README's commands, run in order in an empty folder by the shell a user has."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# what each command's comment, or the text around it, says will be there
+NAMED = (
+    "van-gogh.lprompt.safetensors", "van-gogh.png", "images", "church.lprompt.safetensors",
+    "church+van-gogh.lprompt.safetensors", "uce.lprompt.safetensors", "uce.toml",
+    "erased/model_index.json", "conceptzap.lock", "python-church.lprompt.safetensors",
+    "church-0.png", "church-1.png", "erased.png",
+)  # fmt: skip
+
+
+def block(name: str) -> str:
+    """The code of the block behind the mark `<!-- run: name -->`."""
+    return re.search(rf"<!-- run: {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)[1]
+
+
+def first_command() -> str:
+    """The one line that sets everything up, from its `conceptzap` on."""
+    (line,) = re.findall(r"^python3 -m venv .* && \.venv/bin/(conceptzap .*)$", README, re.MULTILINE)
+    return line
+
+
+def test_every_block_is_run_or_says_why_not() -> None:
+    marked = re.findall(r"(<!-- (?:run|not run|test command|figures).*?-->\n)?```(?:sh|python)\n", README)
+    assert marked.count("") == 1, "the first command alone stands without a mark"
+
+
+@pytest.mark.slow
+def test_it_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    shim = tmp_path / "bin" / "conceptzap"
+    shim.parent.mkdir()
+    shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m conceptzap "$@"\n')
+    shim.chmod(0o755)
+    env = os.environ | {
+        "PATH": f"{shim.parent}{os.pathsep}{os.environ['PATH']}",
+        "CONCEPTZAP_CACHE": str(tmp_path / "cache"),
+    }
+    here = tmp_path / "empty"
+    here.mkdir()
+    shell = f"set -e\n{first_command()}\n{block('everyday')}"
+    done = subprocess.run(["sh", "-c", shell], cwd=here, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    program = [sys.executable, "-c", block("python")]
+    done = subprocess.run(program, cwd=here, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not [name for name in NAMED if not (here / name).exists()], sorted(os.listdir(here))
