@@ -6,6 +6,8 @@ Everything that can be known to be wrong before a base is loaded is found here.
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import Any
 
 from conceptzap import methods
 from conceptzap.edit import Json
-from conceptzap.errors import UsageError
+from conceptzap.errors import UsageError, escape
 from conceptzap.format import atomic, naming
 from conceptzap.registry import catalog, config, family
 from conceptzap.result import check_seed
@@ -23,16 +25,20 @@ from conceptzap.training import wordings
 
 # settings that count something there has to be at least one of, in whatever method has them
 COUNTS = ("steps", "batch", "trajectories", "size", "tokens", "directions")
+# the built-in checkpoint, and what its tokenizer's words look like (`base.bpe` needs transformers)
+DEMO_FOLDER = config.PACKAGE / "demo" / "checkpoint"
+SMALL_VOCABULARY, WORD_END = 5000, "</w>"
 # names of `resolve` -> options of the command line, where they differ
 OPTIONS = {"anchors": "anchor", "overrides": "set"}
 
 
 @dataclass(frozen=True)
-class Plan:
+class ErasePlan:
     """What `erase` was asked for, with nothing left to default but what depends on the base.
 
     `settings` has the fields of the method's Config. `fill_keep`: no keep set was given, so that
-    the kind's word list stands in. `request`: the arguments that were given.
+    the kind's word list stands in. `preview`: a picture is drawn and written beside the file.
+    `request`: the arguments that were given.
     """
 
     task: Task
@@ -46,6 +52,7 @@ class Plan:
     dtype: str
     output: Path
     force: bool
+    preview: bool
     request: Mapping[str, Any]
 
     @property
@@ -55,8 +62,9 @@ class Plan:
 
     @property
     def targets(self) -> tuple[Path, ...]:
-        """All that may be written: the erasure, its key, the picture."""
-        return (self.output, naming.key_path(self.output), naming.preview_path(self.output))
+        """All that may be written: the erasure, its key and, where one is drawn, the picture."""
+        picture = (naming.preview_path(self.output),) if self.preview else ()
+        return (self.output, naming.key_path(self.output), *picture)
 
     def record(self) -> dict[str, Json]:
         """The plan as `--dry-run` shows it."""
@@ -72,6 +80,7 @@ class Plan:
             "seed": self.seed,
             "device": self.device,
             "dtype": self.dtype,
+            "preview": self.preview,
             "output": str(self.output.absolute()),
         }
 
@@ -84,9 +93,11 @@ class Plan:
                 words += [word for k, v in (value or {}).items() for word in (option, f"{k}={v}")]
             elif value is True:
                 words.append(option)
+            elif value is False:
+                words.append(f"--no-{name}")
             elif name in ("anchors", "keep", "kind"):
                 words += [word for item in _listed(value) for word in (option, _literal(item))]
-            elif value not in (None, False):
+            elif value is not None:
                 words += [option, str(value)]
         concepts = [_literal(concept) for concept in self.task.concepts]
         dashed = ["--"] if any(concept.startswith("-") for concept in concepts) else []
@@ -119,10 +130,12 @@ def resolve(
     dtype: str = "auto",
     output: Path | str | None = None,
     force: bool = False,
-) -> Plan:
+    preview: bool = True,
+) -> ErasePlan:
     """The plan of a request; raises `UsageError` for one that cannot be meant.
 
-    Also `ResourceError` where one of the three targets could not be written.
+    That includes words that a base on this disk has no token for, as far as that can be told without
+    loading it. Also raises `ResourceError` where one of the targets could not be written.
     """
     usual = resolve.__kwdefaults__
     request = {name: value for name, value in locals().items() if value != usual.get(name, value)}
@@ -131,12 +144,14 @@ def resolve(
     family.require("methods", method)
     chosen = config.preset(preset) if preset else {}
     task = _task(concepts, anchors, keep, kind, chosen)
-    plan = Plan(
+    plan = ErasePlan(
         task=task, fill_keep=not keep and not preset, method=method,
         settings=_settings(method, chosen, overrides or {}, steps), base=base,
         prediction=prediction, seed=seed, device=device, dtype=dtype,
-        output=naming.erasure_path(task.concepts, output), force=force, request=request,
+        output=naming.erasure_path(task.concepts, output), force=force, preview=preview,
+        request=request,
     )  # fmt: skip
+    _check_words(plan)
     for path in plan.targets:
         atomic.check_writable(path, force)
     return plan
@@ -160,6 +175,37 @@ def _task(
     usual = map(wordings.usual_anchor, given.concepts, kinds)
     become = [u if a is None else a for a, u in zip(given.anchors, usual, strict=True)]
     return dataclasses.replace(given, anchors=tuple(become), kinds=kinds)
+
+
+def _check_words(plan: ErasePlan) -> None:
+    """Raise `UsageError` for a concept or anchor with a word that the base has no token for."""
+    words = _own_words(plan.base)
+    for name in (*plan.task.concepts, *filter(None, plan.given_anchors)) if words else ():
+        for word in re.findall(r"\w+|[^\w\s]+", name.lower()):
+            if word not in words:
+                raise UsageError(
+                    f"{plan.base} does not know {escape(name)!r} (no token for {escape(word)!r})",
+                    family.suggest(word, (w for w, whole in words.items() if whole)),
+                )
+
+
+def _own_words(base: str) -> dict[str, bool]:
+    """The words of a base with a small vocabulary, made for its captions; none for any other.
+
+    The value says whether it is a word for people too, not the end of a longer one ("rch"). The
+    built-in checkpoint and folders are looked into, without torch; ids are left alone.
+    """
+    folder = (DEMO_FOLDER if base == "demo" else Path(base)) / "tokenizer"
+    try:
+        tokens = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(tokens, dict) or len(tokens) >= SMALL_VOCABULARY:
+        return {}
+    ends = {merge.rpartition(" ")[2] for merge in merges}
+    whole = (token for token in tokens if token.endswith(WORD_END))
+    return {t.removesuffix(WORD_END): len(t) > 6 and t not in ends for t in whole}
 
 
 def _settings(
