@@ -25,6 +25,7 @@ from conceptzap.errors import (
     ThresholdError,
     UsageError,
 )
+from conceptzap.evaluation.closing import Closing
 from conceptzap.format import atomic
 from conceptzap.report import Report
 from conceptzap.result import Score, Settings
@@ -120,7 +121,10 @@ def test_a_request_that_cannot_be_meant(
     assert not any(tmp_path.iterdir())
 
 
-def test_the_resume_command_is_the_request_again(tmp_path: Path) -> None:
+def test_the_resume_command_is_the_request_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_own_words", lambda base: {})  # as on a base that is not here
     given = {
         "anchors": ["", "a man's hat"], "keep": ["@home"], "preset": "person", "method": "zap",
         "overrides": {"lr": "1e-3"}, "seed": 4, "force": True, "output": tmp_path / "a b",
@@ -191,7 +195,7 @@ def test_a_leak_is_exit_7_with_what_was_made(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leak = {"leak": Score("leak", 0.9, 0.8, 1.0, 20, "lower")}
-    monkeypatch.setattr("conceptzap.verbs.erasing.closing", lambda *_: leak)
+    monkeypatch.setattr("conceptzap.verbs.erasing.closing", lambda *_: Closing(leak))
     with pytest.raises(ThresholdError, match="not erased: 90% of 20") as error:
         erase(world, "cat", output=tmp_path / "x")
     made = error.value.made
@@ -206,7 +210,7 @@ def test_nothing_is_written_when_anything_before_that_fails(
     def fail(*_: Any) -> bytes:
         raise ResourceError("no more memory")
 
-    monkeypatch.setattr(erasing, "before_and_after", fail)
+    monkeypatch.setattr(preview, "draw", fail)
     with pytest.raises(ResourceError):
         erase(world, "cat", output=tmp_path / "x")
     assert not any(tmp_path.iterdir())
@@ -257,7 +261,7 @@ def test_stopped_after_training_it_says_how_to_go_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.lprompt.safetensors", "x.png"]
     heard = Heard()
     anew = train(world, tmp_path / "x", resume=True, report=heard, force=True)
-    assert "nothing to take up" in heard.notes[0] and anew.digest == made.digest
+    assert any("nothing to take up" in note for note in heard.notes) and anew.digest == made.digest
 
 
 def test_an_old_training_is_dropped_and_strange_files_stay(world: Path, tmp_path: Path) -> None:
@@ -362,11 +366,50 @@ def test_an_erasure_that_does_not_act_is_refused(world: Path, here: Base) -> Non
 
 def test_the_preview_shows_what_there_is(here: Base) -> None:
     task = conceptzap.Task(("cat",), ("dog",), (), ("object",))
-    assert preview._kept(here, task) == [] and len(preview._asked(here, task)) == preview.COLUMNS
-    both = conceptzap.Task(("cat", "house"), ("dog",), ("tree",), ("object",))
-    asked = preview._asked(here, both)
-    assert sum("cat" in p for p in asked) == sum("house" in p for p in asked) == 2
+    asked = preview.concept_prompts(here, task)
+    assert preview._kept(here, task) == [] and len(asked) == preview.COLUMNS
+    both = conceptzap.Task(("cat", "house"), ("dog",), ("tree",), ("object", "object"))
+    asked = preview.concept_prompts(here, both)
+    assert [sum(word in p.split() for p in asked) for word in ("cat", "house")] == [1, 1]
     assert all(isinstance(one, str) for one in preview._kept(here, both))
+
+
+def test_without_a_preview_there_is_none(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("mine")
+    made = erase(world, "cat", output=tmp_path / "x", preview=False)
+    assert made.preview is None and (tmp_path / "x.png").read_text() == "mine"
+    planned = planning.resolve("cat", preview=False, method="zap", output=tmp_path / "y")
+    assert planned.record()["preview"] is False and "--no-preview" in planned.resume_command()
+
+
+def test_it_says_what_it_did_and_how_long_and_with_how_much_memory(
+    world: Path, tmp_path: Path
+) -> None:
+    made = erase(world, "cat", output=tmp_path / "x")
+    assert list(made.phases) == ["loading", "preparing", "measuring", "drawing", "writing"]
+    assert made.seconds == sum(made.phases.values()) and all(s >= 0 for s in made.phases.values())
+    assert made.peak_bytes > 2**26 and made.verdict == ""
+    trained = train(world, tmp_path / "y")
+    assert list(trained.phases)[1:3] == ["preparing", "learning"]
+
+
+def test_the_prompt_to_try_shows_the_concept_in_something(here: Base) -> None:
+    style = conceptzap.Task(("van gogh",), ("painting",), (), ("style",))
+    prompt = preview.telling_prompt(here, style)
+    assert prompt != "van gogh" and "van gogh" in prompt and {"cat", "dog"} & set(prompt.split())
+    thing = conceptzap.Task(("church",), ("house",), (), ("object",))
+    assert "church" in preview.telling_prompt(here, thing)
+
+
+@pytest.mark.parametrize(("words", "unknown"), [("zebra", "zebra"), ("a photo of a zebra", "zebra")])
+def test_a_plan_knows_the_words_of_a_base_on_this_disk(words: str, unknown: str) -> None:
+    """Without torch: `test_start_fast` runs the same in a process of its own."""
+    with pytest.raises(UsageError, match=f"demo does not know '{words}'.*{unknown}") as error:
+        planning.resolve(words)
+    assert "eseburger" not in error.value.hint
+    with pytest.raises(UsageError, match="does not know 'zebra'"):
+        planning.resolve("cat", anchors="zebra")
+    planning.resolve("zebra", base="somebody/else")
 
 
 def test_every_refusal_is_one_of_ours() -> None:

@@ -300,10 +300,11 @@ def test_a_policy_that_does_not_hold_draws_nothing(here: Path) -> None:
 
 
 def test_not_erased_is_exit_7_and_keeps_the_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conceptzap.evaluation.closing import Closing
     from conceptzap.result import Score
 
     leaking = {"leak": Score("leak", 0.9, 0.8, 1.0, 20, "lower")}
-    monkeypatch.setattr("conceptzap.verbs.erasing.closing", lambda *_, **__: leaking)
+    monkeypatch.setattr("conceptzap.verbs.erasing.closing", lambda *_, **__: Closing(leaking))
     words = ("erase", "car", "--base", "base", "--method", closed_form())
     answer = conceptzap(*words, "-o", "leaky", "--save-config", "leaky.toml")
     assert (here / "leaky.toml").is_file()

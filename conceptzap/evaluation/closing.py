@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
 
 from conceptzap.base import Base
 from conceptzap.edit import Edit
 from conceptzap.evaluation import estimates, intervals, probes, suites
 from conceptzap.evaluation.cached import CachedSampler, base_digest
 from conceptzap.evaluation.comparison import Annotation, Comparison, Sample
-from conceptzap.evaluation.observing import observe, pair
+from conceptzap.evaluation.judging import Judge
+from conceptzap.evaluation.observing import Observed, observe, pair
 from conceptzap.evaluation.verdict import DRAWN
 from conceptzap.registry import family
 from conceptzap.report import Report
-from conceptzap.result import Score, Settings
+from conceptzap.result import Probe, Score, Settings
+from conceptzap.runtime.gates import TEXT, Signal, factor
 from conceptzap.task import Task
 
 SUITE = "smoke"
+SHOWN = 4  # pictures of the concept, and of the rest, that are shown
+CHUNK = 32  # prompts encoded together
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One prompt and seed drawn by the base and by the erased model, uint8 [h, w, 3] each."""
+
+    prompt: str
+    seed: int
+    before: np.ndarray
+    after: np.ndarray
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What is known of an erasure when it is made; all of it empty on a base without judges.
+
+    `scores` by name; `verdict`, the same in one sentence; `concept` and `kept`, a few of the pictures
+    that were judged.
+    """
+
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    verdict: str = ""
+    concept: tuple[Drawn, ...] = ()
+    kept: tuple[Drawn, ...] = ()
 
 
 def closing(
@@ -27,35 +58,143 @@ def closing(
     settings: Settings,
     seed: int,
     report: Report | None = None,
-) -> dict[str, Score]:
-    """The smoke suite's figures on a base whose own judges there are, else {}.
+) -> Closing:
+    """The smoke suite on a base whose own judges there are, with the suite's own number of steps.
 
-    `leak`: share of pictures of a concept in which either judge still sees it. `object_kept` (styles)
-    and `style_kept` (objects): of those pictures, the share whose other half is still right where
-    the base's was. `preservation`: how much of what the judges recognise in the base's other
-    pictures they still recognise, same seeds, averaged over labels. `report` is warned of a concept
-    that the judges do not know, or the base hardly draws: its figures then say nothing.
+    Scores: `leak`, the share of pictures of a concept in which either judge still sees it.
+    `object_kept` (styles) and `style_kept` (objects): of those pictures, the share whose other half is
+    still right where the base's was. `preservation`: how much of what the judges recognise in the
+    base's other pictures they still recognise, same seeds, averaged over labels. `report` is warned
+    of a concept that the judges do not know, or the base hardly draws: its figures then say nothing.
     """
     suite, world = suites.load(SUITE)
+    settings = replace(settings, steps=suite.steps)
     member = family.load("judges", suite.judges[0])
     if not member.fits(base):
-        return {}
+        return Closing()
     report = report or Report()
     for concept in (concept for concept in task.concepts if not world.find(concept)):
         report.warn(f"no judge knows {concept!r}, so nothing says whether it is gone")
     targets = list(dict.fromkeys(filter(None, map(world.find, task.concepts))))
     if not targets:
-        return {}
+        return Closing()
+    # 1. what to ask for
     share = {name: max(1, count // len(targets)) for name, count in suite.erase.items()}
     asked = probes.expand(replace(suite, erase=share), world, targets, seed=seed)
+    # 2. the base's pictures, then the erased model's
     judges, digest = member.load(base), base_digest(base)
-    before, after = (
-        observe(CachedSampler(base, settings, under, digest=digest), judges, asked, label, report)
-        for under, label in (((), "drawing with the base"), (edits, "drawing without the concept"))
-    )
+    bare, erased = (CachedSampler(base, settings, under, digest=digest) for under in ((), edits))
+    before = observe(bare, judges, asked, "drawing with the base", report)
+    changed = [row for row, acts in enumerate(_acted_on(base, edits, asked, settings)) if acts]
+    after = _observe_again(erased, judges, asked, before, changed, report)
+    # 3. what became of it
     comparison = pair(asked, before, after, targets)
     _warn_of_undrawn(base, comparison, report)
-    return _scores(comparison)
+    drawn = [
+        tuple(_drawn(bare, erased, asked, changed, _spread(rows)))
+        for rows in _rows_by_fate(asked)
+    ]
+    return Closing(_scores(comparison), _verdict(comparison), *drawn)
+
+
+def _acted_on(
+    base: Base, edits: Sequence[Edit], asked: Sequence[Probe], settings: Settings
+) -> list[bool]:
+    """Whether an edit can act on each picture at all: a shut gate is an absent edit, bit for bit.
+
+    Only gates that read the text alone can say so beforehand.
+    """
+    by_text = [replace(e, gates=tuple(g for g in e.gates if g.kind in TEXT)) for e in edits]
+    if not all(edit.gates for edit in by_text):
+        return [True] * len(asked)
+    prompts = [probe.prompt for probe in asked]
+    chunks = [base.encode(prompts[i : i + CHUNK]).states for i in range(0, len(prompts), CHUNK)]
+    states = torch.cat([base.unconditional(settings.negative).states, *chunks])  # [1 + n, length, width]
+    text = Signal(states, torch.zeros(len(states), device=states.device))
+    factors = [factor(edit, text).reshape(len(states), -1) for edit in by_text]
+    acts = torch.stack([found.ne(0).any(1) for found in factors]).any(0).tolist()  # [1 + n]
+    return [acts[0] or row for row in acts[1:]]
+
+
+def _observe_again(
+    erased: CachedSampler,
+    judges: Sequence[Judge],
+    asked: Sequence[Probe],
+    before: Observed,
+    changed: Sequence[int],
+    report: Report,
+) -> Observed:
+    """What the judges see under the edits: the base's own pictures where no edit can act."""
+    annotations, features = list(before.annotations), before.features.copy()  # features [n, d]
+    fired = [frozenset()] * len(asked)
+    if changed:
+        label = "drawing without the concept"
+        new = observe(erased, judges, [asked[row] for row in changed], label, report)
+        features[changed] = new.features
+        for row, annotation, names in zip(changed, new.annotations, new.fired, strict=True):
+            annotations[row], fired[row] = annotation, names
+    return Observed(tuple(annotations), features, tuple(fired))
+
+
+def _rows_by_fate(asked: Sequence[Probe]) -> tuple[list[int], list[int]]:
+    """Rows of the concept's pictures and rows of the others."""
+    rows = range(len(asked))
+    return [r for r in rows if asked[r].erases], [r for r in rows if not asked[r].erases]
+
+
+def _spread(rows: Sequence[int]) -> list[int]:
+    """At most `SHOWN` rows, evenly over all."""
+    count = min(SHOWN, len(rows))
+    return [rows[(2 * i + 1) * len(rows) // (2 * count)] for i in range(count)]
+
+
+def _drawn(
+    bare: CachedSampler,
+    erased: CachedSampler,
+    asked: Sequence[Probe],
+    changed: Sequence[int],
+    rows: Sequence[int],
+) -> Iterator[Drawn]:
+    """Some pictures again, out of the batches that were kept of them."""
+    before = _pictures(bare, asked, rows)
+    again = [asked[row] for row in changed]
+    after = _pictures(erased, again, [changed.index(row) for row in rows if row in changed])
+    for row in rows:
+        probe = asked[row]
+        other = after[changed.index(row)] if row in changed else before[row]
+        yield Drawn(probe.prompt, probe.seed, before[row], other)
+
+
+def _pictures(
+    sampler: CachedSampler, asked: Sequence[Probe], rows: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """Row -> picture [h, w, 3], of the batches that hold these rows."""
+    found, start = {}, 0
+    for group in sampler.groups(asked):
+        wanted = [row for row in rows if start <= row < start + len(group)]
+        if wanted:
+            pictures = sampler.batch(group).pictures  # [n, h, w, 3]
+            found |= {row: pictures[row - start] for row in wanted}
+        start += len(group)
+    return found
+
+
+def _verdict(comparison: Comparison) -> str:
+    """ "Van Gogh is gone from 24 of 24 pictures; 31 of 31 others kept": of what the base drew right."""
+    gone = []
+    for kind, name in comparison.targets:
+        samples = comparison.erased(name)
+        leaks = sum(_leaks(sample, kind) for sample in samples)
+        pictures = "" if gone else " pictures"
+        gone.append(f"{name} is gone from {len(samples) - leaks} of {len(samples)}{pictures}")
+    others = [s for s in comparison.kept if _all_right(s, s.before)]
+    kept = sum(_all_right(sample, sample.after) for sample in others)
+    return f"{', '.join(gone)}; {kept} of {len(others)} others kept"
+
+
+def _all_right(sample: Sample, annotation: Annotation) -> bool:
+    kinds = dict.fromkeys(kind for kind, _ in sample.probe.expect)
+    return all(_right(sample, kind, annotation) for kind in kinds)
 
 
 def _warn_of_undrawn(base: Base, comparison: Comparison, report: Report) -> None:

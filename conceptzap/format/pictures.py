@@ -6,7 +6,7 @@ import io
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -19,10 +19,11 @@ FILE_LIMIT = 256 * 2**20
 # a PNG keyword has 1 to 79 Latin-1 characters
 KEYWORD_LENGTH = 79
 GAP = 4
-FONT_SIZE = 13
+FONT_SIZE, SMALL, LINE = 13, 10, 14
 LABEL_WIDTH = 160
 PAPER, INK = (255, 255, 255), (20, 20, 20)
 NOT_PNG = "name a PNG picture"
+Rows = Sequence[tuple[str, Sequence[np.ndarray]]]
 
 
 def save_png(
@@ -68,33 +69,64 @@ def read_text(path: Path | str) -> dict[str, str]:
         raise FormatError(f"{escape(path)} is no sound PNG: {escape(error)}", NOT_PNG) from error
 
 
-def side_by_side(rows: Sequence[tuple[str, Sequence[np.ndarray]]], scale: int = 1) -> np.ndarray:
+class Block(NamedTuple):
+    """Rows of a contact sheet, each a label and its pictures, under one caption a column."""
+
+    captions: Sequence[str]
+    rows: Rows
+
+
+def side_by_side(rows: Rows, scale: int = 1) -> np.ndarray:
     """A contact sheet [h, w, 3] uint8 of rows: a label and pictures, `scale` times as large.
 
     Rows may differ in length and pictures in size; a cell is as large as the largest picture.
     """
-    enlarged = [(label, [_enlarge(_checked(one), scale) for one in row]) for label, row in rows]
-    pictures = [one for _, row in enlarged for one in row]
-    if not pictures:
+    return contact_sheet("", [Block((), rows)], scale)
+
+
+def contact_sheet(title: str, blocks: Sequence[Block], scale: int = 1) -> np.ndarray:
+    """Blocks of rows below one another [h, w, 3] uint8, under a title; see `side_by_side`."""
+    rows = [row for block in blocks for row in block.rows]
+    large = [[_enlarge(_checked(one), scale) for one in row] for _, row in rows]
+    cells = [one for row in large for one in row]
+    if not cells:
         raise ValueError("a contact sheet needs a picture")
-    high, wide = (max(one.shape[axis] for one in pictures) + GAP for axis in (0, 1))
+    # 1. measures: a cell, the labels on the left, the lines above every block
+    high, wide = (max(one.shape[axis] for one in cells) + GAP for axis in (0, 1))
     left = _label_width([_drawable(label) for label, _ in rows]) + GAP
-    columns = max(len(row) for _, row in enlarged)
-    sheet = Image.new("RGB", (left + columns * wide, len(rows) * high + GAP), PAPER)
-    for index, (label, row) in enumerate(enlarged):
-        top = GAP + index * high
-        _write_label(sheet, _drawable(label), left, top, high - GAP)
-        for column, one in enumerate(row):
-            sheet.paste(Image.fromarray(one), (left + column * wide, top))
+    captions = [[_caption(text, wide - GAP) for text in block.captions] for block in blocks]
+    above = [max(map(len, lines), default=0) * LINE for lines in captions]
+    width = left + max(map(len, large)) * wide
+    heading = _lines(_drawable(title), width - 2 * GAP)
+    top = len(heading) * (FONT_SIZE + GAP)
+    sheet = Image.new("RGB", (width, top + len(rows) * high + sum(above) + GAP), PAPER)
+    draw, pictures = ImageDraw.Draw(sheet), iter(large)
+    draw.text((GAP, GAP), "\n".join(heading), INK, _font())
+    # 2. block by block
+    for block, lines, space in zip(blocks, captions, above, strict=True):
+        for column, text in enumerate(lines):
+            spot = (left + column * wide, top + space - len(text) * LINE + GAP)
+            draw.text(spot, "\n".join(text), INK, _font(SMALL), spacing=LINE - SMALL)
+        top += space
+        for label, _ in block.rows:
+            _write_label(sheet, _drawable(label), left, top + GAP, high - GAP)
+            for column, one in enumerate(next(pictures)):
+                sheet.paste(Image.fromarray(one), (left + column * wide, top + GAP))
+            top += high
     return np.asarray(sheet)
+
+
+def _caption(text: str, width: int) -> list[str]:
+    """The lines of a caption, broken where they are too wide."""
+    return [line for part in text.split("\n") for line in _lines(_drawable(part), width, SMALL)]
 
 
 def _enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
     return picture.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(FONT_SIZE)
+def _font(size: int = FONT_SIZE) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
 
 
 def _drawable(label: str) -> str:
@@ -121,12 +153,13 @@ def _write_label(sheet: Image.Image, label: str, left: int, top: int, height: in
         draw.text((GAP, first + number * line_height), line, INK, _font())
 
 
-def _lines(text: str, width: int) -> list[str]:
+def _lines(text: str, width: int, size: int = FONT_SIZE) -> list[str]:
     """Words in lines of at most `width` pixels; a single word may be wider."""
+    font = _font(size)
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _font().getlength(longer) <= width:
+        if lines and font.getlength(longer) <= width:
             lines[-1] = longer
         else:
             lines.append(word)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -25,23 +25,24 @@ from conceptzap.errors import (
     UsageError,
     escape,
 )
-from conceptzap.evaluation.closing import closing
+from conceptzap.evaluation.closing import Closing, closing
 from conceptzap.format import atomic, naming
 from conceptzap.registry import family
 from conceptzap.report import Report
 from conceptzap.result import Score
 from conceptzap.runtime.gates import Signal, factor
 from conceptzap.task import Task
-from conceptzap.training import lessons, wordings
+from conceptzap.training import lessons, memory, wordings
 from conceptzap.training.session import Session
 from conceptzap.trust import admission, canary
+from conceptzap.verbs import preview as preview_
 from conceptzap.verbs.generating import described, find_base, usual
-from conceptzap.verbs.planning import Plan
-from conceptzap.verbs.preview import before_and_after
+from conceptzap.verbs.planning import ErasePlan
 
 if TYPE_CHECKING:
     from conceptzap.verbs.generating import AnyBase
 
+T = TypeVar("T")
 NOT_ERASED = 0.2  # a closing leak above this is no erasure
 CLOSING_BATCH = 16
 LONGEST = 4  # a concept may take up to a fourth of a prompt
@@ -50,7 +51,12 @@ TERMINATED = 128 + signal.SIGTERM
 
 @dataclass(frozen=True)
 class ErasedFile:
-    """What `erase` made: the file (and its key's, its picture's), the scores and the value itself."""
+    """What `erase` made: files, scores and the value itself.
+
+    `scores` and `verdict`, one sentence that says them, are empty on a base without judges. `preview`
+    is None where none was wanted, `key` where the method has none. `prompt` asks for something that
+    shows the difference. `phases`: what it was doing -> seconds; `peak_bytes`: the most memory held.
+    """
 
     path: Path
     bytes: int
@@ -58,48 +64,98 @@ class ErasedFile:
     method: str
     seconds: float
     scores: Mapping[str, Score]
-    preview: Path
+    preview: Path | None
     key: Path | None
     erasure: Erasure
+    verdict: str = ""
+    prompt: str = ""
+    phases: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
 
 
-def erase(plan: Plan, report: Report, resume: bool, base: AnyBase | None = None) -> ErasedFile:
+class Phases:
+    """What `erase` is doing, said when it begins, and the seconds that each took."""
+
+    def __init__(self, report: Report) -> None:
+        self.report, self.seconds, self.name = report, {}, ""
+        self.since = time.monotonic()
+
+    def enter(self, name: str, about: str = "") -> None:
+        """Another phase begins, or one goes on; only the first time it is said."""
+        now = time.monotonic()
+        if self.name:
+            self.seconds[self.name] += now - self.since
+        if name and name not in self.seconds:
+            self.report.phase(about or name)
+            self.seconds[name] = 0.0
+        self.name, self.since = name, now
+
+
+def erase(
+    plan: ErasePlan, report: Report, resume: bool, base: AnyBase | None = None
+) -> ErasedFile:
     """Carry a plan out; see `api.erase`. Nothing is written before all of it is made."""
-    began = time.monotonic()
+    phases = Phases(report)
+    # 1. the base, and what of the task it knows
+    phases.enter("loading", f"loading {plan.base}")
     base = find_base(base or plan.base, plan.device, plan.dtype, plan.prediction)
     report.phase(described(base))
     task = fitting_task(base, plan, report)
-    work = Work(plan, report, resume)
+    work = Work(plan, report, phases, resume)
     with work.resumable():
+        # 2. the method: prepares and learns
+        phases.enter("preparing", f"preparing what {', '.join(task.concepts)} is learned from")
         edits = _edits(plan, base, task, work)
-        report.note("measuring what is erased and what is kept")
+        acting = _of(edits, "erase")
+        # 3. is it gone, and what did that cost?
+        phases.enter("measuring", "measuring what is erased and what is kept")
         settings = replace(usual(base), batch=CLOSING_BATCH)
-        scores = closing(base, _of(edits, "erase"), task, settings, plan.seed, report)
+        found = closing(base, acting, task, settings, plan.seed, report)
         erasure, key = (
-            _assemble(base, plan, task, edits, role, scores) for role in ("erase", "key")
+            _assemble(base, plan, task, edits, role, found.scores) for role in ("erase", "key")
         )
-        picture = before_and_after(base, task, erasure, plan.seed, usual(base))
+        # 4. the picture
+        phases.enter("drawing", "drawing before and after")
+        picture = _preview(base, plan, task, erasure, found, report)
+        # 5. the files, once the value acts as they will give it back
+        phases.enter("writing", "checking and writing")
         admission.admit(base, erasure, True, report)
         _write(plan, [format.dumps(erasure), format.dumps(key) if key else None, picture])
     work.clear()
-    path, key_path, preview = plan.targets
-    seconds = time.monotonic() - began
-    return _verdict(
+    phases.enter("")
+    path, key_path, *preview = plan.targets
+    return _checked(
         ErasedFile(
             path=path,
             bytes=path.stat().st_size,
             digest=erasure.digest,
             method=plan.method,
-            seconds=seconds,
-            scores=scores,
-            preview=preview,
+            seconds=sum(phases.seconds.values()),
+            scores=found.scores,
+            preview=preview[0] if preview else None,
             key=key_path if key else None,
             erasure=erasure,
+            verdict=found.verdict,
+            prompt=preview_.telling_prompt(base, task),
+            phases=phases.seconds,
+            peak_bytes=memory.peak_bytes(),
         )
     )
 
 
-def _verdict(made: ErasedFile) -> ErasedFile:
+def _preview(
+    base: Base, plan: ErasePlan, task: Task, erasure: Erasure, found: Closing, report: Report
+) -> bytes | None:
+    """The before/after picture, of what was judged or drawn for it; None where none is wanted."""
+    if not plan.preview:
+        return None
+    concept, kept = found.concept, found.kept
+    if not concept:
+        concept, kept = preview_.draw(base, task, erasure.edits, plan.seed, usual(base), report)
+    return preview_.sheet(base, task, erasure, concept, kept)
+
+
+def _checked(made: ErasedFile) -> ErasedFile:
     """What was made, unless the closing figures still see the concept: then a `ThresholdError`."""
     leak = made.scores.get("leak")
     if leak and leak.value > NOT_ERASED:
@@ -116,7 +172,7 @@ def _verdict(made: ErasedFile) -> ErasedFile:
 # the task, against what the base knows
 
 
-def fitting_task(base: Base, plan: Plan, report: Report) -> Task:
+def fitting_task(base: Base, plan: ErasePlan, report: Report) -> Task:
     """The task with kinds, anchors and keep words settled: what the base knows, no concept among them.
 
     Raises `UsageError` for a concept or anchor that the base cannot know, or that is no name.
@@ -154,11 +210,11 @@ def _check_known(base: Base, word: str) -> None:
 class Work(Report):
     """What a method is given: the caller's report, the seed, and a session for each training."""
 
-    def __init__(self, plan: Plan, report: Report, resume: bool) -> None:
+    def __init__(self, plan: ErasePlan, report: Report, phases: Phases, resume: bool) -> None:
         super().__init__(plan.seed)
-        self.plan, self.resume = plan, resume
+        self.plan, self.phases, self.resume = plan, phases, resume
         self.note, self.warn, self.phase = report.note, report.warn, report.phase
-        self.progress, self.count = report.progress, report.count
+        self.count, self.shown = report.count, report.progress
         stem = plan.output.name.removesuffix(naming.SUFFIX)
         self.folder = plan.output.with_name(f".{stem}.training")
         self.command = plan.resume_command()
@@ -167,6 +223,12 @@ class Work(Report):
             self._discard()
         elif not any(self.folder.glob("*/step-*")):
             report.warn(f"nothing to take up in {escape(self.folder)}: starting anew")
+
+    def progress(self, events: Iterable[T]) -> Iterator[T]:
+        """Training events, shown by the caller's report; before and after them it is preparing."""
+        self.phases.enter("learning")
+        yield from self.shown(events)
+        self.phases.enter("preparing")
 
     def session(self, settings: Mapping[str, object]) -> Session:
         """Where the method's next training is kept; trainings are told apart by their order."""
@@ -216,7 +278,7 @@ class Work(Report):
         return any(self.folder.glob("*/step-*"))
 
 
-def _edits(plan: Plan, base: Base, task: Task, work: Work) -> list[Edit]:
+def _edits(plan: ErasePlan, base: Base, task: Task, work: Work) -> list[Edit]:
     """The method's edits as a file gives them back: fp16 tensors, fp32 gates, all on the CPU."""
     member = family.load("methods", plan.method)
     settings = member.Config(**dataclasses.asdict(plan.settings))
@@ -241,7 +303,7 @@ def _of(edits: Sequence[Edit], role: str) -> tuple[Edit, ...]:
 
 def _assemble(
     base: Base,
-    plan: Plan,
+    plan: ErasePlan,
     task: Task,
     edits: Sequence[Edit],
     role: str,
@@ -272,7 +334,7 @@ def _score_record(score: Score, seed: int) -> dict[str, Json]:
     return {**numbers, "better": score.better, "seeds": [seed]}
 
 
-def _provenance(plan: Plan, task: Task) -> dict[str, Json]:
+def _provenance(plan: ErasePlan, task: Task) -> dict[str, Json]:
     versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
     return {
         "method": plan.method,
@@ -310,10 +372,10 @@ def _opens(base: Base, edits: Sequence[Edit], prompt: str) -> bool:
 # the files
 
 
-def _write(plan: Plan, contents: Sequence[bytes | None]) -> None:
+def _write(plan: ErasePlan, contents: Sequence[bytes | None]) -> None:
     """Write the erasure, its key and its picture; an error says which of them are there by then."""
     kept: list[str] = []
-    for path, data in zip(plan.targets, contents, strict=True):
+    for path, data in zip(plan.targets, contents, strict=False):  # no target for a picture unwanted
         if data is None:
             continue
         try:

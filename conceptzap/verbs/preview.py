@@ -3,35 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from conceptzap.base import Base
-from conceptzap.edit import Erasure
+from conceptzap.edit import Edit, Erasure
+from conceptzap.evaluation.closing import Drawn
 from conceptzap.format import pictures
+from conceptzap.report import Report
 from conceptzap.result import Settings
 from conceptzap.runtime import sampler
 from conceptzap.task import Task
-from conceptzap.training import wordings
+from conceptzap.training import memory, wordings
 
-COLUMNS = 4
+COLUMNS = 2  # prompts of the concept, and of the rest, where pictures are drawn for this alone
 SIDE = 128  # pixels that a small checkpoint's pictures are enlarged to
 
 
-def before_and_after(
-    base: Base, task: Task, erasure: Erasure, seed: int, settings: Settings
+def draw(
+    base: Base, task: Task, edits: Sequence[Edit], seed: int, settings: Settings, report: Report
+) -> tuple[list[Drawn], list[Drawn]]:
+    """A few pictures of the concepts and of what stays, by the base and under the edits.
+
+    As many at once as fit; seeds count up from `seed`.
+    """
+    concept, kept = concept_prompts(base, task), _kept(base, task)
+    prompts = [*concept, *kept]
+    seeds = range(seed, seed + len(prompts))
+    rows = max(1, memory.rows_that_fit(base, 4 * COLUMNS) // 2)  # guidance doubles them
+    looks = []
+    for under, label in (((), "drawing with the base"), (edits, "drawing without the concept")):
+
+        def work(chunk: slice, under: Sequence[Edit] = under) -> list[sampler.Drawing]:
+            look = replace(settings, batch=chunk.stop - chunk.start)
+            asked = prompts[chunk], seeds[chunk]
+            return list(sampler.drawings(base, *asked, look, under))
+
+        chunks = memory.in_chunks(len(prompts), rows, work)
+        drawn = report.count((one for chunk in chunks for one in chunk), len(prompts), label)
+        looks.append([one.picture.numpy() for one in drawn])
+    found = [Drawn(*one) for one in zip(prompts, seeds, *looks, strict=True)]
+    return found[: len(concept)], found[len(concept) :]
+
+
+def sheet(
+    base: Base, task: Task, erasure: Erasure, concept: Sequence[Drawn], kept: Sequence[Drawn]
 ) -> bytes:
-    """PNG bytes of a labelled sheet: base and erased rows of concept prompts, then of kept ones."""
-    rows = []
-    for label, wanted in (("concept", _asked(base, task)), ("kept", _kept(base, task))):
-        seeds = range(seed, seed + len(wanted))
-        for when, edits in (("before", ()), ("after", erasure.edits)):
-            drawn = sampler.drawings(base, wanted, seeds, settings, edits)
-            rows.append((f"{label} {when}", [one.picture.numpy() for one in drawn]))
-    sheet = pictures.side_by_side(rows, max(1, SIDE // max(base.size)))
-    text = {"concepts": ", ".join(task.concepts), "digest": erasure.digest}
-    return pictures.encode_png(sheet, text)
+    """PNG bytes of the pictures, prompts and seeds above them: the concept's first, then the rest."""
+    blocks = []
+    for name, drawn in (("concept", concept), ("others", kept)):
+        captions = [f"{one.prompt}\nseed {one.seed}" for one in drawn]
+        rows = [("before", [one.before for one in drawn]), ("after", [one.after for one in drawn])]
+        blocks.append(pictures.Block(captions, [(f"{name}: {when}", row) for when, row in rows]))
+    changes = (f"{concept} -> {anchor or 'nothing'}" for concept, anchor in task.pairs)
+    title = ", ".join(changes)
+    scale = max(1, SIDE // max(one.before.shape[1] for one in (*concept, *kept)))
+    text = {"concepts": ", ".join(task.concepts), "digest": erasure.digest, "title": title}
+    return pictures.encode_png(pictures.contact_sheet(title, blocks, scale), text)
 
 
-def _asked(base: Base, task: Task) -> list[str]:
+def telling_prompt(base: Base, task: Task) -> str:
+    """The shortest prompt that asks for the first concept in something: "a cat by Van Gogh"."""
+    concept, anchor, kind = task.triples[0]
+    pairs = wordings.pairs(concept, anchor or "", kind, _things(base, task, kind))
+    asked = [p.concept for p in pairs if not base.unknown_words(p.concept)]
+    things = {word for thing in _things(base, task, kind) for word in thing.split()}
+    shown = [prompt for prompt in asked if things & set(prompt.split())] if kind == "style" else asked
+    return min(shown or asked or [concept], key=lambda prompt: len(prompt.split()))
+
+
+def concept_prompts(base: Base, task: Task) -> list[str]:
     """Prompts of the concepts, taken in turn."""
     asked = []
     for concept, anchor, kind in task.triples:
