@@ -1,0 +1,74 @@
+"""What `erase` ends with: figures, the sentence that says them, pictures; nothing is drawn in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from edits import eraser, tokens, window
+
+from conceptzap.base import Base
+from conceptzap.evaluation import closing as module
+from conceptzap.evaluation import suites
+from conceptzap.evaluation.cached import CachedSampler
+from conceptzap.evaluation.closing import closing
+from conceptzap.result import Settings
+from conceptzap.task import Task
+
+TASK = Task(("Van Gogh",), ("painting",), (), ("style",))
+LOOK = Settings(steps=30, batch=4)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A suite of a few pictures in two steps; the prompts that the erased model is asked for."""
+    suite, world = suites.load(module.SUITE)
+    few = replace(suite, steps=2, erase={"seen": 2, "held-out": 2}, keep={"unrelated": 3, "style": 3})
+    monkeypatch.setattr(module.suites, "load", lambda name: (few, world))
+    asked: list[str] = []
+    draw = CachedSampler._draw
+
+    def drawing(self: CachedSampler, probes: tuple) -> object:
+        assert self.settings.steps == 2
+        asked.extend(probe.prompt for probe in probes if self.edits)
+        return draw(self, probes)
+
+    monkeypatch.setattr(CachedSampler, "_draw", drawing)
+    yield asked
+
+
+def test_what_no_gate_opens_for_is_not_drawn_again_and_nothing_else_changes(
+    demo_base: Base, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edits = eraser(demo_base)
+    found = closing(demo_base, edits, TASK, LOOK, 0)
+    assert small and all("gogh" in prompt.lower() for prompt in small)
+    small.clear()
+    monkeypatch.setattr(module, "_acted_on", lambda base, edits, asked, settings: [True] * len(asked))
+    whole = closing(demo_base, edits, TASK, LOOK, 0)
+    assert any("gogh" not in prompt.lower() for prompt in small)
+    assert (whole.scores, whole.verdict) == (found.scores, found.verdict)
+    for one, other in zip((*found.concept, *found.kept), (*whole.concept, *whole.kept), strict=True):
+        assert (one.prompt, one.seed) == (other.prompt, other.seed)
+        assert np.array_equal(one.before, other.before)
+        assert np.abs(one.after.astype(int) - other.after).max() <= 1  # other batches, other rounding
+
+
+def test_the_pictures_are_of_the_concept_and_of_the_rest(demo_base: Base) -> None:
+    found = closing(demo_base, eraser(demo_base), TASK, LOOK, 0)
+    assert [len(found.concept), len(found.kept)] == [4, 4]
+    assert all("gogh" in one.prompt.lower() for one in found.concept)
+    assert all(not np.array_equal(one.before, one.after) for one in found.concept)
+    assert all(np.array_equal(one.before, one.after) for one in found.kept)
+    assert found.verdict.startswith("Van Gogh is gone from ") and " of 4 pictures; " in found.verdict
+    assert found.verdict.endswith(" others kept")
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_only_gates_that_read_the_text_alone_say_beforehand(gated: bool, demo_base: Base) -> None:
+    edit = tokens(demo_base, gates=[window(0, 999)] if gated else [])
+    asked = suites.load(module.SUITE)
+    probes = module.probes.expand(*asked, [asked[1].find("Van Gogh")])
+    assert all(module._acted_on(demo_base, [edit], probes, LOOK))
