@@ -86,6 +86,7 @@ def erase(
     dtype: str = "auto",
     output: Path | str | None = None,
     force: bool = False,
+    preview: bool = True,
     resume: bool = False,
     report: Report | None = None,
 ) -> ErasedFile:
@@ -93,7 +94,8 @@ def erase(
 
     `anchors` are what the concepts become, `keep` what must stay, `kind` style, object, person or
     unsafe; one for all or one each, chosen by the words where they are left out. `overrides` are
-    settings of the `method`, `steps` its optimisation steps. `base` is a name, a path, a diffusers
+    settings of the `method`, `steps` its optimisation steps. Without `preview` no picture is drawn or
+    written. `base` is a name, a path, a diffusers
     pipeline or a `Base`. With `resume` a stopped training is taken up.
 
     Raises `UsageError` before anything is trained, `Interrupted` with the command that goes on, and
@@ -116,6 +118,7 @@ def erase(
         dtype=dtype,
         output=output,
         force=force,
+        preview=preview,
     )
     report = report or Bars()
     doubts.warn(planned.task, report)
