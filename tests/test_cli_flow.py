@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -82,8 +83,8 @@ def test_erase_ends_with_the_path_and_the_next_command(here: Path) -> None:
     answer = conceptzap(*words)
     assert answer.out == f"{here / f'again{SUFFIX}'}\n"
     last = answer.err.splitlines()[-1]
-    assert last == f"next: conceptzap generate cat --with again{SUFFIX} --compare --base base"
-    following = last.removeprefix("next: conceptzap ").split()
+    assert last == f'next: conceptzap generate "a cat" --with again{SUFFIX} --compare --base base'
+    following = shlex.split(last.removeprefix("next: conceptzap "))
     assert conceptzap(*following, "--steps", "2", "-o", "next").code == 0
 
 
@@ -307,7 +308,7 @@ def test_not_erased_is_exit_7_and_keeps_the_file(here: Path, monkeypatch: pytest
     monkeypatch.setattr("conceptzap.verbs.erasing.closing", lambda *_, **__: Closing(leaking))
     words = ("erase", "car", "--base", "base", "--method", closed_form())
     answer = conceptzap(*words, "-o", "leaky", "--save-config", "leaky.toml")
-    assert (here / "leaky.toml").is_file()
+    assert (here / "leaky.toml").is_file(), answer
     assert answer.code == 7 and answer.out == f"{here / f'leaky{SUFFIX}'}\n"
     assert "error: not erased" in answer.err.splitlines()[-1]
     spoken = conceptzap(*words, "-o", "leaky", "--force", "--json")
