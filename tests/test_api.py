@@ -380,6 +380,8 @@ def test_without_a_preview_there_is_none(world: Path, tmp_path: Path) -> None:
     assert made.preview is None and (tmp_path / "x.png").read_text() == "mine"
     planned = planning.resolve("cat", preview=False, method="zap", output=tmp_path / "y")
     assert planned.record()["preview"] is False and "--no-preview" in planned.resume_command()
+    words = ("erase", "cat", "--no-preview", "--dry-run", "--json", "-o", str(tmp_path / "z"))
+    assert command(*words).json["preview"] is False
 
 
 def test_it_says_what_it_did_and_how_long_and_with_how_much_memory(

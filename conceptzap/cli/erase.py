@@ -80,6 +80,9 @@ def run(
                      help="[default: <concept>.lprompt.safetensors]"),
     ] = None,
     force: options.Force = False,
+    preview: Annotated[
+        bool, typer.Option("--preview/--no-preview", help="A before/after picture beside the file.")
+    ] = True,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a stopped run was.")
     ] = False,
@@ -106,7 +109,7 @@ def run(
     request = {NAMES.get(key, key): value or () if key in options.LISTS else value
                for key, value in request.items()}  # fmt: skip
     words = request.pop("concepts")
-    request |= {"output": output, "force": force}
+    request |= {"output": output, "force": force, "preview": preview}
     report = Progress()
     plan = api.plan(words, report=report if dry_run else Report(), **request)
     saved = b""
@@ -119,7 +122,6 @@ def run(
         show.emit("plan", plan) if as_json else show.plan(plan)
         return
     show.settled(plan)
-    report.phase(f"loading {request['base']}")
     failed = None
     try:
         made = api.erase(words, **request, resume=resume, report=report)
