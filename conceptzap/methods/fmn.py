@@ -37,8 +37,8 @@ class Config:
     steps: int = 60  # 35 in the paper
     batch: int = 6
     lr: float = 0.003
-    retain: float = 20.0  # weight of the keep set; 0 in the paper
-    end: bool = True  # attention to the end of text counts as the concept's, where it leaks to
+    retain: float = 100.0  # weight of the keep set; 0 in the paper
+    end: bool = False  # attention to the end of text counts, too: erases more and wrecks what stays
     trajectories: int = 16
 
 

@@ -6,7 +6,8 @@ loss on the concept's prompts and on attacks. A reconstruction: the paper's body
 so masks are hard-concrete gates over the inputs j of feed-forward layers (Louizos et al. 2018),
 m_j = clamp(sigma((log u - log(1 - u) + log p_j) / beta)(zeta - gamma) + gamma, 0, 1), u uniform,
 min sum || eps_m(x_t, [c, v]) - [eps(x_t, a) - eta (eps(x_t, c) - eps(x_t, a))] ||^2 + sparse mean(1 - m)
-with v none or an attack that is searched in turns; in the end m_j < 1/2 is cut, as one-hot pairs.
+with v none or an attack that is searched in turns; in the end m_j < 1/2 is cut, as one-hot pairs. Masks
+alone erase little here (the built-in checkpoint's Van Gogh and church are still drawn): expect E below 90.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ class Config:
     steps: int = 120  # masks and attack together
     attacks: int = 1  # steps of the attack before each of the masks
     batch: int = 6
-    lr: float = 0.15  # of log p
+    lr: float = 0.3  # of log p
     attack_lr: float = 0.02
     size: int = 4  # soft tokens of the attack
-    sparse: float = 0.05  # weight of what is masked
+    sparse: float = 0.001  # weight of what is masked
     retain: float = 1.0  # weight of the keep set
     trajectories: int = 16
 
