@@ -178,6 +178,9 @@ class LayerHook(Hook):
             return total
         rows = [self._prompt(call, index, x) for index in learned]
         spare = x.shape[1] - text.shape[1] - sum(row.shape[1] for row in rows)
+        if spare < 0:
+            path = self.cross.site.path
+            raise SilentEditError(f"{path} has no place for the learned tokens", STRIPPED)
         # [rows, length + learned + spare, width]
         return torch.cat([total, *rows, x.new_zeros(len(x), spare, x.shape[2])], 1)
 
