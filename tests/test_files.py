@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -318,3 +318,82 @@ def test_read_regular_stops_at_the_limit_even_if_the_file_grows(tmp_path, monkey
     monkeypatch.setattr(atomic, "_check_regular", lambda *_: None)  # as if it grew just after
     with pytest.raises(FormatError, match="too large"):
         read_regular(path, 9)
+
+
+# folders
+
+
+@contextlib.contextmanager
+def filled(target: Path, names: Sequence[str] = ("a", "b/c")) -> Iterator[Path]:
+    """A hidden folder beside the target with files that nobody else may read."""
+    with atomic.hidden_folder(target) as hidden:
+        for name in names:
+            (hidden / name).parent.mkdir(exist_ok=True)
+            (hidden / name).write_bytes(NEW)
+            (hidden / name).chmod(0o600)
+        yield hidden
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_folder_is_seen_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "out"
+    with umask(0o027), filled(target) as hidden:
+        assert listed(tmp_path) == [".out.tmp", ".out.tmp/a", ".out.tmp/b", ".out.tmp/b/c"]
+        atomic.put_folder(hidden, target)
+    assert listed(tmp_path) == ["out", "out/a", "out/b", "out/b/c"]
+    assert mode(target / "b/c") == 0o640
+    with filled(target, ["d"]) as hidden:
+        atomic.put_folder(hidden, target)
+    assert listed(tmp_path) == ["out", "out/d"]
+
+
+def test_what_fails_in_the_block_leaves_the_old_folder(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    with filled(target) as hidden:
+        atomic.put_folder(hidden, target)
+    with pytest.raises(KeyboardInterrupt), filled(target, ["d"]):
+        raise KeyboardInterrupt
+    rename = Path.rename
+
+    def fails(self, to):
+        if self.name == ".out.tmp":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(ResourceError, match="Input/output error"), filled(target, ["d"]) as hidden:
+        atomic.put_folder(hidden, target)
+    assert listed(tmp_path) == ["out", "out/a", "out/b", "out/b/c"]
+
+
+def test_what_a_killed_writer_left_is_cleared_and_a_living_one_is_left_alone(tmp_path):
+    left = tmp_path / ".out.tmp" / "half"
+    left.mkdir(parents=True)
+    with atomic.hidden_folder(tmp_path / "out") as hidden:
+        assert not listed(hidden)
+        with pytest.raises(ResourceError, match="another run is writing"):
+            with atomic.hidden_folder(tmp_path / "out"):
+                pass
+        assert hidden.is_dir()
+    assert not listed(tmp_path)
+
+
+def test_entries_join_what_lies_there_and_the_last_one_goes_first(tmp_path, monkeypatch):
+    for name in ("mine", "a", "last"):
+        (tmp_path / name).write_bytes(OLD)
+    order = []
+    replace = Path.replace
+
+    def noted(self, to):
+        order.append((self.name, (tmp_path / "last").exists()))
+        replace(self, to)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    with filled(tmp_path / "out", ["last", "a", "b/c", "z"]) as hidden:
+        atomic.put_entries(hidden, tmp_path, "last")
+    assert order == [(name, False) for name in ("a", "b", "z", "last")]
+    assert listed(tmp_path) == ["a", "b", "b/c", "last", "mine", "z"]
+    assert (tmp_path / "mine").read_bytes() == OLD and (tmp_path / "a").read_bytes() == NEW

@@ -9,7 +9,6 @@ hidden name, read back, and renamed only when its UNet sees the noise that the a
 from __future__ import annotations
 
 import copy
-import fcntl
 import json
 import os
 import shutil
@@ -98,7 +97,7 @@ def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, J
     _check_space(made, target)
     note = canonical_json({"schema": SCHEMA, **exports.origin(base, order)})
     whole = target.suffix == FILE
-    with _hidden_beside(target) as folder:
+    with atomic.hidden_folder(target) as folder:
         with _disk(target), loading.quiet():
             if whole:
                 _write_file(made, folder / target.name, order.header.title, note)
@@ -108,14 +107,15 @@ def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, J
             (folder / NOTE).write_text(note + "\n", encoding="utf-8")
         error = _verified(base, order, folder / target.name if whole else folder, made.unet.dtype)
         with _disk(target):
-            _finish(folder)
             if whole:
                 atomic.check_writable(target, order.force)
+                atomic.settle(folder)
                 (folder / target.name).replace(target)
-                shutil.rmtree(folder)
+                atomic.sync(target.parent)
             else:
-                _put(folder, target, order.force)
-            _sync(target.parent)
+                if target.exists():
+                    _check_replaceable(target, order.force)
+                atomic.put_folder(folder, target)
     return {"dtype": exports.name_of(made.unet.dtype), "relative_error": error}
 
 
@@ -259,48 +259,6 @@ def _disk(target: Path) -> Iterator[None]:
         raise ResourceError(f"cannot write {escape(target)}: {reason}", hint) from error
 
 
-@contextmanager
-def _hidden_beside(target: Path) -> Iterator[Path]:
-    """An empty hidden folder beside `target`, to be renamed in the block; gone where that fails.
-
-    Its name is always the same, so that the next export clears away what a killed one left. A lock
-    keeps two that write at the same time apart.
-    """
-    hidden = target.with_name(f".{target.name}.tmp")
-    with _disk(target):
-        hidden.mkdir(exist_ok=True)
-        handle = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        _lock(handle, target)
-        with _disk(target):
-            _clear(hidden)
-        try:
-            yield hidden
-        except BaseException:
-            shutil.rmtree(hidden, ignore_errors=True)
-            raise
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, target: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        hint = "wait for it, or choose another --output"
-        raise ResourceError(f"another export is writing {escape(target)}", hint) from error
-    except OSError:
-        pass  # a file system without locks: of two at once, one fails when it reads its folder back
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def _make_alike(folder: Path) -> None:
     """Text encoders load as fp32, like all else that diffusers loads when no dtype is asked for.
 
@@ -309,40 +267,3 @@ def _make_alike(folder: Path) -> None:
     for path in folder.glob("text_encoder*/config.json"):
         config = layout.read_json(path) | {"dtype": "float32"}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _finish(folder: Path) -> None:
-    """All on the disk, and readable for whom the umask says (weights are written for the owner)."""
-    mode = (folder / NOTE).stat().st_mode
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(mode)
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        if not path.is_dir():  # some network disks cannot do this to a folder
-            raise
-    finally:
-        os.close(handle)
-
-
-def _put(folder: Path, target: Path, force: bool) -> None:
-    """Rename `folder` to `target`; what stood there goes after that, or comes back if it fails."""
-    old = target.with_name(f".{target.name}.old")
-    if target.exists():
-        _check_replaceable(target, force)
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    try:
-        folder.rename(target)
-    except OSError:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

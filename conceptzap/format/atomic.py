@@ -1,6 +1,7 @@
 """Reading whole files once, writing them whole or not at all, and printing names we did not choose.
 
-POSIX only. A temporary file is called `.NAME.PID.RANDOM.tmp` and lies beside its target.
+POSIX only. A temporary file is called `.NAME.PID.RANDOM.tmp` and lies beside its target, a folder
+that is being made `.NAME.tmp`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -157,6 +159,109 @@ def write_atomic(path: Path | str, data: bytes, force: bool = False) -> None:
             else:
                 _place(folder, name, target.path.name)
         _sync_folder(folder)
+
+
+# folders
+
+
+@contextlib.contextmanager
+def hidden_folder(target: Path) -> Iterator[Path]:
+    """An empty folder `.NAME.tmp` beside `target`, to be filled and put in its place in the block.
+
+    What is left of it at the end goes. Its name is always the same, so that the next writer clears
+    away what a killed one left; a lock keeps two apart (`ResourceError`).
+    """
+    hidden = target.with_name(f".{target.name}.tmp")
+    with _reported(target, target.parent, 0):
+        hidden.mkdir(exist_ok=True)
+        handle = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _lock(handle, target)
+        with _reported(target, target.parent, 0):
+            for path in hidden.iterdir():
+                remove(path)
+        try:
+            yield hidden
+        finally:
+            remove(hidden)
+    finally:
+        os.close(handle)
+
+
+def put_folder(hidden: Path, target: Path) -> None:
+    """Rename a whole folder; one that stood there goes after that, or comes back where that fails."""
+    old = target.with_name(f".{target.name}.old")
+    with _reported(target, target.parent, 0):
+        settle(hidden)
+        if target.exists():
+            remove(old)
+            target.rename(old)
+        try:
+            hidden.rename(target)
+        except OSError:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
+        sync(target.parent)
+        remove(old)
+
+
+def put_entries(hidden: Path, folder: Path, last: str) -> None:
+    """Move what is in `hidden` into a folder that has other things too, `last` when the rest is there.
+
+    An entry of the same name is replaced; `last` goes first, so that where it lies all is of one kind.
+    """
+    with _reported(folder / last, folder, 0):
+        settle(hidden)
+        remove(folder / last)
+        for path in sorted(hidden.iterdir(), key=lambda path: (path.name == last, path.name)):
+            if path.is_dir():
+                remove(folder / path.name)
+            path.replace(folder / path.name)
+        sync(folder)
+
+
+def settle(folder: Path) -> None:
+    """All on the disk, and readable for whom the umask says (some write files for the owner alone)."""
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+        sync(path)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """A file or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some network disks cannot do this to a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """A file, a link or a folder with all in it; nothing there is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lock(handle: int, target: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        hint = "wait for it, or choose another --output"
+        raise ResourceError(f"another run is writing {escape(target)}", hint) from error
+    except OSError:
+        pass  # a file system without locks: of two at once, one fails
+
+
+# the steps of all that
 
 
 @contextlib.contextmanager

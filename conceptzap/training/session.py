@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from conceptzap.edit import Json, canonical_json
 from conceptzap.errors import Interrupted, MismatchError, ResourceError, escape
-from conceptzap.format.atomic import write_atomic
+from conceptzap.format import atomic
 
 if TYPE_CHECKING:
     import torch
@@ -181,17 +180,12 @@ class Session:
             "sha256": hashlib.sha256(data).hexdigest(),
         }
         text = canonical_json(meta).encode()
-        hidden = Path(tempfile.mkdtemp(prefix=HIDDEN, dir=self.folder))
-        try:
-            write_atomic(hidden / STATE, data)
-            write_atomic(hidden / META, text)
-            write_atomic(hidden / DONE, hashlib.sha256(text).hexdigest().encode())
+        with atomic.hidden_folder(target) as hidden:
+            atomic.write_atomic(hidden / STATE, data)
+            atomic.write_atomic(hidden / META, text)
+            atomic.write_atomic(hidden / DONE, hashlib.sha256(text).hexdigest().encode())
             # a folder of that name can only be one that `restore` found damaged
-            _remove(target)
-            hidden.rename(target)
-            _sync_folder(self.folder)
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
+            atomic.put_folder(hidden, target)
 
     def clear(self) -> None:
         """Remove the checkpoints, and the folder unless something else lies in it."""
@@ -258,16 +252,6 @@ def _leaves(value: Json, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _leaves(inner, path)
         else:
             yield path, canonical_json(inner)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        # where a disk cannot do this, a power cut may lose the newest checkpoint, not tear it
-        with suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager
