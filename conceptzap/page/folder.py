@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from conceptzap.errors import UsageError, escape
@@ -45,14 +45,16 @@ def write(done: Evaluation, folder: Path, force: bool, watch: Report) -> dict[st
     """Write everything; the result last, so that where it lies the rest does too."""
     shown = strips(done)
     page = report.html(done, shown, watch)
-    (folder / IMAGES).mkdir(parents=True, exist_ok=True)
-    for strip in shown:
-        path = folder / IMAGES / f"{strip.slice.replace('/', '-')}.png"
-        save_png(path, _sheet(strip), {"slice": strip.slice, "suite": done.result.suite}, force=True)
-    atomic.write_atomic(folder / CELLS, _cells(done).encode(), force)
-    atomic.write_atomic(folder / REPORT, page.encode(), force)
     record = json.dumps(done.result.record(), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    atomic.write_atomic(folder / RESULT, record.encode(), force)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic.hidden_folder(folder / IMAGES) as hidden:
+        (hidden / IMAGES).mkdir()
+        for strip in shown:
+            about = {"slice": strip.slice, "suite": done.result.suite}
+            save_png(hidden / IMAGES / f"{strip.slice.replace('/', '-')}.png", _sheet(strip), about)
+        for name, text in ((CELLS, _cells(done)), (REPORT, page), (RESULT, record)):
+            atomic.write_atomic(hidden / name, text.encode())
+        atomic.put_entries(hidden, prepare(folder, force), RESULT)
     return {"folder": folder, **{key: folder / name for key, name in NAMES.items()}}
 
 
@@ -65,18 +67,22 @@ def _sheet(strip: Strip) -> object:
 
 def _cells(done: Evaluation) -> str:
     """One line a sample: what was asked, what each judge saw before and after."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        ["slice", "concept", "prompt", "seed", "expect", "before", "after", "valid before", "valid after"]
-    )
+    heads = "slice concept prompt seed expect before after".split()
+    lines: list[Sequence[object]] = [[*heads, "valid before", "valid after"]]
     for sample in done.comparison.samples:
         probe = sample.probe
         expect = "; ".join(f"{kind}={label}" for kind, label in probe.expect)
         seen = [figures.firsts(annotation) for annotation in (sample.before, sample.after)]
         valid = [int(sample.before.valid), int(sample.after.valid)]
-        asked = [probe.slice, probe.concept, probe.prompt, probe.seed]
-        writer.writerow([_inert(value) for value in (*asked, expect, *seen, *valid)])
+        lines.append([probe.slice, probe.concept, probe.prompt, probe.seed, expect, *seen, *valid])
+    return rows(lines)
+
+
+def rows(lines: Iterable[Iterable[object]]) -> str:
+    """Lines of values as CSV, none of which a spreadsheet runs."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([_inert(value) for value in line] for line in lines)
     return buffer.getvalue()
 
 

@@ -41,7 +41,7 @@ def html(done: Evaluation, strips: Sequence[Strip], report: Report) -> str:
     result = done.result
     script = _source("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _templates().get_template("report.html.j2").render(
+    return templates().get_template("report.html.j2").render(
         policy=POLICY.format(digest),
         style=Markup(_source("style.css")),
         script=Markup(script),
@@ -68,7 +68,8 @@ def html(done: Evaluation, strips: Sequence[Strip], report: Report) -> str:
 
 
 @cache
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """The templates of all pages, whose every text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("conceptzap.page"),
         autoescape=True,
@@ -85,7 +86,7 @@ def _templates() -> jinja2.Environment:
 
 def _source(name: str) -> str:
     """A file beside the templates as it is."""
-    environment = _templates()
+    environment = templates()
     return environment.loader.get_source(environment, name)[0]
 
 
