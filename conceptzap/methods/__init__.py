@@ -3,7 +3,9 @@
 The contract, which `tests/test_methods.py` holds every file to:
 
     \"\"\"One line that says what it is, then the paper's equation.\"\"\"
-    PAPER = "2303.07345"             the arXiv number, "" where there is none
+    PAPER = "2303.07345"             the arXiv number, "" where there is none; `presets/papers.bib` has it
+    EDITS = "tokens + weight, gated"   the ops of what erases, then "; key: ..." of what restores, if
+                                     anything; "gated" where an edit stands behind a gate
 
     @dataclass(frozen=True)
     class Config:                    settings: int, float, str or bool, each with a default;

@@ -28,6 +28,7 @@ from conceptzap.training.objectives import Batch, Trajectories
 from conceptzap.training.train import Group
 
 PAPER = "2501.18950"
+EDITS = "weight"
 
 
 @dataclass(frozen=True)

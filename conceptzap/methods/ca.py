@@ -22,6 +22,7 @@ from conceptzap.training.objectives import Batch, Trajectories
 from conceptzap.training.train import Group
 
 PAPER = "2303.13516"
+EDITS = "weight"
 
 
 @dataclass(frozen=True)

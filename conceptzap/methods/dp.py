@@ -25,6 +25,7 @@ from conceptzap.training import subspace
 from conceptzap.training.lessons import lessons
 
 PAPER = "2604.10032"
+EDITS = "weight"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from conceptzap.training.objectives import Batch, Trajectories
 from conceptzap.training.train import Group
 
 PAPER = "2410.15618"
+EDITS = "weight"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from conceptzap.training.objectives import Trajectories
 from conceptzap.training.train import Group, Losses
 
 PAPER = "2303.07345"
+EDITS = "weight"
 
 
 @dataclass(frozen=True)

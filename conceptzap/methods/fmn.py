@@ -28,6 +28,7 @@ from conceptzap.training.objectives import Batch
 from conceptzap.training.train import Group
 
 PAPER = "2303.17591"
+EDITS = "weight"
 
 
 @dataclass(frozen=True)

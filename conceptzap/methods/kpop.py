@@ -31,6 +31,7 @@ from conceptzap.training.objectives import Batch, Trajectories
 from conceptzap.training.train import Group
 
 PAPER = "2403.12326"
+EDITS = "weight; key: tokens, gated"
 ORDERS = ("alternate", "sequential")
 
 

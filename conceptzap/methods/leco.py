@@ -25,6 +25,7 @@ from conceptzap.training.objectives import Batch
 from conceptzap.training.train import Group
 
 PAPER = "2303.07345"
+EDITS = "weight"
 
 
 @dataclass(frozen=True)

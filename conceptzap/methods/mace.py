@@ -33,6 +33,7 @@ from conceptzap.training.states import States
 from conceptzap.training.train import Group
 
 PAPER = "2403.06135"
+EDITS = "weight"
 
 
 @dataclass(frozen=True)

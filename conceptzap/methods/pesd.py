@@ -30,6 +30,7 @@ from conceptzap.training.objectives import Batch
 from conceptzap.training.train import Group
 
 PAPER = "2405.16534"
+EDITS = "weight"
 BETA, GAMMA, ZETA = 0.83, -0.1, 1.1
 
 

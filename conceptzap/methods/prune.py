@@ -28,6 +28,7 @@ from conceptzap.training.lessons import lessons
 from conceptzap.training.objectives import Trajectories
 
 PAPER = "2405.19237"
+EDITS = "weight"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from conceptzap.training import closed_form, subspace
 from conceptzap.training.lessons import lessons
 
 PAPER = "2407.12383"
+EDITS = "weight"
 
 
 @dataclass(frozen=True)

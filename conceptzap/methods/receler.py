@@ -31,6 +31,7 @@ from conceptzap.training.objectives import Batch
 from conceptzap.training.train import Group
 
 PAPER = "2311.17717"
+EDITS = "adapter"
 OUTPUT = "unet.*.attn2.to_out.0"
 
 

@@ -24,6 +24,7 @@ from conceptzap.training.objectives import Batch
 from conceptzap.training.train import Group
 
 PAPER = "2307.05977"
+EDITS = "weight"
 
 
 @dataclass(frozen=True)

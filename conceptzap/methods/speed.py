@@ -27,6 +27,7 @@ from conceptzap.training import subspace
 from conceptzap.training.lessons import lessons
 
 PAPER = "2503.07392"
+EDITS = "weight"
 
 
 @dataclass(frozen=True)

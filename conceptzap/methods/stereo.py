@@ -28,6 +28,7 @@ from conceptzap.training.objectives import Batch
 from conceptzap.training.train import Group
 
 PAPER = "2408.16807"
+EDITS = "weight"
 
 
 @dataclass(frozen=True)

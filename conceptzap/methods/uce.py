@@ -18,6 +18,7 @@ from conceptzap.task import Task
 from conceptzap.training import closed_form, lessons
 
 PAPER = "2308.14761"
+EDITS = "weight"
 
 
 @dataclass(frozen=True)

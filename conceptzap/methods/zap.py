@@ -26,6 +26,7 @@ from conceptzap.training.objectives import Trajectories
 from conceptzap.training.train import Group
 
 PAPER = "2403.12326"
+EDITS = "tokens + weight, gated"
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,20 @@ import ast
 import dataclasses
 import io
 import tokenize
+from collections.abc import Set
 from typing import Any
 
 from conceptzap.registry import config, family
 
 METHODS = "methods"
+CONTRACT = family.ROOT / METHODS / "__init__.py"
+PLAIN = "weight"  # what programs that know nothing of us can hold
+COSTS = {"steps": "training", "trajectories": "sampling"}
 KINDS = {kind.__name__: kind for kind in (bool, int, float, str)}
 
 
 def methods() -> list[dict[str, Any]]:
-    """Name, one-line summary and paper of every method."""
+    """Of every method: name, summary, paper, what it edits, its cost, whether that can be exported."""
     return [_head(name) for name in family.members(METHODS)]
 
 
@@ -38,7 +42,21 @@ def settings(name: str) -> type:
 
 
 def _head(name: str) -> dict[str, Any]:
-    return {"name": name, **family.describe(METHODS, name)}
+    source = family.require(METHODS, name).read_text(encoding="utf-8")
+    edits = family.constant(ast.parse(source), "EDITS")
+    return {
+        "name": name,
+        **family.describe(METHODS, name),
+        "edits": edits,
+        "cost": _cost({one["name"] for one in _settings(source)}),
+        "exports": edits.partition(";")[0] == PLAIN,
+        "default": name == family.constant(ast.parse(CONTRACT.read_text(encoding="utf-8")), "DEFAULT"),
+    }
+
+
+def _cost(settings: Set[str]) -> str:
+    """The dearest thing that a method with these settings does."""
+    return next((cost for sign, cost in COSTS.items() if sign in settings), "closed form")
 
 
 def _settings(source: str) -> list[dict[str, str]]:

@@ -54,7 +54,7 @@ class Listing:
         for head in self.heads:
             numbers = head.startswith(">")
             justify = "right" if numbers else "left"
-            result.add_column(head[numbers:], justify=justify, overflow="fold")
+            result.add_column(Text(head[numbers:]), justify=justify, overflow="fold")
         for row in self.rows:
             result.add_row(*map(Text, row))
         return result

@@ -256,16 +256,21 @@ def methods(found: Sequence[Mapping[str, Any]]) -> None:
     if is_quiet():
         lines(one["name"] for one in found)
         return
-    rows = [(m["name"], m["paper"], m["summary"]) for m in found]
-    console().print(table("method", "paper", "what it does", rows=rows))
-    note("settings of one: conceptzap methods NAME")
+    rows = [(m["name"] + " *" * m["default"], m["paper"], *_kind(m), m["summary"]) for m in found]
+    console().print(table("method", "paper", "edits", "cost", "exports", "what it does", rows=rows))
+    note("* is the default; settings of one: conceptzap methods NAME")
+
+
+def _kind(found: Mapping[str, Any]) -> tuple[str, str, str]:
+    return found["edits"], found["cost"], "yes" if found["exports"] else "no"
 
 
 def method(found: Mapping[str, Any]) -> None:
     if is_quiet():
         lines(one["name"] for one in found["settings"])
         return
-    title = f"{found['name']}: {found['summary']} ({found['paper'] or 'no paper'})"
+    about = (found["paper"] or "no paper", *_kind(found)[:2], "exports" if found["exports"] else "no export")
+    title = f"{found['name']}: {found['summary']} ({'; '.join(about)})"
     rows = [(s["name"], s["type"], s["default"], s["note"]) for s in found["settings"]]
     console().print(table("--set", "type", "default", "", rows=rows, title=title))
 
