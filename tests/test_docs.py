@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
 import re
 import shlex
 import shutil
@@ -202,9 +201,9 @@ def test_presets_are_found_in_a_checkout_and_in_a_wheel(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "conceptzap", package, ignore=shutil.ignore_patterns("demo", "*.pyc"))
     for place in (tmp_path / "presets", package / "presets"):
         shutil.copytree(ROOT / "presets", place)
-        code = "from conceptzap.registry import config; print(config.PRESETS, config.preset('style')['kind'])"
+        code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom conceptzap.registry import config\n"
+        code += "print(config.PRESETS, config.preset('style')['kind'])"
         command = [sys.executable, "-c", code]
-        env = os.environ | {"PYTHONPATH": str(tmp_path)}
-        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stdout.split() == [str(place), "style"]
         shutil.rmtree(place)
