@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.api import applied as applied
     from conceptzap.api import apply as apply
+    from conceptzap.api import bench as bench
+    from conceptzap.api import cite as cite
     from conceptzap.api import compare as compare
     from conceptzap.api import demo_pipeline as demo_pipeline
     from conceptzap.api import erase as erase
@@ -45,6 +47,7 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.errors import SilentEditError as SilentEditError
     from conceptzap.errors import ThresholdError as ThresholdError
     from conceptzap.errors import UsageError as UsageError
+    from conceptzap.evaluation.matrix import Bench as Bench
     from conceptzap.evaluation.run import Evaluation as Evaluation
     from conceptzap.format.lprompt import Info as Info
     from conceptzap.report import Bars as Bars
@@ -63,8 +66,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "api": (
-        "applied", "apply", "compare", "demo_pipeline", "erase", "evaluate", "export", "generate",
-        "inspect", "load", "lock", "plan", "remove", "save", "stack", "verify",
+        "applied", "apply", "bench", "cite", "compare", "demo_pipeline", "erase", "evaluate", "export",
+        "generate", "inspect", "load", "lock", "plan", "remove", "save", "stack", "verify",
     ),
     "base": ("Base",),
     "edit": ("Edit", "Erasure", "Gate", "Header"),
@@ -72,6 +75,7 @@ _HOMES = {
         "ConceptZapError", "FormatError", "Interrupted", "MismatchError", "RefusedError",
         "ResourceError", "SilentEditError", "ThresholdError", "UsageError",
     ),
+    "evaluation.matrix": ("Bench",),
     "evaluation.run": ("Evaluation",),
     "format.lprompt": ("Info",),
     "report": ("Bars", "Report"),

@@ -19,6 +19,7 @@ from conceptzap.verbs.stacking import Stacked
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from conceptzap.evaluation.matrix import Bench
     from conceptzap.evaluation.run import Evaluation
     from conceptzap.result import Result
     from conceptzap.trust.policy import Policy
@@ -286,25 +287,11 @@ def evaluate(
     from conceptzap.verbs import evaluating
 
     return evaluating.evaluate(
-        admission.listed(erasures),
-        base,
-        suite=suite,
-        concepts=_listed(concepts),
-        judges=_listed(judges),
-        seed=seed,
-        steps=steps,
-        guidance=guidance,
-        batch=batch,
-        limit=limit,
-        fail_under=fail_under,
-        device=device,
-        dtype=dtype,
-        prediction=prediction,
-        strict=strict,
-        output=output,
-        force=force,
-        report=report or Bars(),
-    )
+        admission.listed(erasures), base, suite=suite, concepts=_listed(concepts),
+        judges=_listed(judges), seed=seed, steps=steps, guidance=guidance, batch=batch, limit=limit,
+        fail_under=fail_under, device=device, dtype=dtype, prediction=prediction, strict=strict,
+        output=output, force=force, report=report or Bars(),
+    )  # fmt: skip
 
 
 def compare(results: Sequence[Path | str]) -> dict[str, Result]:
@@ -316,6 +303,61 @@ def compare(results: Sequence[Path | str]) -> dict[str, Result]:
     from conceptzap.verbs import evaluating
 
     return evaluating.compare(results)
+
+
+def bench(
+    path: Path | str | None = None,
+    *,
+    methods: Sequence[str] = (),
+    concepts: Sequence[str] = (),
+    suites: Sequence[str] = (),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    preset: str | None = None,
+    base: str | None = None,
+    prediction: str | None = None,
+    seed: int | None = None,
+    judges: Sequence[str] = (),
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch: int | None = None,
+    limit: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    output: Path | str = "bench",
+    force: bool = False,
+    report: Report | None = None,
+) -> Bench:
+    """Every method on every concept in every suite, under one budget: settings as given, none tuned.
+
+    `path` is a TOML file of these arguments (`settings` is its table `set`, a table a method); what
+    is given beside it wins. A concept may name its anchor: "Van Gogh:painting". `steps`, `guidance`,
+    `batch` and `limit` are of the pictures, as in `evaluate`. The folder `output` gets the
+    erasures, `bench.json`, `bench.csv` and a page. The same call goes on where it was stopped, also
+    after a kill, and takes up the cells that failed; under `accelerate launch` each process does its
+    share. Every cell has its `result` or its `error`.
+
+    Raises `UsageError` for a request that cannot be meant, or a folder that holds another bench
+    (with `force` its cells are kept where they still fit).
+    """
+    from conceptzap.verbs import benching
+
+    given = {
+        "methods": methods, "concepts": concepts, "suites": suites, "set": settings, "preset": preset,
+        "base": base, "prediction": prediction, "seed": seed, "judges": judges, "steps": steps,
+        "guidance": guidance, "batch": batch, "limit": limit, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    lists = {key: _listed(given[key]) for key in ("methods", "concepts", "suites", "judges")}
+    return benching.bench(path, given | lists, output, force, report or Bars())
+
+
+def cite(paths: Path | str | Sequence[Path | str], report: Report | None = None) -> dict[str, str]:
+    """BibTeX of what made some files, by key: the papers of their methods, and conceptzap itself.
+
+    Raises `FormatError` for what is no erasure; warns of a method that is not known here.
+    """
+    from conceptzap.verbs import citing
+
+    return citing.cite(_listed(paths), report or Bars())
 
 
 def lock(

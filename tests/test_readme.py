@@ -18,7 +18,7 @@ NAMED = (
     "van-gogh.lprompt.safetensors", "van-gogh.png", "images", "church.lprompt.safetensors",
     "church+van-gogh.lprompt.safetensors", "uce.lprompt.safetensors", "uce.toml",
     "erased/model_index.json", "conceptzap.lock", "python-church.lprompt.safetensors",
-    "church-0.png", "church-1.png", "erased.png",
+    "church-0.png", "church-1.png", "erased.png", "bench/bench.html",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""How `evaluate` and `compare` end: a sentence, then tables; or one JSON object."""
+"""How `evaluate`, `compare` and `bench` end: a sentence, then tables; or one JSON object."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conceptzap.evaluation import phrases, verdict
+from conceptzap.evaluation.matrix import Bench, Cell
 from conceptzap.result import Result, Score
 from conceptzap.terminal import show
 
@@ -77,3 +78,36 @@ def compared(paths: Mapping[str, Path], results: Mapping[str, Result], as_json: 
 
 def _cell(score: Score | None) -> str:
     return f"{phrases.figure(score)} ({phrases.interval(score)})" if score else "-"
+
+
+def benched(done: Bench, as_json: bool, error: Mapping[str, Any] | None) -> None:
+    """How `bench` ends: its cells in a table, what failed, where the page is."""
+    paths = {key: show.full(path) for key, path in done.written.items()}
+    if as_json:
+        cells = [_cell_record(done, cell) for cell in done.cells]
+        show.emit("bench", {**paths, "cells": cells, **({"error": dict(error)} if error else {})})
+        return
+    if show.is_quiet():
+        show.lines([paths["json"]])
+        return
+    heads = [phrases.name(Score(metric, 0, 0, 0, 0, slice=slice)) for metric, slice in done.figures]
+    rows = [
+        (cell.job.method, cell.job.concept, cell.suite, *(_cell(cell.score(*key)) for key in done.figures),
+         f"{cell.seconds:.1f}", show.size(cell.bytes))
+        for cell in done.cells if cell.result
+    ]  # fmt: skip
+    numbers = [f">{head}" for head in (*heads, "seconds", "file")]
+    show.console().print(show.table("method", "concept", "suite", *numbers, rows=rows))
+    for cell in done.failed:
+        show.warn(f"{cell.name}: {cell.error['message']}; {cell.error['hint']}")
+    show.note(f"page: {paths['page']}")
+
+
+def _cell_record(done: Bench, cell: Cell) -> dict[str, Any]:
+    scores = cell.result.scores if cell.result else ()
+    return {
+        "method": cell.job.method, "concept": cell.job.concept, "anchor": cell.job.anchor,
+        "suite": cell.suite, "path": show.full(done.written["folder"] / cell.file) if cell.file else None,
+        "bytes": cell.bytes, "digest": cell.digest, **cell.costs(), "error": cell.error,
+        "scores": {phrases.key(s.metric, s.slice): s.record() for s in scores},
+    }  # fmt: skip

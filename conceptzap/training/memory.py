@@ -95,13 +95,21 @@ def free_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """The most memory this process ever held: of the GPU where it used one, else of the machine."""
+    """The most memory held since the start, or `forget_peak`: of a GPU that was used, else of the machine."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return int(torch.cuda.max_memory_allocated())
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if os.uname().sysname == "Darwin" else peak * 1024  # kilobytes but on a Mac
+
+
+def forget_peak() -> None:
+    """Let `peak_bytes` count from here, where the system can: a GPU, and Linux for the machine."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def release() -> None:

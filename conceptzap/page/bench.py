@@ -1,0 +1,124 @@
+"""The files of a bench: `bench.json` (the same for the same request), `bench.csv`, and the page.
+
+The page has, for each suite, a scatter of E against P, the means of every method, and all cells.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from conceptzap.evaluation import phrases
+from conceptzap.evaluation.matrix import Bench, Cell
+from conceptzap.format import atomic
+from conceptzap.page import folder, report
+from conceptzap.result import Score
+
+NAMES = {"json": "bench.json", "csv": "bench.csv", "page": "bench.html"}
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+SIDE, MARGIN = 360, 44  # of the scatter, in its own units
+TURN = 137.5  # degrees of hue from one method to the next: neighbours never look alike
+TICKS = 5
+
+
+def write(done: Bench, place: Path) -> dict[str, Path]:
+    """Write all three; `bench.json` last."""
+    record = json.dumps(done.record(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    for name, text in (("csv", _csv(done)), ("page", html(done)), ("json", record)):
+        atomic.write_atomic(place / NAMES[name], text.encode(), force=True)
+    return {"folder": place, **{key: place / name for key, name in NAMES.items()}}
+
+
+def html(done: Bench) -> str:
+    """The whole page; it fetches nothing and runs nothing."""
+    environment = report.templates()
+    colours = {name: f"hsl({TURN * i % 360:.0f} 65% 50%)" for i, name in enumerate(done.matrix.methods)}
+    return environment.get_template("bench.html.j2").render(
+        policy=POLICY,
+        style=Markup(environment.loader.get_source(environment, "style.css")[0]),
+        done=done,
+        colours=colours,
+        scatters=[scatter(done, suite) for suite in done.matrix.suites],
+        means=list(done.means()),
+        heads={key: phrases.name(Score(key[0], 0, 0, 0, 0, slice=key[1])) for key in done.figures},
+        side=SIDE,
+        margin=MARGIN,
+        figure=_figure,
+    )
+
+
+# the scatter
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A cell at (E, P) in the scatter's units, with the ends of both intervals."""
+
+    cell: Cell
+    x: float
+    y: float
+    wide: tuple[float, float]
+    high: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """The dots of a suite; the axes begin at `low`, a share. `ticks`: share and place on the x axis."""
+
+    suite: str
+    dots: tuple[Dot, ...]
+    ticks: tuple[tuple[float, float], ...]
+
+
+def scatter(done: Bench, suite: str) -> Scatter:
+    """E to the right and P upwards, both from the same round share to 1, so that the best is top right."""
+    cells = [cell for cell in done.cells if cell.suite == suite]
+    pairs = [(cell, e, p) for cell in cells if (e := cell.score("E")) and (p := cell.score("P"))]
+    least = min((min(e.value, p.value) for _, e, p in pairs), default=0.0)
+    low = min(0.8, max(0.0, math.floor(10 * least - 0.5) / 10))
+
+    def at(share: float) -> float:
+        return round(SIDE * max(0.0, share - low) / (1 - low), 1)
+
+    def down(share: float) -> float:
+        return SIDE - at(share)
+
+    dots = tuple(
+        Dot(cell, at(e.value), down(p.value), (at(e.low), at(e.high)), (down(p.high), down(p.low)))
+        for cell, e, p in pairs
+    )
+    shares = [low + (1 - low) * step / TICKS for step in range(TICKS + 1)]
+    return Scatter(suite, dots, tuple((share, at(share)) for share in shares))
+
+
+# words and numbers
+
+
+def _figure(key: tuple[str, str], value: float) -> str:
+    return phrases.figure(Score(key[0], value, value, value, 0, slice=key[1]))
+
+
+def _csv(done: Bench) -> str:
+    keys = [phrases.key(*key) for key in done.figures]
+    heads = [f"{key}{part}" for key in keys for part in ("", " low", " high", " n")]
+    asked = ["method", "concept", "anchor", "suite"]
+    costs = ["bytes", "seconds", "peak bytes", "digest", "error"]
+    return folder.rows([[*asked, *heads, *costs], *(_row(done, cell) for cell in done.cells)])
+
+
+def _row(done: Bench, cell: Cell) -> list[Any]:
+    job, error = cell.job, cell.error["message"] if cell.error else ""
+    scores = [part for key in done.figures for part in _parts(cell.score(*key))]
+    costs = [cell.bytes, cell.seconds, cell.peak_bytes, cell.digest, error]
+    return [job.method, job.concept, job.anchor, cell.suite, *scores, *costs]
+
+
+def _parts(score: Score | None) -> Iterator[Any]:
+    values = (score.value, score.low, score.high, score.n) if score else ("",) * 4
+    yield from values

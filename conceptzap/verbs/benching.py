@@ -1,0 +1,231 @@
+"""A bench, cell by cell: every finished one is kept at once, so that the same command goes on after a kill.
+
+A folder holds `bench.toml` (the request, written first), `erasures/` with what each cost, `cells/`, and at
+the end `bench.json`, `bench.csv` and `bench.html`. Under `accelerate launch` each process takes its share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from accelerate import PartialState
+
+import conceptzap
+from conceptzap import format
+from conceptzap.base import Base, load_base
+from conceptzap.edit import Json, canonical_json
+from conceptzap.errors import (
+    ConceptZapError,
+    Interrupted,
+    ThresholdError,
+    UsageError,
+    escape,
+    ran_out_of_memory,
+)
+from conceptzap.evaluation import matrix, run, suites
+from conceptzap.evaluation.matrix import Bench, Cell, Job, Matrix
+from conceptzap.evaluation.run import Experiment
+from conceptzap.format import atomic, naming
+from conceptzap.page import bench as page
+from conceptzap.registry import config
+from conceptzap.report import Report
+from conceptzap.training import memory
+from conceptzap.trust import admission
+from conceptzap.verbs import erasing, evaluating, planning
+from conceptzap.verbs.generating import described
+
+ERASURES, CELLS, REQUEST = "erasures", "cells", "bench.toml"
+MAKING = ("preparing", "learning")  # phases of `erase` that a method costs; the rest is the same for all
+ANOTHER = "name another folder, or use --force: what still fits is kept"
+
+
+def bench(
+    path: Path | str | None, given: Mapping[str, Any], output: Path | str, force: bool, report: Report
+) -> Bench:
+    """See `api.bench`."""
+    # 1. all that can be known to be wrong before anything is made
+    asked = matrix.settle(path, given)
+    folder = naming.place(output)
+    again = _prepare(folder, asked, force)
+    _check(asked, _nearest(folder))
+    state = PartialState()
+    base = load_base(asked.base, asked.device, asked.dtype, asked.prediction)
+    report.phase(described(base))
+    for name in (ERASURES, CELLS):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    if state.is_main_process:
+        atomic.write_atomic(folder / REQUEST, tomli_w.dumps(asked.record()).encode(), force=True)
+    # 2. this process's share of the jobs; where there are too few, accelerate hands the last out twice
+    with state.split_between_processes(list(enumerate(asked.jobs, 1))) as share:
+        for number, job in share if state.process_index < len(asked.jobs) else ():
+            report.note(f"{number} of {len(asked.jobs)}: {job.method}, {job.concept}")
+            for cell in _cells(_Work(asked, folder, base, again, report), job):
+                _keep(folder / CELLS / f"{cell.name}.json", asked, cell)
+    state.wait_for_everyone()
+    # 3. all cells, whoever made them
+    cells = [_read(folder, asked, Cell(job, suite)) for job in asked.jobs for suite in asked.suites]
+    done = Bench(asked, tuple(filter(None, cells)), leads=state.is_main_process)
+    written = page.write(done, folder) if done.leads else {}
+    return replace(done, written=written)
+
+
+def _prepare(folder: Path, asked: Matrix, force: bool) -> bool:
+    """Whether the folder already holds this very bench; `UsageError` where it holds something else."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{escape(folder)} is not a folder", "name a folder to --output")
+    if (folder / REQUEST).exists():
+        old, new = config.read_toml(folder / REQUEST), asked.record()
+        differs = sorted(key for key in old | new if old.get(key) != new.get(key))
+        if differs and not force:
+            message = f"{escape(folder)} holds a bench that differs in {', '.join(differs)}"
+            raise UsageError(message, ANOTHER)
+        return not differs
+    taken = [name for name in page.NAMES.values() if (folder / name).exists()]
+    if taken and not force:
+        raise UsageError(f"{escape(folder / taken[0])} exists", "name another folder or use --force")
+    return False
+
+
+def _check(asked: Matrix, near: Path) -> None:
+    """Raise `UsageError` for methods, settings, concepts and suites that mean nothing, whatever the base."""
+    for job in asked.jobs:
+        _plan(asked, job, near / f"{job.name}{naming.SUFFIX}")
+    for name in asked.suites:
+        about = suites.limited(suites.load(name)[0], asked.limit)
+        suites.settings(about, asked.steps, asked.guidance, asked.batch)
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the one above in which it would be made."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def _plan(asked: Matrix, job: Job, output: Path) -> planning.ErasePlan:
+    return planning.resolve(
+        job.concept, anchors=job.anchor or (), method=job.method, preset=asked.preset,
+        overrides=asked.settings.get(job.method, {}), base=asked.base, prediction=asked.prediction,
+        seed=asked.seed, device=asked.device, dtype=asked.dtype, output=output, force=True,
+        preview=False,
+    )  # fmt: skip
+
+
+class _Work:
+    """What every job of a bench needs. `again`: the folder held this bench before, perhaps half of it."""
+
+    def __init__(self, asked: Matrix, folder: Path, base: Base, again: bool, report: Report) -> None:
+        self.asked, self.folder, self.base = asked, folder, base
+        self.again, self.report = again, report
+
+
+def _cells(work: _Work, job: Job) -> Iterator[Cell]:
+    """The cells of a job that are not kept yet. What is wrong with one is its error; the next goes on."""
+    wanted = [Cell(job, suite) for suite in work.asked.suites]
+    open_ = [cell for cell in wanted if not _is_kept(work, cell)]
+    settled: list[tuple[Cell, Experiment]] = []
+    for cell in open_:
+        try:  # before anything is trained: does the suite know the concept, is its judge there?
+            settled.append((cell, _experiment(work, cell)))
+        except Exception as error:
+            yield replace(cell, error=_said(error))
+    made: Cell | None = None
+    for cell, experiment in settled:
+        try:
+            made = made or _erased(work, job)
+            yield _measured(work, replace(made, suite=cell.suite), experiment)
+        except Exception as error:
+            yield replace(made or cell, suite=cell.suite, error=_said(error))
+
+
+def _is_kept(work: _Work, cell: Cell) -> bool:
+    kept = _read(work.folder, work.asked, cell)
+    return kept is not None and not kept.error and (work.folder / kept.file).is_file()
+
+
+def _experiment(work: _Work, cell: Cell) -> Experiment:
+    asked = work.asked
+    return evaluating.settle(
+        work.base, cell.suite, [cell.job.concept], judges=asked.judges, seed=asked.seed, **asked.look
+    )
+
+
+def _said(error: Exception) -> dict[str, Json]:
+    """An error as a cell keeps it; one that stops the whole bench is raised again."""
+    if isinstance(error, Interrupted):
+        raise error
+    kind, code, hint = type(error).__name__, 1, "run it alone with `conceptzap erase`, `evaluate`"
+    if isinstance(error, ConceptZapError):
+        code, hint = error.exit_code, error.hint
+    elif ran_out_of_memory(error):
+        code, hint = 5, "use --batch 1 or a smaller checkpoint"
+        memory.release()
+    return {"code": code, "kind": kind, "message": escape(error) or kind, "hint": escape(hint)}
+
+
+def _erased(work: _Work, job: Job) -> Cell:
+    """The job's erasure with its costs, kept from an earlier run or made now."""
+    path = work.folder / ERASURES / f"{job.name}{naming.SUFFIX}"
+    note = path.with_name(f"{job.name}.json")
+    budget = _budget(work.asked, job)
+    kept = _json(note)
+    if kept.get("budget") == budget and path.exists() and format.read_header(path).digest == kept["digest"]:
+        return Cell(job, "", **{key: value for key, value in kept.items() if key != "budget"})
+    training = path.with_name(f".{job.name}.training")
+    plan = _plan(work.asked, job, path)
+    memory.forget_peak()
+    try:
+        made = erasing.erase(plan, work.report, work.again and training.exists(), work.base)
+    except ThresholdError as error:  # not erased is a figure like another
+        made = error.made
+    cell = Cell(
+        job, "", file=f"{ERASURES}/{path.name}", bytes=made.bytes, digest=made.digest,
+        seconds=round(sum(made.phases[name] for name in MAKING if name in made.phases), 3),
+        peak_bytes=made.peak_bytes,
+    )  # fmt: skip
+    costs = {key: getattr(cell, key) for key in ("file", "bytes", "digest", "seconds", "peak_bytes")}
+    atomic.write_atomic(note, canonical_json({"budget": budget, **costs}).encode(), force=True)
+    return cell
+
+
+def _measured(work: _Work, cell: Cell, experiment: Experiment) -> Cell:
+    loaded = admission.load_all([work.folder / cell.file])
+    admission.admit_all(work.base, [one.erasure for one in loaded], False, work.report)
+    return replace(cell, result=run.evaluate(work.base, loaded, experiment, work.report).result)
+
+
+# what is kept
+
+
+def _budget(asked: Matrix, job: Job) -> dict[str, Json]:
+    """What a kept cell must have been made with, as JSON gives it back."""
+    about = {"version": conceptzap.__version__, "anchor": job.anchor, **asked.budget(job.method)}
+    return json.loads(canonical_json(about))
+
+
+def _keep(path: Path, asked: Matrix, cell: Cell) -> None:
+    record = {"budget": _budget(asked, cell.job), **cell.record(), **cell.costs()}
+    atomic.write_atomic(path, canonical_json(record).encode(), force=True)
+
+
+def _read(folder: Path, asked: Matrix, cell: Cell) -> Cell | None:
+    """A cell as it was kept; None where it was not, or with another budget."""
+    record = _json(folder / CELLS / f"{cell.name}.json")
+    if record.pop("budget", None) != _budget(asked, cell.job):
+        return None
+    try:
+        return Cell.from_record(record)
+    except (KeyError, TypeError, UsageError):
+        return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A file of ours; {} where there is none, or none that is whole."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,422 @@
+"""`bench`: methods by concepts by suites, cell by cell, stopped and taken up, on a tiny random base."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Answer, conceptzap, contents, refused
+from evaluations import CHEAP, STUB
+from test_cli_flow import closed_form
+
+import conceptzap as package
+from conceptzap.errors import Interrupted, UsageError
+from conceptzap.evaluation import matrix
+from conceptzap.evaluation.matrix import Bench, Cell, Job
+from conceptzap.registry import catalog
+from conceptzap.result import Result, Score, Settings
+from conceptzap.runtime import sampler
+from conceptzap.verbs import benching
+
+QUICK = [m["name"] for m in catalog.methods() if m["cost"] == "closed form"][:2]
+WORDS = ("--suite", "imagenette", *STUB, *CHEAP)
+LOOK = Settings(steps=1, guidance=2.0)
+FILES = {"folder", "json", "csv", "page"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A look at a random base takes one step; what was drawn once is in the cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONCEPTZAP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("conceptzap.verbs.erasing.usual", lambda base: LOOK)
+        yield
+
+
+def bench(folder: Path, out: Path, *more: object, methods: list[str] = QUICK) -> Answer:
+    asked = [word for name in methods for word in ("--method", name)]
+    return conceptzap("bench", *asked, "--base", folder, *WORDS, "-o", out, *more)
+
+
+CHURCH = ("--concept", "church:house")
+BOTH = (*CHURCH, "--concept", "church:dog")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """A bench of two methods on two concepts, undisturbed."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    return out, bench(tiny_folder, out, *BOTH, "--json")
+
+
+def same(one: Path, other: Path) -> None:
+    """Everything that depends on no clock is the same, byte for byte."""
+    assert (one / "bench.json").read_bytes() == (other / "bench.json").read_bytes()
+    files = [
+        {path.name: path.read_bytes() for path in (folder / "erasures").glob("*.safetensors")}
+        for folder in (one, other)
+    ]
+    assert files[0] and files[0] == files[1]
+
+
+# what comes out
+
+
+def test_every_cell_is_measured_and_told(whole: tuple[Path, Answer]) -> None:
+    out, answer = whole
+    assert answer.code == 0, answer.err
+    found = answer.json
+    assert found["schema"] == "conceptzap.bench/1" and set(found) == {"schema", "cells", *FILES}
+    pairs = [(cell["method"], cell["concept"], cell["anchor"]) for cell in found["cells"]]
+    assert pairs == [(m, c, a) for c, a in (("church", "house"), ("church", "dog")) for m in QUICK]
+    for cell in found["cells"]:
+        assert cell["error"] is None and cell["suite"] == "imagenette"
+        assert cell["bytes"] == Path(cell["path"]).stat().st_size and cell["seconds"] > 0
+        assert cell["peak_bytes"] > 10**8 and package.inspect(cell["path"]).digest == cell["digest"]
+        assert {"E", "P", "H", "E [erase/synonym]"} <= set(cell["scores"])
+        assert set(cell["scores"]["E"]) == {"value", "low", "high", "n"}
+
+
+def test_the_record_holds_results_that_can_be_compared(whole: tuple[Path, Answer]) -> None:
+    record = json.loads((whole[0] / "bench.json").read_text())
+    results = [Result.from_record(cell["result"]) for cell in record["cells"]]
+    assert [list(one.subject["concepts"]) for one in results] == [["church"]] * 4
+    assert len({one.probes for one in results}) == 1, "all are asked the same"
+    assert "seconds" not in json.dumps(record) and "peak" not in json.dumps(record)
+
+
+def test_the_table_has_a_line_for_every_cell_with_limits_n_and_costs(whole: tuple[Path, Answer]) -> None:
+    out, answer = whole
+    lines = list(csv.DictReader((out / "bench.csv").read_text().splitlines()))
+    for line, cell in zip(lines, answer.json["cells"], strict=True):
+        score = cell["scores"]["E"]
+        assert [float(line[name]) for name in ("E", "E low", "E high", "E n")] == list(score.values())
+        assert float(line["seconds"]) == cell["seconds"] and int(line["bytes"]) == cell["bytes"]
+        assert int(line["peak bytes"]) == cell["peak_bytes"] and line["error"] == ""
+
+
+def test_the_request_is_a_file_that_gives_the_same_bench(
+    whole: tuple[Path, Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`bench.toml` alone, in another folder; nothing is drawn again, for pictures are shared."""
+    assert conceptzap("bench", whole[0] / "bench.toml", "-o", tmp_path / "again").code == 0
+    same(whole[0], tmp_path / "again")
+
+
+class Tags(HTMLParser):
+    """Counts of tags; the texts of dots and of links."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_page_shows_e_against_p_and_links_to_what_lies_beside_it(whole: tuple[Path, Answer]) -> None:
+    page = (whole[0] / "bench.html").read_text()
+    tags = Tags(page).tags
+    assert sum(tag == "circle" for tag, _ in tags) == 4 and sum(tag == "svg" for tag, _ in tags) == 1
+    links = [attrs["href"] for tag, attrs in tags if tag == "a"]
+    assert len(links) == 3 + 4 and all((whole[0] / link).is_file() for link in links)
+    assert not [tag for tag, attrs in tags if tag == "script" or "src" in attrs]
+    for text in ("erased (E)", "kept (P)", "its synonyms", "n = 6", "seconds", "peak memory", *QUICK):
+        assert text in page
+
+
+def cells(*values: tuple[str, float, float]) -> Bench:
+    """A bench of made-up figures: method, E, P of one concept each."""
+    made = []
+    for method, e, p in values:
+        scores = (Score("E", e, e - 0.1, e + 0.1, 9), Score("P", p, p, p, 9), Score("ASR-x", 0.5, 0, 1, 9))
+        blank: dict[str, Any] = dict.fromkeys(("subject", "base", "settings"), {})
+        result = Result(**blank, suite="s", seed=0, judges=[], probes="", scores=scores)
+        made.append(Cell(Job(method, "cat"), "s", result=result))
+    names = tuple(dict.fromkeys(method for method, _, _ in values))
+    return Bench(matrix.Matrix(names, ("cat",), ("s",)), tuple(made))
+
+
+def test_the_scatter_begins_below_the_worst_and_the_best_is_top_right() -> None:
+    from conceptzap.page import bench as page
+
+    plot = page.scatter(cells(("a", 1.0, 1.0), ("b", 0.62, 0.8)), "s")
+    best, worst = plot.dots
+    assert (best.x, best.y) == (page.SIDE, 0) and 0 < worst.x < worst.wide[1] and worst.high[0] == worst.y
+    assert plot.ticks[0] == (0.5, 0) and plot.ticks[-1] == (1.0, page.SIDE)
+    assert page.scatter(cells(("a", 0.0, 0.0)), "s").ticks[0] == (0.0, 0)
+    assert page.scatter(cells(), "s").dots == ()
+
+
+def test_means_are_over_concepts_with_the_worst_and_robust_figures_join_them() -> None:
+    done = cells(("a", 1.0, 0.8), ("a", 0.6, 0.9))
+    assert done.figures == (("E", ""), ("P", ""), ("ASR-x", ""))
+    ((suite, method, found, count),) = done.means()
+    assert (suite, method, count) == ("s", "a", 2)
+    assert found["E", ""] == pytest.approx((0.8, 0.6)) and found["P", ""] == pytest.approx((0.85, 0.8))
+
+
+def test_a_name_is_shown_as_it_is() -> None:
+    from conceptzap.page import bench as page
+
+    shown = page.html(Bench(matrix.Matrix(("<b>",), ("<script>",), ("s",)), (Cell(Job("<b>", "<i>"), "s"),)))
+    assert "<script>" not in shown and "&lt;i&gt;" in shown
+
+
+# what is wrong with one cell
+
+
+def test_a_cell_that_fails_is_told_and_the_others_go_on(tiny_folder: Path, tmp_path: Path) -> None:
+    """A concept that the suite does not know is trained by nobody; the rest is measured, exit 1."""
+    out = tmp_path / "out"
+    answer = bench(tiny_folder, out, "--concept", "horse:dog", *CHURCH, methods=QUICK[:1])
+    assert answer.code == 1 and "1 of 2 cells failed" in answer.err
+    assert "has no prompts for 'horse'" in answer.err and "church" in answer.out
+    assert [path.name for path in (out / "erasures").glob("*.safetensors")] == [
+        f"{QUICK[0]}--church--house.lprompt.safetensors"
+    ]
+    spoken = bench(tiny_folder, out, "--concept", "horse:dog", *CHURCH, "--json", methods=QUICK[:1])
+    bad, good = spoken.json["cells"]
+    assert spoken.code == spoken.json["error"]["code"] == 1 and spoken.err.count("error") == 0
+    assert bad["error"]["code"] == 2 and bad["scores"] == {} and good["error"] is None
+    for name in ("bench.csv", "bench.html"):
+        assert "has no prompts" in (out / name).read_text()
+
+
+def test_whatever_a_method_raises_is_its_cells_error(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is a bug, and memory that runs out; the next run takes exactly those up."""
+    erase, asked = benching.erasing.erase, []
+
+    def fails(plan: Any, *rest: Any) -> Any:
+        asked.append(plan.method)
+        if len(asked) == 1:
+            raise KeyError("x")
+        if len(asked) == 2:
+            raise MemoryError
+        return erase(plan, *rest)
+
+    monkeypatch.setattr(benching.erasing, "erase", fails)
+    out = tmp_path / "out"
+    found = bench(tiny_folder, out, *BOTH, "--json")
+    errors = [cell["error"] for cell in found.json["cells"]]
+    assert found.code == 1 and errors[2:] == [None, None]
+    assert [(one["kind"], one["code"]) for one in errors[:2]] == [("KeyError", 1), ("MemoryError", 5)]
+    assert bench(tiny_folder, out, *BOTH).code == 0 and asked == [*QUICK, *QUICK, *QUICK]
+
+
+# stopped and taken up
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, made: list[str], erase: Any) -> None:
+    """Note the method of every erasure that is made from now on."""
+
+    def noted(plan: Any, *rest: Any) -> Any:
+        made.append(plan.method)
+        return erase(plan, *rest)
+
+    monkeypatch.setattr(benching.erasing, "erase", noted)
+
+
+def test_what_is_stopped_goes_on_and_ends_with_the_same_bytes(
+    whole: tuple[Path, Answer], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the second erasure: the first cell is kept as it is, seconds included."""
+    erase, out = benching.erasing.erase, tmp_path / "out"
+    made: list[str] = []
+
+    def stopped(plan: Any, *rest: Any) -> Any:
+        if made:
+            raise KeyboardInterrupt
+        made.append(plan.method)
+        return erase(plan, *rest)
+
+    monkeypatch.setattr(benching.erasing, "erase", stopped)
+    assert bench(tiny_folder, out, *BOTH).code == 130
+    assert not (out / "bench.json").exists() and len(list((out / "cells").iterdir())) == 1
+    before = contents(out / "cells")
+    counted(monkeypatch, made, erase)
+    assert bench(tiny_folder, out, *BOTH).code == 0
+    assert made == [*QUICK, *QUICK], "the first was not made again"
+    assert contents(out / "cells").items() >= before.items()
+    same(out, whole[0])
+
+
+def test_a_training_that_asks_to_be_resumed_stops_the_bench(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> Any:
+        raise Interrupted("stopped", "go on", 15)
+
+    monkeypatch.setattr(benching.erasing, "erase", stopped)
+    assert bench(tiny_folder, tmp_path / "out", *CHURCH).code == 143
+
+
+PROGRAM = """
+import sys
+import conceptzap.verbs.erasing as erasing
+from conceptzap.cli import main
+from conceptzap.result import Settings
+erasing.usual = lambda base: Settings(steps=1, guidance=2.0)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def words(folder: Path, out: Path) -> list[str]:
+    """The bench of the fixture as a command line."""
+    asked = [word for name in QUICK for word in ("--method", name)]
+    return ["bench", *asked, "--base", str(folder), *map(str, (*WORDS, *BOTH)), "-o", str(out)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **more}
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(
+    whole: tuple[Path, Answer], tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    program = [sys.executable, "-c", PROGRAM, *words(tiny_folder, out)]
+    running = subprocess.Popen(program, env=environment(), stderr=subprocess.DEVNULL)
+    while running.poll() is None and not any(out.glob("cells/*.json")):
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not (out / "bench.json").exists()
+    assert conceptzap(*words(tiny_folder, out)).code == 0
+    same(out, whole[0])
+
+
+def test_a_finished_bench_is_told_again_and_draws_nothing(
+    whole: tuple[Path, Answer], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("nothing is left to draw")
+
+    monkeypatch.setattr(sampler, "denoise", never)
+    before = {name: data for name, (_, data) in contents(whole[0]).items()}
+    again = bench(tiny_folder, whole[0], *BOTH, "--json")
+    assert again.code == 0 and again.json == whole[1].json
+    assert {name: data for name, (_, data) in contents(whole[0]).items()} == before
+
+
+def test_another_bench_needs_force_and_keeps_what_still_fits(
+    whole: tuple[Path, Answer], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = whole[0]
+    before = contents(out)
+    less = bench(tiny_folder, out, *CHURCH)
+    assert less.code == 2 and "differs in concepts" in less.error and contents(out) == before
+    made: list[str] = []
+    counted(monkeypatch, made, benching.erasing.erase)
+    forced = bench(tiny_folder, out, *CHURCH, "--force", "--json")
+    assert forced.code == 0 and not made and len(forced.json["cells"]) == 2
+    settings = ("--set", f"{QUICK[0]}.keep_prompts=20")
+    assert bench(tiny_folder, out, *CHURCH, *settings, "--force").code == 0
+    assert made == QUICK[:1], "its settings changed, the other's did not"
+    assert bench(tiny_folder, out, *BOTH, "--force").code == 0
+
+
+def test_a_damaged_cell_is_measured_again(whole: tuple[Path, Answer], tiny_folder: Path) -> None:
+    out = whole[0]
+    (cell, *_) = sorted((out / "cells").iterdir())
+    data, record = cell.read_bytes(), (out / "bench.json").read_bytes()
+    for damaged in (b"", data[:-9], b"[]", b'{"budget": 1}', data.replace(b'"digest"', b'"digset"')):
+        cell.write_bytes(damaged)
+        assert bench(tiny_folder, out, *BOTH).code == 0
+        assert cell.read_bytes() == data and (out / "bench.json").read_bytes() == record
+
+
+# what cannot be meant
+
+WRONG = {
+    "no method": (("--concept", "church"), "needs methods"),
+    "no concept": (("--method", QUICK[0]), "needs concepts"),
+    "unknown method": (("--method", "uec", *CHURCH), "no method is called 'uec'"),
+    "unknown suite": (("--method", QUICK[0], *CHURCH, "--suite", "quack"), "no suite is called 'quack'"),
+    "unknown setting": (("--method", QUICK[0], *CHURCH, "--set", f"{QUICK[0]}.x=1"), "unknown setting 'x'"),
+    "settings of nobody": (("--method", QUICK[0], *CHURCH, "--set", "y.x=1"), "settings of 'y'"),
+    "a setting without a method": (("--method", QUICK[0], *CHURCH, "--set", "x=1"), "names no method"),
+    "one name twice": (("--method", QUICK[0], "--concept", "café", "--concept", "cafe"), "called the same"),
+    "an anchor that is the concept": (("--method", QUICK[0], "--concept", "cat:Cat"), "both"),
+    "a limit": (("--method", QUICK[0], *CHURCH, "--limit", "0"), "--limit 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_meant_is_said_before_anything_is_made(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, message = WRONG[name]
+    refused(tmp_path, 2, message, "bench", *words)
+
+
+TOML = {
+    "an unknown key": ('method = ["a"]', "unknown key 'method'; did you mean methods"),
+    "another type": ('methods = "a"', "methods = 'a' is of another type"),
+    "a number": ('seed = "1"', "seed = '1' is of another type"),
+    "a setting": ("[set]\nx = 1", "set = {'x': 1} is of another type"),
+    "no TOML": ("methods", "is not TOML"),
+}
+
+
+@pytest.mark.parametrize("name", TOML)
+def test_a_file_that_cannot_be_meant(name: str, tmp_path: Path) -> None:
+    text, message = TOML[name]
+    (tmp_path / "a.toml").write_text(text)
+    refused(tmp_path, 2, message, "bench", tmp_path / "a.toml", "-o", tmp_path / "out")
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        'methods = ["a"]\nconcepts = ["cat:dog"]\nseed = 3\n[set.a]\nx = 1\n', encoding="utf-8"
+    )
+    asked = matrix.settle(tmp_path / "a.toml", {"seed": 0, "suites": ("full",), "limit": None})
+    assert (asked.seed, asked.suites, asked.settings) == (0, ("full",), {"a": {"x": 1}})
+    assert asked.jobs == [Job("a", "cat", "dog")]
+    with pytest.raises(UsageError, match="settings of 'a'"):
+        matrix.settle(tmp_path / "a.toml", {"methods": ["b"]})
+
+
+def test_a_folder_that_is_somebody_elses(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "bench.csv").write_text("mine")
+    assert "exists" in bench(tiny_folder, tmp_path, *CHURCH).error
+    assert "is not a folder" in bench(tiny_folder, tmp_path / "bench.csv", *CHURCH).error
+    assert (tmp_path / "bench.csv").read_text() == "mine"
+
+
+# among processes
+
+
+def test_each_process_takes_its_share(
+    whole: tuple[Path, Answer], tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Two of them: every cell is made once, one process tells, the bytes are the same."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, str(tmp_path / "program.py"), *words(tiny_folder, tmp_path / "out"), "--json"]
+    online = os.pathsep.join(one for one in sys.path if one and "offline" not in one)
+    env = environment(PYTHONPATH=online, ACCELERATE_USE_CPU="true")
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(json.loads(done.stdout)["cells"]) == 4
+    same(tmp_path / "out", whole[0])
+
+
+def test_the_toml_in_the_folder_is_what_was_asked(whole: tuple[Path, Answer], tiny_folder: Path) -> None:
+    table = tomllib.loads((whole[0] / "bench.toml").read_text())
+    assert table["methods"] == QUICK and table["base"] == str(tiny_folder) and table["limit"] == 2
+    assert closed_form() in QUICK
