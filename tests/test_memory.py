@@ -70,7 +70,8 @@ def test_a_small_base_never_notices_and_a_large_one_is_sampled_in_few_rows(
 def test_trajectories_do_not_depend_on_how_many_are_sampled_together(
     sd1: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = (sd1, ["a cat", "a dog", "a house"], 5, Report(), 3, 2.0)
+    asked = (sd1, ["a cat", "a dog", "a house"], 5, Report())
+    monkeypatch.setattr(objectives, "DENOISING", 3)
     whole, times = objectives.partial_sampling(*asked)
     monkeypatch.setattr(memory, "rows_that_fit", lambda base, most: 2)
     single, same_times = objectives.partial_sampling(*asked)

@@ -45,7 +45,6 @@ def test_parity_with_diffusers(family: str, prediction: str, guidance: float) ->
     assert some.far(ours[-1][1].detach(), theirs) < 1e-4
 
 
-@pytest.mark.parametrize("edited", [False, True])
 def theirs_and_ours(base: Base, pipe: Any, settings: Settings, **given: Any) -> tuple[Any, Any]:
     """Latents of a diffusers pipeline and of our loop, from the same noise and prompts."""
     size = sampler.size_of(base, settings)
@@ -136,6 +135,7 @@ def test_pictures_of_another_size(base: Base) -> None:
             replace(SHORT, **wrong)
 
 
+@pytest.mark.parametrize("edited", [False, True])
 def test_a_picture_does_not_depend_on_its_neighbours(base: Base, edited: bool) -> None:
     """One picture a call: the same bits alone, first, last, and after any other."""
     edits = some.eraser(base) if edited else ()

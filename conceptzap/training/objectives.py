@@ -95,24 +95,19 @@ class Trajectories:
 
 @torch.no_grad()
 def partial_sampling(
-    base: Base,
-    prompts: Sequence[str],
-    seed: int,
-    report: Report,
-    steps: int = DENOISING,
-    guidance: float = GUIDANCE,
+    base: Base, prompts: Sequence[str], seed: int, report: Report
 ) -> tuple[Tensor, Tensor]:
     """One trajectory for each of n prompts: latents [steps, n, c, h, w] before every step, times [steps].
 
     As many are sampled together as memory allows; the prompt's place decides its noise.
     """
-    settings = Settings(steps=steps, guidance=guidance)
+    settings = Settings(steps=DENOISING, guidance=GUIDANCE)
     uncond = base.unconditional()
 
     def sample(chunk: slice) -> list[tuple[int, Tensor]]:
         noise = base.noise(range(seed + chunk.start, seed + chunk.stop))
         walk = denoise(base, base.encode(prompts[chunk]), uncond, settings, noise)
-        walk = report.count(walk, steps + 1, f"sampling {chunk.stop} of {len(prompts)}")
+        walk = report.count(walk, DENOISING + 1, f"sampling {chunk.stop} of {len(prompts)}")
         return [(t, latents.cpu()) for t, latents in walk][:-1]
 
     rows = memory.rows_that_fit(base, 2 * CHUNK) // 2  # guidance doubles them

@@ -15,10 +15,7 @@ from conceptzap.training import distil, objectives
 
 @pytest.fixture
 def rivals(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> eap.Rivals:
-    whole = objectives.partial_sampling
-    monkeypatch.setattr(
-        objectives, "partial_sampling", lambda base, asked, seed, to: whole(base, asked, seed, to, 3, 2.0)
-    )
+    monkeypatch.setattr(objectives, "DENOISING", 3)
     cfg = config.resolve(eap.Config, settings("eap", candidates=4))
     return eap.Rivals.of(sd1, list(lesson(sd1).keep), cfg, Report(seed=0))
 

@@ -11,16 +11,14 @@ from conceptzap.edit import Edit
 from conceptzap.errors import UsageError
 from conceptzap.methods import kpop
 from conceptzap.registry import config
+from conceptzap.report import Report
 from conceptzap.task import Task
 from conceptzap.training import objectives
 
 
 @pytest.fixture(autouse=True)
 def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = objectives.partial_sampling
-    monkeypatch.setattr(
-        objectives, "partial_sampling", lambda base, asked, seed, to: whole(base, asked, seed, to, 3, 2.0)
-    )
+    monkeypatch.setattr(objectives, "DENOISING", 3)
 
 
 def losses(base: Base, **changes) -> tuple[kpop._Losses, list[Edit], Edit]:
@@ -28,7 +26,7 @@ def losses(base: Base, **changes) -> tuple[kpop._Losses, list[Edit], Edit]:
     told = [lesson(base)]
     weights = objectives.low_rank(base, cfg.sites, cfg.rank, 0)
     key = kpop._key(base, told, cfg, 0)
-    return kpop._Losses(base, told, weights, key, cfg, 0), weights, key
+    return kpop._Losses(base, told, weights, key, cfg, Report(seed=0)), weights, key
 
 
 def terms(made: kpop._Losses, step: int) -> list[tuple[str, str]]:

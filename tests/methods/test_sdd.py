@@ -14,10 +14,7 @@ from conceptzap.training import distil, objectives
 
 @pytest.fixture(autouse=True)
 def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = objectives.partial_sampling
-    monkeypatch.setattr(
-        objectives, "partial_sampling", lambda base, asked, seed, to: whole(base, asked, seed, to, 3, 2.0)
-    )
+    monkeypatch.setattr(objectives, "DENOISING", 3)
 
 
 def test_the_average_moves_by_what_decay_leaves() -> None:
