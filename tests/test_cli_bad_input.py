@@ -58,7 +58,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"weights.{name}").write_bytes(pickle.dumps({}))
     for name, text in CONFIGS.items():
         (folder / name).write_text(text)
-    (folder / f"there{SUFFIX}").write_bytes(b"mine")
+    for name in ("there", "horse"):
+        (folder / f"{name}{SUFFIX}").write_bytes(b"mine")
     (folder / "there.png").write_bytes(b"mine")
     return folder
 
@@ -130,7 +131,7 @@ ERASE = [
     (2, "did you mean seed", "cat", "--config", "unknown.toml"),
     (2, "seed = '3' is not a whole number", "cat", "--config", "kind.toml"),
     (2, "torn.toml", "cat", "--config", "torn.toml"),
-    (2, "exists", "there"),
+    (2, "exists", "horse"),
     (2, "exists", "cat", "-o", "there"),
     (2, "no folder", "cat", "-o", "nowhere/cat"),
     (2, "has no name", "cat", "-o", SUFFIX),
@@ -245,13 +246,13 @@ BAD_FILES = [
     ("overflow", "no safetensors file"),
     ("huge", "no safetensors file"),
     ("twice", "is there twice"),
-    ("overlap", "does not lie where it should"),
+    ("overlap", "not in canonical form"),
     ("nan", ".down has 4 values that are NaN"),
     ("weights.ckpt", "pickle"),
     ("weights.pt", "pickle"),
     ("weights.pth", "pickle"),
     ("weights.pkl", "pickle"),
-    ("traversal", "belongs to no edit"),
+    ("traversal", "its digest is"),
     ("nowhere", "no such file"),
     ("a folder", "is a folder"),
 ]

@@ -56,9 +56,10 @@ def misplaced(erasure: Erasure) -> Erasure:
 
 
 @pytest.fixture
-def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(world)
-    return world
+    yield world
+    (world / "new.png").unlink(missing_ok=True)  # a picture that should not be fails one test only
 
 
 # checkpoints
@@ -122,7 +123,7 @@ BROKEN: list[tuple[str, int, str, Callable[[Path], object]]] = [
     ("no size", 4, "size 0", lambda base: sized(base, 0)),
     ("less than no size", 4, "size -8", lambda base: sized(base, -8)),
     ("huge size", 4, "size 1048576", lambda base: sized(base, 2**20)),
-    ("oblong", 4, "size [8, 9]", lambda base: sized(base, [8, 9])),
+    ("no width", 4, "size [8, 0]", lambda base: sized(base, [8, 0])),
     ("diverging", 5, "the latents are not finite",
      lambda base: scaled(base / "unet", "conv_out.weight", 1e30)),
     ("overflowing", 5, "the decoded pictures are not finite",

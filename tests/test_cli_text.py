@@ -26,6 +26,7 @@ from conceptzap.testing import save_tiny, tiny
 SUFFIX = ".lprompt.safetensors"
 GOOD = f"good{SUFFIX}"
 DRAW = ("--steps", "1", "--base", "base")
+LARGE = "someone/some-base"  # whose vocabulary takes every word, and which a plan never opens
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,9 @@ def test_prompt_files_of_other_systems(here: Path) -> None:
 def test_a_word_that_the_base_never_learned_is_warned_of(here: Path) -> None:
     answer = conceptzap("generate", "a catt, and a cat", *DRAW, "-o", "unknown.png")
     assert answer.code == 0
-    assert re.findall("warning: .*", answer.err) == ["warning: base never learned 'catt'; did you mean cat?"]
+    assert re.findall("warning: .*", answer.err) == [
+        "warning: base never learned 'catt'; did you mean cat or castle?"
+    ]
     assert conceptzap("generate", "a catt", *DRAW, "-o", "unknown2.png", "-q").err == ""
 
 
@@ -93,10 +96,17 @@ def test_a_prompt_without_quotes_is_warned_of(here: Path) -> None:
     ],
 )
 def test_what_is_seldom_meant_is_warned_of(concepts: list[str], doubt: str) -> None:
-    answer = conceptzap("erase", "-n", "-o", "nowhere-else", *concepts)
+    answer = conceptzap("erase", "-n", "-o", "nowhere-else", "--base", LARGE, *concepts)
     assert answer.code == 0, answer
     assert (doubt in answer.err) if doubt else (answer.err == "")
     assert answer.err.count("warning: ") == bool(doubt)
+
+
+@pytest.mark.parametrize(("concept", "near"), [("Van Gohg", "gogh"), ("a catt", "cat")])
+def test_what_the_demo_has_no_word_for_is_no_doubt_but_an_error(concept: str, near: str) -> None:
+    answer = conceptzap("erase", "-n", concept)
+    assert answer.code == 2 and f"demo does not know {concept!r}" in answer.error
+    assert f"did you mean {near}" in answer.error
 
 
 # names
@@ -116,7 +126,7 @@ def test_no_name_leads_out_of_the_folder(
     made = {path for path in contents(tmp_path) if path.endswith(".png")}
     assert made == {f"outer/inner/images/{Path(image['path']).name}"}
     if any(map(str.isalnum, text)):
-        planned = conceptzap("erase", text, "--dry-run", "--json").json
+        planned = conceptzap("erase", text, "--base", LARGE, "--dry-run", "--json").json
         assert Path(planned["output"]).parent == inside
 
 

@@ -291,8 +291,9 @@ def test_compare_puts_results_side_by_side(
 
 
 def test_results_of_one_file_are_told_apart_by_folder(
-    church: Path, tiny_folder: Path, tmp_path: Path
+    church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     for out in ("a", "b"):
         evaluate(church, tiny_folder, tmp_path / out)
     found = conceptzap("compare", tmp_path / "a", tmp_path / "b" / "result.json", "--json").json
