@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,15 @@ import erasures
 import pytest
 import small
 import torch
+from accelerate import init_empty_weights
 from command import conceptzap as program
 from command import contents, refused
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file
 from samples import header
@@ -26,13 +33,14 @@ from test_cli_bad_input import read_only
 
 import conceptzap
 from conceptzap import exports, format
-from conceptzap.base import Base, load_base, parameters, single_file
+from conceptzap.base import Base, load_base, original, parameters, single_file
 from conceptzap.edit import Edit, Erasure, Header, sort_edits
 from conceptzap.errors import RefusedError, ResourceError, UsageError
 from conceptzap.exports import checkpoint, lora
 from conceptzap.registry import family
 from conceptzap.report import Report
 from conceptzap.testing import save_tiny, tiny
+from conceptzap.training.closed_form import POOLED_SITE
 from conceptzap.trust import canary
 
 SUFFIX = ".lprompt.safetensors"
@@ -181,6 +189,48 @@ def test_programs_can_tell_what_a_lora_is(base: Base, tmp_path: Path) -> None:
     origin = json.loads(labels["conceptzap"])
     assert origin["base"]["signature"] == base.signature
     assert [one["digest"] for one in origin["erasures"]] == [made.erasures[0]["digest"]]
+
+
+RESNET = {"conv1": "in_layers_2", "conv2": "out_layers_3", "time_emb_proj": "emb_layers_1",
+          "conv_shortcut": "skip_connection"}  # fmt: skip
+
+
+def webui(key: str) -> str:
+    """The original name that AUTOMATIC1111's webui makes of a kohya key: a level has three rows."""
+    found = re.fullmatch(r"lora_unet_(down|up|mid)_blocks?_(?:(\d)_)?(attentions|resnets)_(\d)_(.+)", key)
+    way, level, kind, layer, inside = found.groups()
+    column, inside = (1, inside) if kind == "attentions" else (0, RESNET[inside])
+    if way == "mid":
+        return f"middle_block_{1 if column else 2 * int(layer)}_{inside}"
+    row = 3 * int(level) + int(layer)
+    return f"{f'input_blocks_{row + 1}' if way == 'down' else f'output_blocks_{row}'}_{column}_{inside}"
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_webui_finds_every_module_of_a_real_unet(name: str) -> None:
+    """By its rule, which is written for the published shapes, from the key that the file has."""
+    config = Path(single_file.__file__).parent / "configs" / name / "unet"
+    with init_empty_weights():
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(str(config)))
+    paths = [path for path, _ in parameters(unet) if path.endswith(".weight")]
+    originals = [path for path in original._unet(unet) if path.endswith(".weight")]
+    found = 0
+    for path, there in zip(paths, originals, strict=True):
+        module = path.removesuffix(".weight")
+        if lora.NAMED.fullmatch(f"unet.{module}") and not re.search(r"norm\d?$", module):
+            assert webui(lora.key(f"unet.{module}")) == there.removesuffix(".weight").replace(".", "_")
+            found += 1
+    assert found > 200
+
+
+def test_the_pooled_text_goes_into_a_checkpoint_and_into_no_lora(sdxl: Base, tmp_path: Path) -> None:
+    """A LoRA that left it out would keep the larger half of the concept."""
+    edits = [some.shared(sdxl), some.low_rank(sdxl, POOLED_SITE)]
+    path = save(tmp_path, sdxl, "a", edits)
+    with pytest.raises(RefusedError, match="a lora cannot hold 1 of 2 edits") as caught:
+        conceptzap.export(path, "lora", tmp_path / "out", base=sdxl)
+    assert f"agree on a name for {POOLED_SITE}; use --to checkpoint" in caught.value.hint
+    is_exported(sdxl, conceptzap.export(path, "checkpoint", tmp_path / "out", base=sdxl).path, edits)
 
 
 @pytest.mark.parametrize("name", family.members("methods"))

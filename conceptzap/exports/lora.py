@@ -56,7 +56,8 @@ def check(order: Order) -> None:
         whole = "--rank N keeps their N largest components; --to checkpoint keeps them whole"
         exports.refuse("lora", order, [edit for edit in order.edits if _is_dense(edit)], whole)
     nameless = [edit for edit in order.edits if not all(map(NAMED.fullmatch, edit.sites))]
-    differ = "programs name those modules differently; use --to checkpoint"
+    sites = sorted({site for edit in nameless for site in edit.sites if not NAMED.fullmatch(site)})
+    differ = f"no two programs agree on a name for {', '.join(sites)}; use --to checkpoint"
     exports.refuse("lora", order, nameless, differ)
     exports.asked_dtype(order, DTYPES)
 
@@ -166,12 +167,17 @@ def _tensors(modules: Mapping[str, nn.Module], layers: Mapping[str, Factors]) ->
     """The file's tensors: a convolution's `down` has its kernel, its `up` one of 1 x 1."""
     tensors: dict[str, Tensor] = {}
     for site, (up, down) in layers.items():
-        name = "lora_unet_" + site.removeprefix(PREFIX).replace(".", "_")
+        name = key(site)
         _, *shape = modules[site].weight.shape
         tensors[f"{name}.lora_up.weight"] = up.view(*up.shape, *(1 for _ in shape[1:]))
         tensors[f"{name}.lora_down.weight"] = down.view(len(down), *shape)
         tensors[f"{name}.alpha"] = torch.tensor(len(down), dtype=down.dtype)
     return tensors
+
+
+def key(site: str) -> str:
+    """A module as kohya's names have it, in every family by its path in diffusers."""
+    return "lora_unet_" + site.removeprefix(PREFIX).replace(".", "_")
 
 
 def _labels(base: Base, order: Order, rank: int) -> dict[str, str]:
