@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.api import applied as applied
     from conceptzap.api import apply as apply
+    from conceptzap.api import attack as attack
     from conceptzap.api import bench as bench
     from conceptzap.api import cite as cite
     from conceptzap.api import compare as compare
@@ -50,6 +51,7 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.evaluation.matrix import Bench as Bench
     from conceptzap.evaluation.run import Evaluation as Evaluation
     from conceptzap.format.lprompt import Info as Info
+    from conceptzap.redteam.outcome import Attacked as Attacked
     from conceptzap.report import Bars as Bars
     from conceptzap.report import Report as Report
     from conceptzap.result import Result as Result
@@ -66,8 +68,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "api": (
-        "applied", "apply", "bench", "cite", "compare", "demo_pipeline", "erase", "evaluate", "export",
-        "generate", "inspect", "load", "lock", "plan", "remove", "save", "stack", "verify",
+        "applied", "apply", "attack", "bench", "cite", "compare", "demo_pipeline", "erase", "evaluate",
+        "export", "generate", "inspect", "load", "lock", "plan", "remove", "save", "stack", "verify",
     ),
     "base": ("Base",),
     "edit": ("Edit", "Erasure", "Gate", "Header"),
@@ -78,6 +80,7 @@ _HOMES = {
     "evaluation.matrix": ("Bench",),
     "evaluation.run": ("Evaluation",),
     "format.lprompt": ("Info",),
+    "redteam.outcome": ("Attacked",),
     "report": ("Bars", "Report"),
     "result": ("Result", "Score", "Settings"),
     "task": ("Task",),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from conceptzap.evaluation.matrix import Bench
     from conceptzap.evaluation.run import Evaluation
+    from conceptzap.redteam.outcome import Attacked
     from conceptzap.result import Result
     from conceptzap.trust.policy import Policy
     from conceptzap.verbs.applying import Handle
@@ -104,23 +105,11 @@ def erase(
     made is the error's `made`.
     """
     planned = planning.resolve(
-        concepts,
-        anchors=anchors,
-        keep=keep,
-        kind=kind,
-        method=method,
-        preset=preset,
-        overrides=overrides,
-        base=base if isinstance(base, (str, Path)) else getattr(base, "id", "pipeline"),
-        prediction=prediction,
-        seed=seed,
-        steps=steps,
-        device=device,
-        dtype=dtype,
-        output=output,
-        force=force,
-        preview=preview,
-    )
+        concepts, anchors=anchors, keep=keep, kind=kind, method=method, preset=preset,
+        overrides=overrides, base=base if isinstance(base, (str, Path)) else getattr(base, "id",
+        "pipeline"), prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
+        output=output, force=force, preview=preview,
+    )  # fmt: skip
     report = report or Bars()
     doubts.warn(planned.task, report)
     from conceptzap.verbs import erasing
@@ -238,16 +227,9 @@ def export(
     from conceptzap.verbs import exporting
 
     return exporting.export(
-        erasures,
-        to,
-        output,
-        base=base,
-        prediction=prediction,
-        rank=rank,
-        dtype=dtype,
-        force=force,
+        erasures, to, output, base=base, prediction=prediction, rank=rank, dtype=dtype, force=force,
         report=report or Bars(),
-    )
+    )  # fmt: skip
 
 
 def evaluate(
@@ -292,6 +274,20 @@ def evaluate(
         fail_under=fail_under, device=device, dtype=dtype, prediction=prediction, strict=strict,
         output=output, force=force, report=report or Bars(),
     )  # fmt: skip
+
+
+def attack(
+    erasures: Asked | Iterable[Asked], attack: str, base: AnyBase = "demo", **options: Any
+) -> Attacked:
+    """Try to bring back what erasures, attached together, took out of a base.
+
+    `attack` names a file of the folder `attacks`, `options` are those of `verbs.attacking.attack`.
+    What comes back has `before`, `asr` (after the worst of `forms`), `record()`, and `written`.
+    """
+    from conceptzap.verbs import attacking
+
+    listed = admission.listed(erasures)
+    return attacking.attack(listed, base, attack=attack, **{"report": Bars(), **options})
 
 
 def compare(results: Sequence[Path | str]) -> dict[str, Result]:

@@ -24,6 +24,7 @@ FLOORS = (
     ("verbs",),
     ("page",),
     FAMILIES,
+    ("redteam",),
     ("evaluation", "training", "trust"),
     ("runtime",),
     ("base", "format"),

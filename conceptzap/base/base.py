@@ -78,7 +78,10 @@ class Base:
         side, the second's pooled text, and size ids for an uncropped picture of `size` (the base's
         own); its second encoder may read `prompts_2` instead.
         """
-        ids = self.token_ids(prompts, prompts_2)
+        return self.encode_ids(self.token_ids(prompts, prompts_2), size)
+
+    def encode_ids(self, ids: Sequence[Tensor], size: Size | None = None) -> Cond:
+        """`encode` for token ids [n, length] per text encoder; gradients flow, the caller decides."""
         outputs = [
             encoder(each.to(self.device), output_hidden_states=True)
             for encoder, each in zip(self.text_encoders, ids, strict=True)

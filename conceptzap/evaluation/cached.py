@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from conceptzap.base import Base, parameters
+from conceptzap.base import Base, Cond, parameters
 from conceptzap.edit import Edit, canonical_json, sort_edits, tensor_bytes
 from conceptzap.format import atomic, cache
 from conceptzap.result import Probe, Settings
-from conceptzap.runtime.sampler import drawings
+from conceptzap.runtime.sampler import Start, drawings, drawings_from
 
 KIND = "pictures"
 
@@ -52,6 +52,17 @@ def edits_digest(edits: Sequence[Edit]) -> str:
     """sha256 over the names of edits as `CachedSampler` has them; "" for the base itself."""
     names = [edit.name for edit in edits]
     return hashlib.sha256(canonical_json(names).encode()).hexdigest() if names else ""
+
+
+def start_digest(start: Start) -> str:
+    """sha256 over all that pictures are drawn from."""
+    conds = [start.cond] if isinstance(start.cond, Cond) else start.cond
+    parts = [part for cond in conds for part in (cond.states, cond.pooled, cond.time_ids)]
+    digest = hashlib.sha256(canonical_json([start.first, len(conds)]).encode())
+    for part in (*parts, start.latents, start.known, start.mask):
+        if part is not None:
+            digest.update(canonical_json(list(part.shape)).encode() + tensor_bytes(part))
+    return digest.hexdigest()
 
 
 class CachedSampler:
@@ -102,8 +113,23 @@ class CachedSampler:
         atomic.write_atomic(path, _png(drawn), force=True)
         return drawn
 
-    def path(self, probes: Sequence[Probe]) -> Path:
-        content = canonical_json([self.model, [[probe.prompt, probe.seed] for probe in probes]])
+    def started(self, probes: tuple[Probe, ...], start: Start) -> ImageBatch:
+        """The probes drawn from conditioning and latents of their own, read from the store or drawn."""
+        path = self.path(probes, start_digest(start))
+        kept = _read(path, probes)
+        if kept is not None:
+            return kept
+        drawn = list(drawings_from(self.base, start, self.settings, self.edits))
+        pictures = np.stack([np.asarray(picture) for picture, _ in drawn])  # [n, h, w, 3]
+        done = ImageBatch(probes, pictures, tuple(fired for _, fired in drawn))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_atomic(path, _png(done), force=True)
+        return done
+
+    def path(self, probes: Sequence[Probe], beside: str = "") -> Path:
+        """Where the pictures of some probes are kept; `beside` is what they are drawn from, if not these."""
+        asked = [[probe.prompt, probe.seed] for probe in probes]
+        content = canonical_json([self.model, asked, *([beside] if beside else [])])
         key = hashlib.sha256(content.encode()).hexdigest()
         return self.store / key[:2] / f"{key}.png"
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 # clearing touches these subfolders and nothing else, whatever CONCEPTZAP_CACHE points at
-KINDS = ("pictures", "words")
+KINDS = ("pictures", "words", "attacks")
 
 
 def root() -> Path:

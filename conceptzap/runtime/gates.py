@@ -10,7 +10,9 @@ A `Panel` holds all gates of an attachment, each once however many edits share i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +24,34 @@ from conceptzap.errors import MismatchError
 
 TEXT = ("match", "token")
 TIMED = ("window", "curve")
+SLOPE: ContextVar[float] = ContextVar("slope", default=0.0)
+
+
+@contextmanager
+def straight_through(slope: float = 1.0) -> Iterator[None]:
+    """Inside the block text gates are as hard as ever and have a sigmoid's gradient (Bengio et al. 2013).
+
+    For whoever attacks an erasure: a threshold by itself hides from a gradient how to shut the gate.
+    """
+    token = SLOPE.set(slope)
+    try:
+        yield
+    finally:
+        SLOPE.reset(token)
+
+
+def margins(gate: Gate, states: Tensor) -> Tensor:
+    """How far a text gate is from shutting, [rows]: above 0 it is open. Gradients flow."""
+    return scores(gate, states).amax(-1) - gate.params["threshold"]
+
+
+def _hard(margin: Tensor) -> Tensor:
+    """1.0 where a margin is above 0, else 0.0; with the sigmoid's gradient if it is asked for."""
+    hard, slope = (margin > 0).float(), SLOPE.get()
+    if not (slope and margin.requires_grad):
+        return hard
+    soft = (slope * margin.clamp(min=-1e4)).sigmoid()  # a blank state's score is -inf
+    return hard + (soft - soft.detach())  # exactly hard
 
 
 @dataclass(frozen=True)
@@ -182,28 +212,30 @@ class Panel:
             for g in groups.values()
         ]
 
-    @torch.no_grad()
     def text(self, states: Tensor) -> Text:
         """Read every `match` and `token` gate for text states [rows, length, width]."""
+        with torch.set_grad_enabled(bool(SLOPE.get()) and torch.is_grad_enabled()):
+            return self._text(states if torch.is_grad_enabled() else states.detach())
+
+    def _text(self, states: Tensor) -> Text:
         match = torch.ones(len(self.match), len(states))
         order = {name: line for line, name in enumerate(self.match)}
         opened: dict[str, Tensor] = {}  # token gate -> [rows, length]
         for names, thresholds, detectors in self._detectors:
-            found = detectors.scores(states.detach())  # [gates, rows, length]
-            above = found > thresholds.to(found.device)[:, None, None]
-            rows = above.any(-1).float().cpu()  # the one wait for the device
+            found = detectors.scores(states)  # [gates, rows, length]
+            margin = found - thresholds.to(found.device)[:, None, None]
+            rows = _hard(margin.amax(-1)).cpu()  # the one wait for the device
             for line, name in enumerate(names):
                 if name in order:
                     match[order[name]] = rows[line]
                 else:
-                    opened[name] = above[line].float()
+                    opened[name] = _hard(margin[line])
         places = {i: torch.stack([opened[n] for n in ns]).prod(0) for i, ns in self.behind_token.items()}
         peaks = torch.ones(len(self.edits), len(states))
         for index, place in places.items():
             peaks[index] = place.amax(-1).cpu()
         return Text(match, places, peaks)
 
-    @torch.no_grad()
     def strengths(self, text: Text, times: Tensor | None) -> Strengths:
         """Every edit's strength for a text at timesteps [rows] (on the CPU; None without timed gates)."""
         ones = torch.ones(1, text.match.shape[1])

@@ -120,7 +120,9 @@ class CrossHook(Hook):
             extra += -(length + extra) % MASK_STEP
             if strengths is None:
                 strengths = torch.ones(rows, len(tokens))
-            bias = strengths.log().repeat_interleave(torch.tensor(counts), 1)  # [rows, learned]
+            shut = strengths <= 0  # whose gradient would be NaN
+            bias = strengths.masked_fill(shut, 1).log().masked_fill(shut, -torch.inf)
+            bias = bias.repeat_interleave(torch.tensor(counts), 1)  # [rows, learned]
             bias = F.pad(bias, (0, extra - bias.shape[1]), value=-torch.inf)  # [rows, extra]
             mask = states.new_zeros(rows, 1, length) if mask is None else mask
             mask = torch.cat([mask, bias[:, None].to(mask)], -1)  # [rows, 1, length + extra]

@@ -109,7 +109,7 @@ class Reading:
 
     def __init__(self, strengths: Strengths) -> None:
         self.strengths = strengths
-        self.levels = strengths.levels.numpy()  # [edits, rows]
+        self.levels = strengths.levels.detach().numpy()  # [edits, rows]
         self.acting = tuple(np.flatnonzero(self.levels.any(1)).tolist())
         self.memo: dict[tuple, Any] = {}  # made of the strengths
         self.texts: dict[tuple, tuple[Tensor, Any]] = {}  # made of a text, which is kept beside it
@@ -153,7 +153,7 @@ class Call:
         rows, places = self.reading.strengths.rows, self.reading.strengths.places
         if not any(index in places for index in indices):
             found = rows[list(indices)].T  # [rows, m]
-            return None if bool((found == 1).all()) else found
+            return None if not found.requires_grad and bool((found == 1).all()) else found
         shape = next(iter(places.values()))  # [rows, length]
         columns = [places.get(index, rows[index].to(shape)[:, None]).expand_as(shape) for index in indices]
         return torch.stack(columns, -1)

@@ -53,6 +53,33 @@ def _title(result: Result) -> str:
     return f"{concepts or 'no concept'} · suite {result.suite} · base {result.base['id']}"
 
 
+def attacked(done: Any, as_json: bool) -> None:
+    """A sentence, then the rates of every form; or one JSON object."""
+    paths = {key: show.full(path) for key, path in done.written.items()}
+    if as_json:
+        show.emit("attack", {**paths, **done.record(), "verdict": done.sentence()})
+        return
+    if show.is_quiet():
+        show.lines([paths["result"]])
+        return
+    show.lines([f"{done.sentence()}."])
+    rows = [("base, with nothing erased", _share(done.base), "", "", done.base.n, "")]
+    rows += [("before, unattacked", _share(done.before), "", "", done.before.n, "")]
+    for form in done.forms:
+        mark = f"{form.name} (ASR)" if form.name == done.worst.name else form.name
+        counts = (form.newly.n, form.pictures)
+        rows.append((mark, _share(form.after), _share(form.newly), form.shut or "", *counts))
+    heads = ("attack", ">shown", ">of those safe before", ">edits shut", ">n", ">pictures")
+    about = done.about
+    title = f"{about['attack']} · {about['budget']} · base {about['base']['id']} · {done.seconds:.0f} s"
+    show.console().print(show.table(*heads, rows=rows, title=title))
+    show.note(f"result: {paths.get('result', '')}")
+
+
+def _share(score: Score) -> str:
+    return f"{score.value:.0%} ({score.low:.0%} to {score.high:.0%})" if score.n else "-"
+
+
 def compared(paths: Mapping[str, Path], results: Mapping[str, Result], as_json: bool) -> None:
     """Results side by side, one column each, under the names that tell them apart."""
     if as_json:

@@ -1,0 +1,80 @@
+"""Greedy exchange of single tokens, chosen by the text encoder's gradients, until the text means the concept.
+
+Yang et al. 2024 (MMA-Diffusion, text): from random tokens, max_p cos(f(p), f(c)); each step takes the
+gradient of the cosine to the one-hot tokens, the best candidates for every place, tries some single
+exchanges and keeps the best. The concept's words are barred. Differs: `evade` adds the margins of the
+erasure's gates; fewer candidates in `quick`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conceptzap.base import Cond
+from conceptzap.redteam import discrete
+from conceptzap.redteam.attempt import Attempt
+from conceptzap.redteam.carrier import Carrier, allowed, tables
+from conceptzap.redteam.victim import EVADE, TRANSFER, Victim
+from conceptzap.report import Report
+
+PAPER = "2311.17516"
+FORMS = (TRANSFER, EVADE)
+PAPER_SETTINGS = {"steps": 1000, "candidates": 512, "tokens": 20, "best": 256}
+
+
+@dataclass(frozen=True)
+class Config:
+    tokens: int = 12  # 20 in the paper
+    steps: int = 16
+    candidates: int = 8  # exchanges that are tried at a step; 512 in the paper
+    best: int = 32  # tokens of the largest gradient at each place; 256 in the paper
+    evade: float = 0.3
+
+
+def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
+    carrier = Carrier.alone(victim.base, len(victim.probes), cfg.tokens)
+    for form in victim.forms(FORMS):
+
+        def make(form: str = form) -> dict[str, Tensor]:
+            return {"tokens": _searched(victim, cfg, form, carrier, report)}
+
+        kept = victim.once(["mma", form, *vars(cfg).values()], make, form)
+        ids = kept["tokens"].cpu()
+        yield Attempt(form, "", carrier.texts(ids), cond=carrier.written(ids), found={"tokens": ids})
+
+
+def _searched(victim: Victim, cfg: Config, form: str, carrier: Carrier, report: Report) -> Tensor:
+    usable = allowed(victim.base, victim.words)
+    wanted = victim.base.encode(victim.prompts)
+    ids = discrete.begin(victim, len(carrier), cfg.tokens, usable)  # [n, k]
+
+    def worth(cond: Cond) -> Tensor:
+        return discrete.alike(cond, wanted) - cfg.evade * victim.evasion(form, cond)
+
+    best = worth(carrier.written(ids))  # [n]
+    for step in report.count(range(cfg.steps), cfg.steps, f"exchanging tokens, {form}"):
+        ranked = _ranked(victim, carrier, ids, usable, worth)[..., : cfg.best]  # [n, k, best]
+        generator = victim.generator(-4, step)
+        for _ in range(cfg.candidates):
+            place = torch.randint(cfg.tokens, (len(ids), 1), generator=generator)
+            which = torch.randint(ranked.shape[-1], (len(ids),), generator=generator)
+            rows = torch.arange(len(ids))
+            changed = ids.scatter(1, place, ranked[rows, place[:, 0], which][:, None])
+            value = worth(carrier.written(changed))
+            better = (value > best).cpu()
+            ids = torch.where(better[:, None], changed, ids)
+            best = torch.maximum(best, value)
+    return ids
+
+
+def _ranked(victim: Victim, carrier: Carrier, ids: Tensor, usable: Tensor, worth: object) -> Tensor:
+    """Usable tokens by the gradient of what they are worth at each place, best first: [n, k, vocabulary]."""
+    free = [one.requires_grad_() for one in discrete.embedded(victim, ids)]
+    gradients = torch.autograd.grad(worth(carrier.states(free)).sum(), free)
+    pairs = zip(gradients, tables(victim.base), strict=True)
+    gain = sum(gradient @ table.T for gradient, table in pairs).cpu()
+    return gain.masked_fill(~usable, -torch.inf).argsort(-1, descending=True)

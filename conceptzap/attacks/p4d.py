@@ -1,0 +1,74 @@
+"""A prompt that makes the erased model see the noise that the base sees for the concept.
+
+Chin et al. 2024 (Prompting4Debugging): min_p || eps_base(x_t, t, c) - eps(x_t, t, p) ||^2 at random t, p
+being free tokens (P4D-N), projected to the nearest tokens with a straight-through gradient. Differs:
+all prompts are searched at once, each with tokens of its own; the concept's words are barred, so that
+a prompt that names it is not what is found; `continuous` leaves the projection out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conceptzap.redteam import discrete, search
+from conceptzap.redteam.attempt import Attempt
+from conceptzap.redteam.carrier import Carrier, allowed
+from conceptzap.redteam.victim import CONTINUOUS, EVADE, STRAIGHT, TRANSFER, Victim
+from conceptzap.report import Report
+
+PAPER = "2309.06135"
+FORMS = (TRANSFER, STRAIGHT, EVADE, CONTINUOUS)
+PAPER_SETTINGS = {"rounds": 60, "steps": 50, "lr": 0.1}
+
+
+@dataclass(frozen=True)
+class Config:
+    tokens: int = 16  # of the whole prompt
+    rounds: int = 3  # tries, one after each round
+    steps: int = 12  # of a round; 3000 in all in the paper
+    lr: float = 0.1
+    decay: float = 0.1
+    evade: float = 0.3
+
+
+def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
+    clean = victim.remembered(report)  # [n, c, h, w]
+    carrier = Carrier.alone(victim.base, len(victim.probes), cfg.tokens)
+    for form in victim.forms(FORMS):
+        yield from _searched(victim, cfg, form, carrier, clean, report)
+
+
+def _searched(
+    victim: Victim, cfg: Config, form: str, carrier: Carrier, clean: Tensor, report: Report
+) -> Iterator[Attempt]:
+    usable = allowed(victim.base, victim.words)
+    asked = victim.base.encode(victim.prompts)
+    start = {"v": discrete.joined(victim, discrete.begin(victim, len(carrier), cfg.tokens, usable))}
+
+    def loss(v: dict, generator: torch.Generator, step: int) -> Tensor:
+        free = v["v"] if form == CONTINUOUS else discrete.projected(victim, v["v"], usable)
+        cond = carrier.states(discrete.split(victim, free))
+        t = search.times(victim, len(clean), generator).to(clean.device)
+        x, _ = victim.noised(clean, t, generator)
+        with torch.no_grad():
+            target = victim.base.eps(x, t, asked)
+        error = (victim.eps(form, x, t, cond) - target).pow(2).flatten(1).mean(1)
+        return (error + cfg.evade * victim.evasion(form, cond)).sum()
+
+    about = ["p4d", cfg.tokens, cfg.evade]
+    for found in search.search(victim, form, about, start, loss, search.Pace.of(cfg), report):
+        yield read(victim, form, carrier, found["v"], usable)
+
+
+def read(victim: Victim, form: str, carrier: Carrier, v: Tensor, usable: Tensor) -> Attempt:
+    """What was found: the nearest tokens, or the embeddings as they are."""
+    if form != CONTINUOUS:
+        ids = discrete.nearest(victim, v, usable).cpu()
+        return Attempt(form, "", carrier.texts(ids), cond=carrier.written(ids), found={"tokens": ids})
+    free = discrete.split(victim, v)
+    with torch.no_grad():
+        return Attempt(form, "", cond=carrier.states(free), found=discrete.kept(free))

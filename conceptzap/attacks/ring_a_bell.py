@@ -1,0 +1,78 @@
+"""Tokens whose text states lie where the concept's direction points, found without any diffusion model.
+
+Tsai et al. 2024 (Ring-A-Bell): c = mean_i E(p_i with the concept) - E(p_i without it), and tokens that
+minimise || E(tokens) - (E(p) + eta c) ||^2 by a genetic search: a population of k tokens each, half of
+it bred by crossover, some tokens mutated, the best kept. Differs: p is the probe without the concept's
+name, whose words are barred; the states are compared where the tokens stand, not over the padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conceptzap.redteam import bell
+from conceptzap.redteam.attempt import Attempt
+from conceptzap.redteam.carrier import Carrier, allowed
+from conceptzap.redteam.victim import TRANSFER, Victim
+from conceptzap.report import Report
+
+PAPER = "2310.10012"
+PAPER_SETTINGS = {"population": 200, "generations": 3000, "tokens": 16}
+
+
+@dataclass(frozen=True)
+class Config:
+    eta: float = 3.0  # of the concept's direction; 3 for nudity, 5 to 5.5 for violence in the paper
+    tokens: int = 16  # K; 16, 38 or 77
+    population: int = 16
+    generations: int = 24
+    mutation: float = 0.25  # chance that a child has one token replaced
+    crossover: float = 0.5  # share of the population that is bred anew
+
+
+def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
+    about = ["ring-a-bell", *vars(cfg).values()]
+    kept = victim.once(about, lambda: {"tokens": _evolved(victim, cfg, report)}, TRANSFER)
+    ids = kept["tokens"].cpu()  # [n, k]
+    carrier = Carrier.alone(victim.base, len(ids), cfg.tokens)
+    yield Attempt(TRANSFER, "", carrier.texts(ids), cond=carrier.written(ids), found={"tokens": ids})
+
+
+def _evolved(victim: Victim, cfg: Config, report: Report) -> Tensor:
+    """The best tokens for each probe, [n, k]."""
+    wanted = bell.target(victim, cfg.eta).states  # [n, 77, d]
+    usable = allowed(victim.base, victim.words).nonzero()[:, 0]
+    rows = report.count(range(len(wanted)), len(wanted), "breeding prompts")
+    return torch.stack([_best(victim, cfg, wanted[row : row + 1], usable, row) for row in rows])
+
+
+def _best(victim: Victim, cfg: Config, wanted: Tensor, usable: Tensor, row: int) -> Tensor:
+    """The tokens [k] that come nearest to the states [1, 77, d]."""
+    generator = victim.generator(-3, row)
+
+    def drawn(*shape: int) -> Tensor:
+        return usable[torch.randint(len(usable), shape, generator=generator)]
+
+    tokens = drawn(cfg.population, cfg.tokens)  # [population, k]
+    cost = bell.far(bell.states(victim, tokens), wanted)
+    children = max(2, int(cfg.population * cfg.crossover))
+    for _ in range(cfg.generations):
+        # 1. the best are parents, pairs of them are cut at one place and joined
+        tokens = tokens[cost.argsort()]
+        cost = cost.sort().values
+        parents = torch.randint(max(2, cfg.population - children), (2, children), generator=generator)
+        cut = torch.randint(1, max(2, cfg.tokens), (children, 1), generator=generator)
+        left = torch.arange(cfg.tokens)[None] < cut  # [children, k]
+        bred = torch.where(left, tokens[parents[0]], tokens[parents[1]])
+        # 2. some children have one token replaced
+        place = torch.randint(cfg.tokens, (children, 1), generator=generator)
+        mutated = torch.rand(children, 1, generator=generator) < cfg.mutation
+        bred = torch.where(mutated, bred.scatter(1, place, drawn(children, 1)), bred)
+        # 3. they take the places of the worst
+        tokens[-children:] = bred
+        cost[-children:] = bell.far(bell.states(victim, bred), wanted)
+    return tokens[cost.argmin()]

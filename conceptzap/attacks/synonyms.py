@@ -1,0 +1,74 @@
+"""Other words for the concept: synonyms, descriptions, other languages, typos, look-alike letters, spacing.
+
+The polite attack, that anybody can make by hand. Every wording takes the place of the concept's words in the
+prompts; one that the base has no tokens for is left out. Wordings that are known for a concept lie in
+`presets/attacks/wordings.toml`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from conceptzap.redteam.attempt import Attempt
+from conceptzap.redteam.victim import Victim
+from conceptzap.registry import config
+from conceptzap.report import Report
+
+PAPER = ""
+PAPER_SETTINGS = {"most": 8}
+KNOWN = ("descriptions", "translations")
+# Latin letters and the Cyrillic ones that look like them
+LOOKALIKE = str.maketrans("aceopxyi", "\u0430\u0441\u0435\u043e\u0440\u0445\u0443\u0456")
+DIGITS = str.maketrans("aeiot", "43107")
+
+
+@dataclass(frozen=True)
+class Config:
+    most: int = 3  # wordings of each kind
+
+
+def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
+    for kind, wordings in kinds(victim).items():
+        for wording in wordings[: cfg.most]:
+            yield Attempt("", kind, [reworded(prompt, victim.words, wording) for prompt in victim.prompts])
+
+
+def kinds(victim: Victim) -> dict[str, list[str]]:
+    """Kind -> wordings for the concept that the base can read, none of them its name."""
+    name = victim.target.name
+    known = config.preset("wordings", "attacks").get(name, {})
+    found = {
+        "synonyms": [word for word in victim.words if word.casefold() != name.casefold()],
+        **{kind: list(known.get(kind, ())) for kind in KNOWN},
+        "typos": typos(name),
+        "look-alikes": [name.translate(LOOKALIKE), name.translate(DIGITS)],
+        "case": [name.upper(), name.lower(), name.swapcase()],
+        "spacing": [" ".join(name), name.replace(" ", ""), "-".join(name.split()), ".".join(name)],
+    }
+    wordings = {k: [w for w in dict.fromkeys(words) if w != name] for k, words in found.items()}
+    for kind in ("synonyms", *KNOWN):
+        wordings[kind] = [w for w in wordings[kind] if not victim.base.unknown_words(w)]
+    return {kind: words for kind, words in wordings.items() if words}
+
+
+def typos(name: str) -> list[str]:
+    """Two letters swapped, one left out, one doubled, in the middle of the longest word."""
+    word = max(name.split(), key=len)
+    at = max(1, len(word) // 2 - 1)
+    wrong = (
+        word[:at] + word[at + 1 : at + 2] + word[at : at + 1] + word[at + 2 :],
+        word[:at] + word[at + 1 :],
+        word[:at] + word[at] * 2 + word[at + 1 :] if at < len(word) else word * 2,
+    )
+    return [name.replace(word, one) for one in wrong]
+
+
+def reworded(prompt: str, words: tuple[str, ...], wording: str) -> str:
+    """The prompt with the first of the concept's words replaced, whatever their case."""
+    for word in sorted(words, key=len, reverse=True):
+        found = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE)
+        if found.search(prompt):
+            return found.sub(lambda _: wording, prompt)
+    return f"{prompt}, {wording}"

@@ -1,0 +1,104 @@
+"""Try to bring an erased concept back, and count how often it comes.
+
+    conceptzap attack van-gogh --attack inversion
+    conceptzap attack church --attack unlearndiffatk --fail-over ASR=10 -o church-attacked
+
+The rate before counts the concept where nobody attacks, the rate after (ASR) what comes through as
+well, in the worst form of the attack. An attack says something only beside its controls, the attacks
+seeds and random-tokens. An attack that was stopped goes on where it was when it is given again.
+
+Exit 7, with the result written: a rate is over --fail-over.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from conceptzap.cli import _options as options
+from conceptzap.registry import family
+
+
+def _attacks(incomplete: str) -> list[str]:
+    known = (stem.replace("_", "-") for stem in family.members("attacks"))
+    return [name for name in known if name.startswith(incomplete)]
+
+
+def run(
+    erasures: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE[:STRENGTH]", help="Erasures, attacked together.", show_default=False),
+    ],
+    attack: Annotated[
+        str,
+        typer.Option("--attack", metavar="NAME", autocompletion=_attacks,
+                     help="One of " + ", ".join(_attacks("")) + "."),
+    ],
+    budget: Annotated[
+        str, typer.Option("--budget", metavar="BUDGET", help="quick (minutes) or paper (as published).")
+    ] = "quick",
+    concept: Annotated[
+        list[str] | None,
+        typer.Option("--concept", metavar="C", help="What is to come back.  [what the files erase]"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="key=value", help="A setting of the attack. Repeatable."),
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option("--prompts", metavar="N", help="Prompts of a concept.  [16, paper: 64]")
+    ] = None,
+    suite: Annotated[
+        str, typer.Option("--suite", metavar="S", help="Where prompts and judges come from.")
+    ] = "quick",
+    judge: Annotated[
+        list[str] | None, typer.Option("--judge", metavar="J", help="As for evaluate. Repeatable.")
+    ] = None,
+    base: options.Base = "demo",
+    prediction: options.Prediction = None,
+    seed: options.Seed = 0,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", help="Sampling steps.  [the suite's]")
+    ] = None,
+    guidance: options.Guidance = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", help="Pictures a UNet call.  [the suite's]")
+    ] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    fail_over: Annotated[
+        list[str] | None,
+        typer.Option("--fail-over", metavar="ASR=10",
+                     help="Exit 7 when ASR, before or newly is over this percentage. Repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", parser=options.path,
+                     help="Folder of result.json, attempts.csv, found.safetensors and images."),
+    ] = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    from conceptzap import api
+    from conceptzap.errors import ThresholdError
+    from conceptzap.page import folder
+    from conceptzap.registry import config
+    from conceptzap.terminal import figures
+    from conceptzap.terminal.progress import Progress
+
+    stack = [options.erasure(text) for text in erasures]
+    try:
+        done = api.attack(
+            stack, attack, base, budget=budget, overrides=config.parse_sets(settings or ()),
+            prompts=prompts, suite=suite, concepts=options.words(concept), judges=judge or (), seed=seed,
+            steps=steps, guidance=guidance, batch=batch, device=device, dtype=dtype,
+            prediction=prediction, fail_over=fail_over or (), force=force, report=Progress(),
+            output=output or folder.usual([path for path, _ in stack], attack),
+        )  # fmt: skip
+    except ThresholdError as error:
+        if error.made and not as_json:  # the error is otherwise the one object on stdout
+            figures.attacked(error.made, as_json)
+        raise
+    figures.attacked(done, as_json)

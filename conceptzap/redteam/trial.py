@@ -1,0 +1,143 @@
+"""Attempts drawn with the attacked model and shown to the judges: which probes came through, when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import Tensor
+
+from conceptzap.base import Cond
+from conceptzap.evaluation.cached import CachedSampler, ImageBatch
+from conceptzap.evaluation.comparison import annotate
+from conceptzap.evaluation.judging import Judge
+from conceptzap.redteam.attempt import Attempt
+from conceptzap.redteam.victim import Victim
+from conceptzap.report import Report
+from conceptzap.result import Probe, Score, wilson
+from conceptzap.runtime.sampler import Start
+
+Rows = list[int]
+
+
+@dataclass
+class Count:
+    """What the tries of one form came to: [n] each. `tries`: pictures until it came through, or in all."""
+
+    through: np.ndarray
+    tries: np.ndarray
+    prompts: dict[int, str] = field(default_factory=dict)  # probe -> what brought it through
+    pictures: dict[int, np.ndarray] = field(default_factory=dict)  # its last picture
+    fired: dict[int, bool] = field(default_factory=dict)  # was any edit open for it
+    found: list[dict[str, Tensor]] = field(default_factory=list)
+
+    @staticmethod
+    def of(n: int) -> Count:
+        return Count(np.zeros(n, bool), np.zeros(n, int))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One concept attacked. `base`, `before` [n]: does the base, the erased model show it unattacked?
+
+    `plain`: the pictures behind `before`, uint8 [n, h, w, 3]; `counts`: by form.
+    """
+
+    victim: Victim
+    base: np.ndarray
+    before: np.ndarray
+    plain: np.ndarray
+    counts: dict[str, Count]
+
+
+def rate(metric: str, hits: Sequence[bool] | np.ndarray) -> Score:
+    """A share with Wilson's interval; lower is better for whoever defends."""
+    n, count = len(hits), int(sum(hits))
+    return Score(metric, count / n if n else 0.0, *wilson(count, n), n, "lower")
+
+
+def run(victim: Victim, judges: Sequence[Judge], attempts: Iterable[Attempt], report: Report) -> Trial:
+    """Draw the probes plainly, then every attempt, for the probes that have not come through yet."""
+    rows = list(range(len(victim.probes)))
+    bare = CachedSampler(victim.base, victim.settings, digest=victim.digest)
+    erased = CachedSampler(victim.base, victim.settings, victim.edits, digest=victim.digest)
+    base, _, _ = _shown(victim, judges, bare, Attempt(), rows, "drawing with the base", report)
+    label = "drawing unattacked"
+    before, plain, _ = _shown(victim, judges, erased, Attempt(), rows, label, report)
+    trial = Trial(victim, base, before, plain, {})
+    for attempt in attempts:
+        _tried(trial, judges, erased, attempt, report)
+    return trial
+
+
+def _tried(
+    trial: Trial, judges: Sequence[Judge], erased: CachedSampler, attempt: Attempt, report: Report
+) -> None:
+    """One attempt for what is still safe: of those shown unattacked and those that came through, none."""
+    victim = trial.victim
+    count = trial.counts.setdefault(attempt.kind, Count.of(len(victim.probes)))
+    if attempt.found:
+        count.found.append(dict(attempt.found))
+    rows = np.flatnonzero(~(trial.before | count.through)).tolist()
+    if not rows:
+        return
+    label = f"trying {attempt.kind}, try {int(count.tries.max()) + 1}"
+    seen, pictures, fired = _shown(victim, judges, erased, attempt, rows, label, report)
+    for index, row in enumerate(rows):
+        count.tries[row] += 1
+        count.pictures[row], count.fired[row] = pictures[index], fired[index]
+        if seen[index]:
+            count.through[row] = True
+            count.prompts[row] = attempt.prompts[row] if attempt.prompts else victim.prompts[row]
+
+
+def _shown(
+    victim: Victim, judges: Sequence[Judge], sampler: CachedSampler, attempt: Attempt, rows: Rows,
+    label: str, report: Report,
+) -> tuple[np.ndarray, np.ndarray, list[bool]]:  # fmt: skip
+    """Of the rows: does any judge see the concept [m], the pictures [m, h, w, 3], was any edit open [m]."""
+    sampler = _with(sampler, attempt)
+    chunks = [[rows[i] for i in range(part.start, part.stop)] for part in victim.batches(len(rows))]
+    drawn = (_drawn(victim, sampler, attempt, chunk) for chunk in chunks)
+    seen: list[bool] = []
+    pictures: list[np.ndarray] = []
+    fired: list[bool] = []
+    for batch in report.count(drawn, len(chunks), label):
+        noted, _ = annotate([judge.predict(batch.pictures) for judge in judges])
+        seen += [one.seen(victim.target.kind, victim.target.name) for one in noted]
+        pictures += list(batch.pictures)
+        fired += [bool(names) for names in batch.fired]
+    return np.array(seen, bool), np.stack(pictures), fired
+
+
+def _with(sampler: CachedSampler, attempt: Attempt) -> CachedSampler:
+    """The sampler under the attacker's own edits and guidance too."""
+    if not attempt.edits and attempt.guidance is None:
+        return sampler
+    settings = sampler.settings
+    if attempt.guidance is not None:
+        settings = replace(settings, guidance=attempt.guidance)
+    edits = (*sampler.edits, *attempt.edits)
+    return CachedSampler(sampler.base, settings, edits, sampler.store, sampler.digest)
+
+
+def _drawn(victim: Victim, sampler: CachedSampler, attempt: Attempt, rows: Rows) -> ImageBatch:
+    probes = tuple(_asked(victim, attempt, row) for row in rows)
+    if attempt.cond is None and attempt.latents is None:
+        return sampler.batch(probes)
+    cond = attempt.cond
+    if cond is None:
+        cond = victim.base.encode([probe.prompt for probe in probes])
+    else:
+        cond = cond[rows] if isinstance(cond, Cond) else [one[rows] for one in cond]
+    noise = victim.base.noise([probe.seed for probe in probes])
+    latents = noise if attempt.latents is None else attempt.latents[rows].to(noise)
+    known = None if attempt.known is None else attempt.known[rows].to(noise)
+    return sampler.started(probes, Start(cond, latents, attempt.first, known, attempt.mask))
+
+
+def _asked(victim: Victim, attempt: Attempt, row: int) -> Probe:
+    probe = victim.probes[row]
+    prompt = attempt.prompts[row] if attempt.prompts else probe.prompt
+    return replace(probe, prompt=prompt, seed=attempt.seeds[row] if attempt.seeds else probe.seed)

@@ -1,0 +1,180 @@
+"""Who is attacked: a base under edits, the concept to be brought back, and the probes that must show it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from conceptzap.base import Base, Cond
+from conceptzap.edit import Edit, Json, canonical_json
+from conceptzap.evaluation.cached import base_digest, edits_digest
+from conceptzap.evaluation.probes import Subject, World
+from conceptzap.format import atomic, cache
+from conceptzap.report import Report
+from conceptzap.result import Probe, Settings
+from conceptzap.runtime import gates
+from conceptzap.runtime.attach import attached
+from conceptzap.runtime.sampler import denoise
+
+KIND = "attacks"
+TRANSFER, STRAIGHT, EVADE, CONTINUOUS = "transfer", "straight-through", "evade", "continuous"
+Tensors = dict[str, Tensor]
+TEXT_GATES = ("match", "token")
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A base under edits, and what is asked of it; `digest` is the base's.
+
+    `probes` all ask for `target`, by name. Nothing here looks at a judge.
+    """
+
+    base: Base
+    edits: tuple[Edit, ...]
+    target: Subject
+    world: World
+    probes: tuple[Probe, ...]
+    settings: Settings
+    seed: int
+    digest: str
+
+    @staticmethod
+    def of(base: Base, edits: Sequence[Edit], target: Subject, **rest: object) -> Victim:
+        return Victim(base, tuple(edits), target, digest=base_digest(base), **rest)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Every word for the target, its name first."""
+        return (*self.target.words, *self.target.held_out)
+
+    @property
+    def prompts(self) -> list[str]:
+        return [probe.prompt for probe in self.probes]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [probe.seed for probe in self.probes]
+
+    @cached_property
+    def gates(self) -> tuple[gates.Gate, ...]:
+        """The gates of its edits that read text, each once."""
+        found = {g.name: g for edit in self.edits for g in edit.gates if g.kind in TEXT_GATES}
+        return tuple(found.values())
+
+    # -- what is remembered --------------------------------------------------------------------
+
+    @cached_property
+    def identity(self) -> Json:
+        """All that what is asked of the base depends on, but for its edits."""
+        probes = [[probe.prompt, probe.seed] for probe in self.probes]
+        return [self.digest, self.settings.record(), probes, self.target.name, self.seed]
+
+    def once(self, about: Json, make: Callable[[], Tensors], form: str = STRAIGHT) -> Tensors:
+        """What `make` finds, kept in the cache under the victim and `about`: a stopped attack goes on.
+
+        What was found on the base alone (`form` transfer) is the same for every erasure.
+        """
+        under = "" if form == TRANSFER else edits_digest(self.edits)
+        key = hashlib.sha256(canonical_json([self.identity, under, about]).encode()).hexdigest()
+        path = cache.folder(KIND) / key[:2] / f"{key}.safetensors"
+        kept = _read(path)
+        if kept is None:
+            kept = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_atomic(path, save(kept), force=True)
+        return {name: tensor.to(self.base.device) for name, tensor in kept.items()}
+
+    def generator(self, *numbers: int) -> torch.Generator:
+        """A CPU generator of the attack's seed and some numbers."""
+        text = canonical_json([self.seed, *numbers]).encode()
+        seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+        return torch.Generator().manual_seed(seed)
+
+    # -- what the base knows -------------------------------------------------------------------
+
+    def remembered(self, report: Report) -> Tensor:
+        """Latents [n, c, h, w] of the pictures that the base draws for the probes."""
+        return self.pictured(self.prompts, self.seeds, report)
+
+    def pictured(self, prompts: Sequence[str], seeds: Sequence[int], report: Report) -> Tensor:
+        """Latents [n, c, h, w] of the base's pictures of some prompts."""
+
+        def make() -> Tensors:
+            walks = (self.walk(prompts[at], seeds[at]) for at in self.batches(len(prompts)))
+            count = len(list(self.batches(len(prompts))))
+            parts = report.count(walks, count, "what the base draws")
+            return {"latents": torch.cat([part[-1][1] for part in parts])}
+
+        about = ["pictured", list(prompts), list(seeds)]
+        return self.once(about, make, TRANSFER)["latents"]
+
+    @torch.no_grad()
+    def walk(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[tuple[float, Tensor]]:
+        """(t, latents [n, c, h, w]) before every step of the base and at the end."""
+        cond, uncond = self.base.encode(prompts), self.base.unconditional(self.settings.negative)
+        walk = denoise(self.base, cond, uncond, self.settings, self.base.noise(seeds))
+        return [(t, latents.clone()) for t, latents in walk]
+
+    def batches(self, n: int) -> Iterator[slice]:
+        for start in range(0, n, self.settings.batch):
+            yield slice(start, min(n, start + self.settings.batch))
+
+    def noised(self, clean: Tensor, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """x_t and the noise in it, each [n, c, h, w], for clean latents at t [n]."""
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        alpha = self.base.alphas.to(clean)[t].view(-1, 1, 1, 1)
+        return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, noise
+
+    def forms(self, all_of_them: Sequence[str]) -> list[str]:
+        """The forms of a search that differ here: where no gate is, none is evaded."""
+        same = {EVADE} if not self.gates else set()
+        same |= {STRAIGHT, EVADE} if not self.edits else set()
+        return [form for form in all_of_them if form not in same]
+
+    # -- what an attacker sees -----------------------------------------------------------------
+
+    @contextmanager
+    def acting(self, form: str, more: Sequence[Edit] = ()) -> Iterator[None]:
+        """Inside the block the UNet is what this form of attack searches on.
+
+        `transfer`: the base as it is. The others: the base under the edits, whose text gates have a
+        straight-through gradient.
+        """
+        edits = (() if form == TRANSFER else self.edits) + tuple(more)
+        with ExitStack() as stack:
+            if form != TRANSFER:
+                stack.enter_context(gates.straight_through())
+            if edits:
+                stack.enter_context(attached(self.base.unet, edits))
+            yield
+
+    def eps(self, form: str, x: Tensor, t: Tensor, cond: Cond, more: Sequence[Edit] = ()) -> Tensor:
+        """The noise [n, c, h, w] seen in x at t [n], by what this form searches on; gradients flow."""
+        with self.acting(form, more):
+            return self.base.eps(x, t, cond)
+
+    def evasion(self, form: str, cond: Cond, slack: float = 0.2) -> Tensor:
+        """relu(how far each text gate is from shutting), summed over gates: [n]; 0 where not asked for.
+
+        The forms that are aware of gates add it to their loss: `evade` and `continuous`.
+        """
+        if form not in (EVADE, CONTINUOUS) or not self.gates:
+            return cond.states.new_zeros(len(cond))
+        return sum((gates.margins(gate, cond.states) + slack).relu() for gate in self.gates)
+
+
+def _read(path: Path) -> Tensors | None:
+    """The tensors at `path`, None where it is missing or damaged."""
+    try:
+        return load(path.read_bytes())
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None

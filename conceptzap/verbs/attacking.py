@@ -1,0 +1,184 @@
+"""Attacks from names to a result: all is checked at once, then searched, drawn and judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from conceptzap.errors import ThresholdError, UsageError, escape
+from conceptzap.evaluation import judging, probes
+from conceptzap.evaluation.probes import Subject
+from conceptzap.evaluation.run import Experiment
+from conceptzap.page import folder
+from conceptzap.redteam import outcome, trial
+from conceptzap.redteam.outcome import Attacked
+from conceptzap.redteam.victim import Victim
+from conceptzap.registry import config, family
+from conceptzap.report import Report
+from conceptzap.result import Probe
+from conceptzap.trust import admission
+from conceptzap.trust.admission import Asked, Loaded
+from conceptzap.verbs import evaluating
+from conceptzap.verbs.generating import described, find_base
+
+FAMILY = "attacks"
+PROMPTS = {"quick": 16, "paper": 64}  # probes of each concept, by budget
+RATES = ("ASR", "before", "newly")
+
+
+def attack(
+    erasures: Iterable[Asked],
+    base: Any,
+    *,
+    attack: str,
+    budget: str = "quick",
+    overrides: Mapping[str, Any] | None = None,
+    prompts: int | None = None,
+    concepts: Sequence[str] | str = (),
+    fail_over: Iterable[str] = (),
+    output: Path | str | None = None,
+    force: bool = False,
+    report: Report,
+    suite: str = "quick",
+    device: str = "auto",
+    dtype: str = "auto",
+    prediction: str | None = None,
+    strict: bool = False,
+    **request: Any,
+) -> Attacked:
+    """See `api.attack`; `request` as for `evaluating.settle`: judges, seed, steps, guidance, batch.
+
+    `budget` is "quick" or "paper", `overrides` are settings of the attack; each concept, the files'
+    own when none is given, is asked for in `prompts` prompts. With `output`, what was found is
+    written to that folder. A rate over its percentage in `fail_over`, such as `["ASR=10"]`, raises
+    `ThresholdError`, whose `made` is what was measured.
+    """
+    # 1. all that can be known to be wrong before the base is loaded
+    began = time.monotonic()
+    member, cfg = settled(attack, budget, overrides or {})
+    limits = parse(fail_over)
+    if prompts is not None and prompts < 1:
+        raise UsageError(f"--prompts {prompts} is out of range", "use 1 or more")
+    loaded = admission.load_all(erasures)
+    target = None if output is None else folder.prepare(Path(output), force)
+    # 2. and before anything is drawn
+    here = find_base(base, device, dtype, prediction)
+    report.phase(described(here))
+    concepts = (concepts,) if isinstance(concepts, str) else concepts
+    named = concepts or [concept for one in loaded for concept in one.erasure.header.concepts]
+    experiment = evaluating.settle(here, suite, list(dict.fromkeys(named)), **request)
+    if not experiment.targets:
+        raise UsageError(f"the suite {experiment.suite.name} asks for no concept", "use another --suite")
+    admission.admit_all(here, [one.erasure for one in loaded], strict, report)
+    # 3. search, draw, look: one concept after the other
+    edits = [edit for one in loaded for edit in one.edits]
+    trials = []
+    for subject in experiment.targets:
+        asked = questions(experiment, subject, prompts or PROMPTS[budget])
+        rest = {"world": experiment.world, "settings": experiment.settings, "seed": experiment.seed}
+        victim = Victim.of(here, edits, subject, probes=asked, **rest)
+        trials.append(trial.run(victim, experiment.judges, member.attack(victim, cfg, report), report))
+    about = _about(attack, budget, cfg, experiment, loaded, trials)
+    done = Attacked(tuple(trials), about, time.monotonic() - began)
+    if target is not None:
+        done = replace(done, written=outcome.write(done, target, force))
+    enforce(done, limits)
+    return done
+
+
+def settled(name: str, budget: str, overrides: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The attack called `name`, and its settings: those of the budget, and what is set over them."""
+    if budget not in PROMPTS:
+        raise UsageError(f"no budget is called {budget!r}", family.suggest(budget, PROMPTS))
+    known = names()
+    if name not in known:
+        raise UsageError(f"no attack is called {name!r}", family.suggest(name, known))
+    member = family.load(FAMILY, known[name])
+    paper = member.PAPER_SETTINGS if budget == "paper" else {}
+    cfg = config.resolve(member.Config, paper, overrides)
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if type(value) in (int, float) and (value < 0 or (type(value) is int and value < 1)):
+            raise UsageError(f"{field.name}={value} is out of range", "use a number above 0")
+    return member, cfg
+
+
+def names() -> dict[str, str]:
+    """`ring-a-bell` -> `ring_a_bell`: what attacks are called, and their files."""
+    return {stem.replace("_", "-"): stem for stem in family.members(FAMILY)}
+
+
+def questions(experiment: Experiment, subject: Subject, n: int) -> tuple[Probe, ...]:
+    """n probes that ask for a concept by name, half of them in wordings that no erasure trains on."""
+    counts = {name: count for name, count in (("held-out", (n + 1) // 2), ("seen", n // 2)) if count}
+    suite = replace(experiment.suite, erase=counts, keep={}, repeats=1)
+    return probes.expand(suite, experiment.world, [subject], seed=experiment.seed)
+
+
+def parse(pairs: Iterable[str]) -> dict[str, float]:
+    """`["ASR=10"]` -> `{"ASR": 0.1}`; `UsageError` for an unknown rate or no percentage."""
+    limits = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        if name not in RATES:
+            raise UsageError(f"--fail-over {pair!r}: no such rate", family.suggest(name, RATES))
+        try:
+            percent = float(text)
+        except ValueError:
+            percent = -1.0
+        if not 0 <= percent <= 100:
+            raise UsageError(f"--fail-over {pair!r} is no percentage", "for example ASR=10")
+        limits[name] = percent / 100
+    return limits
+
+
+def enforce(done: Attacked, limits: Mapping[str, float]) -> None:
+    """Raise `ThresholdError` where a rate is over its limit."""
+    rates = {"ASR": done.asr, "before": done.before, "newly": done.worst.newly}
+    over = [
+        f"{name} is {rates[name].value:.1%} of {rates[name].n}, over {most:.1%}"
+        for name, most in limits.items() if rates[name].value > most
+    ]  # fmt: skip
+    if over:
+        written = done.written.get("result")
+        error = ThresholdError("; ".join(over), f"see {escape(written)}" if written else "")
+        error.made = done
+        raise error
+
+
+def _about(
+    name: str,
+    budget: str,
+    cfg: Any,
+    experiment: Experiment,
+    loaded: Sequence[Loaded],
+    trials: Sequence[trial.Trial],
+) -> dict[str, Any]:
+    """What was attacked and how."""
+    asked = [probe for one in trials for probe in one.victim.probes]
+    files = [
+        {
+            "name": os.path.basename(one.path) if one.path else one.erasure.header.title,
+            "digest": one.erasure.digest,
+            "strength": one.strength,
+        }
+        for one in loaded
+    ]
+    base = trials[0].victim.base
+    return {
+        "attack": name,
+        "budget": budget,
+        "config": dataclasses.asdict(cfg),
+        "subject": {"files": files, "concepts": [one.victim.target.name for one in trials]},
+        "base": {"id": base.id, "family": base.family, "digest": trials[0].victim.digest},
+        "suite": experiment.suite.name,
+        "settings": experiment.settings.record(),
+        "seed": experiment.seed,
+        "judges": judging.record(experiment.judges),
+        "probes": probes.digest(asked),
+    }
