@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.api import demo_pipeline as demo_pipeline
     from conceptzap.api import erase as erase
     from conceptzap.api import evaluate as evaluate
+    from conceptzap.api import examine as examine
     from conceptzap.api import export as export
     from conceptzap.api import generate as generate
     from conceptzap.api import inspect as inspect
@@ -63,13 +64,15 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.verbs.erasing import ErasedFile as ErasedFile
     from conceptzap.verbs.exporting import Exported as Exported
     from conceptzap.verbs.generating import Picture as Picture
+    from conceptzap.verbs.inspecting import Model as Model
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "api": (
         "applied", "apply", "attack", "bench", "cite", "compare", "demo_pipeline", "erase", "evaluate",
-        "export", "generate", "inspect", "load", "lock", "plan", "remove", "save", "stack", "verify",
+        "examine", "export", "generate", "inspect", "load", "lock", "plan", "remove", "save", "stack",
+        "verify",
     ),
     "base": ("Base",),
     "edit": ("Edit", "Erasure", "Gate", "Header"),
@@ -89,6 +92,7 @@ _HOMES = {
     "verbs.erasing": ("ErasedFile",),
     "verbs.exporting": ("Exported",),
     "verbs.generating": ("Picture",),
+    "verbs.inspecting": ("Model",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted([*_HOME, "__version__"])

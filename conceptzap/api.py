@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from conceptzap.verbs.erasing import ErasedFile
     from conceptzap.verbs.exporting import Exported
     from conceptzap.verbs.generating import AnyBase
+    from conceptzap.verbs.inspecting import Model
 
 inspect = format.read_header
 load = format.load
@@ -97,8 +98,8 @@ def erase(
     `anchors` are what the concepts become, `keep` what must stay, `kind` style, object, person or
     unsafe; one for all or one each, chosen by the words where they are left out. `overrides` are
     settings of the `method`, `steps` its optimisation steps. Without `preview` no picture is drawn or
-    written. `base` is a name, a path, a diffusers
-    pipeline or a `Base`. With `resume` a stopped training is taken up.
+    written. `base` is a name, a path, a diffusers pipeline or a `Base`. With `resume` a stopped
+    training is taken up.
 
     Raises `UsageError` before anything is trained, `Interrupted` with the command that goes on, and
     `ThresholdError` when the closing figures still see the concept: the file is kept, and what was
@@ -132,6 +133,7 @@ def generate(
     height: int | None = None,
     sampler: str | None = None,
     batch: int = 1,
+    strengths: Iterable[float] = (1.0,),
     device: str = "auto",
     dtype: str = "auto",
     policy: Path | str | None = None,
@@ -141,7 +143,9 @@ def generate(
     """Draw `count` pictures of every prompt, picture k with seed `seed` + k, under the erasures.
 
     `erasures` are paths or values, or pairs of one and its strength (0 to 2); the same one twice
-    counts once. Under a `policy` its own files are in force. `base` is a name, a path, a diffusers
+    counts once. All pictures are drawn once for each of `strengths`, by which those of the erasures
+    are multiplied: `(0, 0.5, 1)` draws them by the base alone, at a half, and as asked for. Under a
+    `policy` its own files are in force, as they are. `base` is a name, a path, a diffusers
     pipeline or a `Base`; `width` and `height` in pixels are the checkpoint's own unless given,
     `sampler` one of ddim, euler and dpm++.
 
@@ -154,8 +158,9 @@ def generate(
         "width": width, "height": height, "scheduler": sampler,
     }  # fmt: skip
     asked = generating.request(
-        prompts, seed=seed, count=count, look=look, erasures=erasures, policy=policy, strict=strict
-    )
+        prompts, seed=seed, count=count, look=look, erasures=erasures, policy=policy, strict=strict,
+        strengths=strengths,
+    )  # fmt: skip
     return generating.pictures(
         asked, base, report or Bars(), device=device, dtype=dtype, prediction=prediction
     )
@@ -166,6 +171,18 @@ def demo_pipeline() -> DiffusionPipeline:
     from conceptzap.base import load_base
 
     return load_base("demo", "cpu").pipeline()
+
+
+def examine(path: Path | str) -> tuple[format.Info | Model, ...]:
+    """What lies at a path: an erasure, a checkpoint, a LoRA, or every erasure of a folder.
+
+    Erasures are verified like `inspect`; checkpoints and LoRAs are told by their headers alone, with
+    what an export of ours has erased in them. Raises `FormatError` for what is none of these,
+    `MismatchError` and `ResourceError` for checkpoints that could not be used.
+    """
+    from conceptzap.verbs import inspecting
+
+    return tuple(inspecting.examine(one) for one in inspecting.among(Path(path)))
 
 
 def apply(

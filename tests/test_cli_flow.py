@@ -13,6 +13,7 @@ from PIL import Image
 
 from conceptzap import api, format
 from conceptzap.cli.erase import _settled as settled
+from conceptzap.errors import UsageError
 from conceptzap.format.pictures import read_text
 from conceptzap.registry import config, family
 from conceptzap.testing import save_tiny
@@ -228,6 +229,68 @@ def test_compare_draws_the_base_beside(here: Path) -> None:
     first, second = (conceptzap(*words, "--json").json["compare"] for _ in range(2))
     assert (first, second) == tuple(str(here / "sheets" / f"compare{n}.png") for n in ("", "-2"))
     assert Path(first).read_bytes() == Path(second).read_bytes()
+    text = read_text(first)
+    assert text["title"] == "original and without cat"
+    assert json.loads(text["prompts"]) == ["a cat", "a dog"] and json.loads(text["seeds"]) == [0, 0]
+    assert json.loads(text["settings"])["steps"] == 2 and text["base"] == "base"
+    assert [one["strength"] for one in json.loads(text["erasures"])] == [1]
+
+
+def test_compare_opens_the_base_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conceptzap import base
+
+    opened = []
+    monkeypatch.setattr(base, "load_base", lambda *a, load=base.load_base: opened.append(a) or load(*a))
+    words = ("generate", "a cat", "--with", "cat", *DRAW, "--compare", "-o", "once")
+    assert conceptzap(*words).code == 0 and len(opened) == 1
+
+
+def test_a_sweep_is_one_strip(here: Path) -> None:
+    words = ("generate", "a cat", "a dog", "--with", "cat:0.5", *DRAW, "--sweep", "0,.5,2")
+    answer = conceptzap(*words, "-o", "strip.png", "--json")
+    assert answer.code == 0, answer
+    assert answer.json["images"] == [] and answer.json["compare"] is None
+    assert answer.json["sweep"] == str(here / "strip.png")
+    text = read_text("strip.png")
+    assert text["title"] == "cat by strength" and json.loads(text["strengths"]) == [0, 0.5, 2]
+    assert json.loads(text["prompts"]) == ["a cat", "a dog"] and json.loads(text["seeds"]) == [0, 0]
+    assert conceptzap(*words, "-o", "strip.png").code == 2
+    apart = conceptzap(*words, "-o", "new-folder", "--json")
+    assert apart.json["sweep"] == str(here / "new-folder" / "sweep.png"), "a folder is made for it"
+    with Image.open("strip.png") as strip:
+        side = Image.open(conceptzap("generate", "a cat", *DRAW, "-o", "side.png").out.strip()).size[0]
+        scale = max(1, 128 // side)
+        assert strip.width > 3 * side * scale and strip.height > 2 * side * scale
+
+
+def test_strengths_multiply(here: Path) -> None:
+    asked = dict(base="base", steps=2, guidance=2, erasures=[("cat", 0.5)])
+    parts = list(api.generate("a cat", strengths=(0, 1, 2), **asked))
+    assert [one.erasures[0]["strength"] for one in parts] == [0, 0.5, 1]
+    assert [one.erasures[0]["fired"] for one in parts] == [False, True, True]
+    (whole,) = api.generate("a cat", **{**asked, "erasures": ["cat"]})
+    assert (parts[2].array == whole.array).all() and (parts[0].array != whole.array).any()
+    with pytest.raises(UsageError, match="strength"):
+        api.generate("a cat", strengths=(5,), **asked)
+
+
+@pytest.mark.parametrize("words", [("--sweep", "0,x"), ("--sweep", "0,3"), ("--sweep", ""),
+                                   ("--sweep", "0,1", "--compare")])  # fmt: skip
+def test_sweeps_that_cannot_be(here: Path, words: tuple[str, ...]) -> None:
+    assert conceptzap("generate", "a cat", "--with", "cat", *DRAW, *words).code == 2
+    assert conceptzap("generate", "a cat", *DRAW, "--sweep", "0,1").code == 2
+
+
+def test_a_picture_says_what_webui_reads(here: Path) -> None:
+    words = ("generate", "a cat", "--with", "cat:0.5", *DRAW, "--negative", "a dog", "--seed", "7")
+    path = conceptzap(*words, "-o", "told.png").out.strip()
+    told = read_text(path)["parameters"].splitlines()
+    assert told[:2] == ["a cat", "Negative prompt: a dog"]
+    digest = json.loads(read_text(path)["erasures"])[0]["digest"]
+    with Image.open(path) as picture:
+        size = f"{picture.width}x{picture.height}"
+    assert told[2].startswith(f"Steps: 2, Sampler: DDIM, CFG scale: 2, Seed: 7, Size: {size}, Model: base, ")
+    assert told[2].endswith(f'Erasures: "{digest[:12]}: 0.5"') and len(told) == 3
 
 
 def test_strength_nought_is_the_base(here: Path) -> None:

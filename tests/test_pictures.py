@@ -15,6 +15,8 @@ from PIL import Image
 from conceptzap.errors import ConceptZapError, FormatError, UsageError
 from conceptzap.format.pictures import (
     GAP,
+    Block,
+    contact_sheet,
     encode_png,
     read_text,
     save_png,
@@ -187,6 +189,19 @@ def test_rows_may_differ_in_length_and_pictures_in_size():
     assert np.array_equal(cell(sheet, 0, 0, 2, 16, 12), picture(0))
     assert np.array_equal(cell(sheet, 1, 1, 2, 16, 12)[:8, :8], picture(2, 8, 8))
     assert (cell(sheet, 0, 1, 2, 16, 12) == 255).all()
+
+
+def test_captions_stand_under_their_columns():
+    rows = [("a", [picture(0, 64, 64), picture(1, 64, 64)])]
+    plain = contact_sheet("", [Block((), rows)])
+    sheet = contact_sheet("", [Block((), rows, ["a cat\nseed 1", "a dog"])])
+    high = plain.shape[0]
+    assert sheet.shape[1] == plain.shape[1] and np.array_equal(sheet[: high - GAP], plain[: high - GAP])
+    under = sheet[high - GAP :]
+    left = sheet.shape[1] - 2 * 68
+    for column in (0, 1):
+        assert (under[:, left + 68 * column :][:, :68] < 128).any(), "no ink"
+    assert not (under[:, : left - 1] < 128).any()
 
 
 def test_sheet_without_pictures():

@@ -213,6 +213,18 @@ def size(text: str | None, width: int | None, height: int | None) -> dict[str, i
     return {"width": width or wide, "height": height or high}
 
 
+def strengths(text: str | None) -> tuple[float, ...]:
+    """The numbers of `--sweep 0,.25,.5,1`, () for none given; `UsageError` for what is none."""
+    try:
+        found = tuple(float(part) for part in text.split(",")) if text is not None else ()
+    except ValueError:
+        hint = "for example: --sweep 0,.25,.5,1"
+        raise UsageError(f"--sweep {text!r} is not a list of strengths", hint) from None
+    if not all(math.isfinite(one) and 0 <= one <= MAX_STRENGTH for one in found):
+        raise UsageError(f"--sweep {text} is out of range", "use strengths of 0 to 2")
+    return found
+
+
 def check_quotes(prompts: Sequence[str]) -> str:
     """What to say of several prompts that look like the words of one; "" of any others."""
     if len(prompts) < 2 or any(set(prompt) & set(" @") or not prompt for prompt in prompts):

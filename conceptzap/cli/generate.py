@@ -1,7 +1,7 @@
 """Draw pictures, with or without erasures.
 
     conceptzap generate "a cat in the style of Van Gogh" --with van-gogh
-    conceptzap generate "a church" --with church:0.5 --count 4 --compare
+    conceptzap generate "a church" --with church --sweep 0,.25,.5,1
 
 Picture k of a prompt has seed N + k. Every PNG carries its prompt, seed, settings and erasures.
 Unless told, 20 steps and guidance 4 on the demo, 30 steps and 7.5 on any other base.
@@ -9,12 +9,15 @@ Unless told, 20 steps and guidance 4 on the demo, 30 steps and 7.5 on any other 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from conceptzap.cli import _options as options
+from conceptzap.errors import RefusedError, UsageError
 
 
 def _samplers(incomplete: str) -> list[str]:
@@ -71,6 +74,11 @@ def run(
     compare: Annotated[
         bool, typer.Option("--compare", help="Also a sheet with the original's pictures beside.")
     ] = False,
+    sweep: Annotated[
+        str | None,
+        typer.Option("--sweep", metavar="S,S...",
+                     help="One strip instead, at each of these strengths, like 0,.25,.5,1."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE.png|DIR", parser=options.path,
@@ -80,38 +88,57 @@ def run(
     as_json: options.AsJson = False,
 ) -> None:
     from conceptzap import api
-    from conceptzap.errors import RefusedError
-    from conceptzap.terminal import show
-    from conceptzap.terminal.gallery import Gallery, compare_sheet
-    from conceptzap.terminal.progress import Progress, Unheard
+    from conceptzap.terminal import gallery, show
+    from conceptzap.terminal.progress import Progress
+    from conceptzap.verbs import inspecting
 
-    if policy and compare:
-        hint = "leave one of --policy and --compare out"
-        raise RefusedError("a comparison would draw without the policy's erasures", hint)
+    strengths = options.strengths(sweep)
+    _check_sheets(compare, strengths, policy, erasures)
     texts = [*(prompts or ()), *(options.lines(prompt_file) if prompt_file else ())]
-    pairs = [options.erasure(text) for text in erasures or ()]
-    request = dict(
-        base=base, prediction=prediction, seed=seed, count=count, steps=steps, guidance=guidance,
-        negative=negative, batch=batch, device=device, dtype=dtype, sampler=sampler,
-        **options.size(size, width, height),
-    )  # fmt: skip
+    if not texts:
+        usual = 'for example: conceptzap generate "a cat"'
+        raise UsageError("no picture was asked for", inspecting.offer(Path()) or usual)
     report = Progress()
     if doubt := options.check_quotes(prompts or ()):
         report.warn(doubt)
     report.phase(f"loading {base}")
     pictures = api.generate(
-        texts, erasures=pairs, policy=policy, strict=strict, report=report, **request
-    )
-    gallery = Gallery(output, len(texts) * count, force)
-    gallery.check(compare)
-    drawn = list(gallery.save(report.count(pictures, gallery.count, "drawing")))
-    sheet = None
+        texts, erasures=[options.erasure(text) for text in erasures or ()], policy=policy,
+        strict=strict, base=base, prediction=prediction, seed=seed, count=count, steps=steps,
+        guidance=guidance, negative=negative, batch=batch, device=device, dtype=dtype, sampler=sampler,
+        strengths=strengths or ((1, 0) if compare else (1,)), report=report,
+        **options.size(size, width, height),
+    )  # fmt: skip
+    kind = gallery.STRIP if strengths else gallery.SHEET if compare else ""
+    hall = gallery.Gallery(output, len(texts) * count, force, kind)
+    hall.check()
+    drawn, sheet = [], None
+    if strengths:
+        every = list(report.count(pictures, hall.count * len(strengths), "drawing"))
+        rows = [every[n : n + hall.count] for n in range(0, len(every), hall.count)]
+        sheet = gallery.sweep_sheet(strengths, rows, hall.sheet, force)
+    else:
+        first = itertools.islice(pictures, hall.count)
+        drawn = list(hall.save(report.count(first, hall.count, "drawing")))
     if compare:
-        again = api.generate(texts, **request, report=Unheard(report))
-        bare = report.count(again, gallery.count, "drawing the original's")
-        sheet = compare_sheet(list(bare), [one for _, one in drawn], gallery.sheet, force)
+        bare = list(report.count(pictures, hall.count, "drawing the original's"))
+        sheet = gallery.compare_sheet(bare, [one for _, one in drawn], hall.sheet, force)
     images = [show.image_record(path, picture) for path, picture in drawn]
     if as_json:
-        show.emit("generate", {"images": images, "compare": show.full(sheet)})
+        sheets = {"compare": show.full(sheet if compare else None)}
+        sheets |= {"sweep": show.full(sheet)} if strengths else {}
+        show.emit("generate", {"images": images, **sheets})
     else:
         show.drawn(images, sheet)
+
+
+def _check_sheets(
+    compare: bool, strengths: Sequence[float], policy: Path | None, erasures: Sequence[str] | None
+) -> None:
+    if policy and (compare or strengths):
+        hint = f"leave one of --policy and --{'compare' if compare else 'sweep'} out"
+        raise RefusedError("a comparison would draw without the policy's erasures", hint)
+    if strengths and (compare or not erasures):
+        what = "--sweep with 0 is a comparison" if compare else "--sweep of no erasure"
+        hint = "leave --compare out" if compare else "for example: --with van-gogh --sweep 0,.5,1"
+        raise UsageError(what, hint)

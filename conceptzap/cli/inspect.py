@@ -1,10 +1,11 @@
-"""Show what erasure files hold.
+"""Show what erasures, checkpoints and LoRAs hold.
 
     conceptzap inspect van-gogh.lprompt.safetensors
-    conceptzap inspect *.lprompt.safetensors --json
+    conceptzap inspect . --json
 
-Concepts, base, method, edits by op and site, scores, digest. Every bit of a file is verified; torch
-and the checkpoint are not needed.
+Concepts, base, method, edits by op and layer, scores, digest. Every bit of an erasure is verified;
+torch and its checkpoint are not needed. Of a checkpoint or a LoRA: family, prediction, sizes, and
+what an export of ours has erased in it. A folder of erasures is a line for each.
 """
 
 from __future__ import annotations
@@ -16,19 +17,30 @@ from conceptzap.cli import _options as options
 def run(paths: options.Files, as_json: options.AsJson = False) -> None:
     from conceptzap import api
     from conceptzap.errors import ConceptZapError
-    from conceptzap.terminal import show
+    from conceptzap.terminal import models, show
+    from conceptzap.verbs import inspecting
 
-    found, bad = [], []
-    for path in paths:
+    found, other, bad = [], [], []
+    every = [inside for path in paths for inside in inspecting.among(path)]
+    for path in every:
         try:
-            found.append(show.info_record(api.inspect(path)))
+            one = api.examine(path)[0]
+            if isinstance(one, inspecting.Model):
+                other.append(models.record(one))
+            else:
+                found.append(show.info_record(one))
         except ConceptZapError as error:
             bad.append(error)
-    if len(paths) == 1 and bad:
+    if len(every) == 1 and bad:
         raise bad[0]
     if as_json:
-        show.emit("inspect", {"files": found, **_errors.among(bad)})
+        more = {"models": other} if other else {}
+        show.emit("inspect", {"files": found, **more, **_errors.among(bad)})
+    elif len(every) > len(paths):
+        models.catalogue(found)
     else:
         for record in found:
             show.info(record)
+    for record in other if not as_json else ():
+        models.show(record)
     _errors.leave(bad, as_json)

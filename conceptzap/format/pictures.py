@@ -70,10 +70,11 @@ def read_text(path: Path | str) -> dict[str, str]:
 
 
 class Block(NamedTuple):
-    """Rows of a contact sheet, each a label and its pictures, under one caption a column."""
+    """Rows of a contact sheet, each a label and its pictures; captions over the columns, or `under` them."""
 
     captions: Sequence[str]
     rows: Rows
+    under: Sequence[str] = ()
 
 
 def side_by_side(rows: Rows, scale: int = 1) -> np.ndarray:
@@ -91,29 +92,41 @@ def contact_sheet(title: str, blocks: Sequence[Block], scale: int = 1) -> np.nda
     cells = [one for row in large for one in row]
     if not cells:
         raise ValueError("a contact sheet needs a picture")
-    # 1. measures: a cell, the labels on the left, the lines above every block
+    # 1. measures: a cell, the labels on the left, the lines above and below every block
     high, wide = (max(one.shape[axis] for one in cells) + GAP for axis in (0, 1))
     left = _label_width([_drawable(label) for label, _ in rows]) + GAP
-    captions = [[_caption(text, wide - GAP) for text in block.captions] for block in blocks]
-    above = [max(map(len, lines), default=0) * LINE for lines in captions]
+    captions, feet = (
+        [[_caption(text, wide - GAP) for text in texts] for texts in column]
+        for column in zip(*((block.captions, block.under) for block in blocks), strict=True)
+    )
+    above, below = (
+        [max(map(len, lines), default=0) * LINE for lines in texts] for texts in (captions, feet)
+    )
     width = left + max(map(len, large)) * wide
     heading = _lines(_drawable(title), width - 2 * GAP)
     top = len(heading) * (FONT_SIZE + GAP)
-    sheet = Image.new("RGB", (width, top + len(rows) * high + sum(above) + GAP), PAPER)
-    draw, pictures = ImageDraw.Draw(sheet), iter(large)
-    draw.text((GAP, GAP), "\n".join(heading), INK, _font())
+    height = top + len(rows) * high + sum(above) + sum(below) + GAP
+    sheet, pictures = Image.new("RGB", (width, height), PAPER), iter(large)
+    ImageDraw.Draw(sheet).text((GAP, GAP), "\n".join(heading), INK, _font())
     # 2. block by block
-    for block, lines, space in zip(blocks, captions, above, strict=True):
-        for column, text in enumerate(lines):
-            spot = (left + column * wide, top + space - len(text) * LINE + GAP)
-            draw.text(spot, "\n".join(text), INK, _font(SMALL), spacing=LINE - SMALL)
-        top += space
+    for number, block in enumerate(blocks):
+        top += above[number]
+        for column, text in enumerate(captions[number]):
+            _write_caption(sheet, text, left + column * wide, top - len(text) * LINE + GAP)
         for label, _ in block.rows:
             _write_label(sheet, _drawable(label), left, top + GAP, high - GAP)
             for column, one in enumerate(next(pictures)):
                 sheet.paste(Image.fromarray(one), (left + column * wide, top + GAP))
             top += high
+        for column, text in enumerate(feet[number]):
+            _write_caption(sheet, text, left + column * wide, top)
+        top += below[number]
     return np.asarray(sheet)
+
+
+def _write_caption(sheet: Image.Image, lines: Sequence[str], left: int, top: int) -> None:
+    spacing = LINE - SMALL
+    ImageDraw.Draw(sheet).text((left, top), "\n".join(lines), INK, _font(SMALL), spacing=spacing)
 
 
 def _caption(text: str, width: int) -> list[str]:

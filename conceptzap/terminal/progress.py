@@ -84,17 +84,6 @@ class Progress(Report):
                 yield item
 
 
-class Unheard(Report):
-    """The second run of the same request: its steps are shown, what it would warn of was said."""
-
-    def __init__(self, report: Progress) -> None:
-        super().__init__()
-        self.count = report.count  # type: ignore[method-assign]
-
-    def warn(self, text: str) -> None:
-        """It was said before."""
-
-
 def animated() -> bool:
     """Only where somebody watches: a terminal that can move its cursor, and no CI."""
     return (

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from conceptzap.terminal import inline
 from conceptzap.terminal.listing import (
     flat,
     full,
@@ -86,6 +87,7 @@ def erased(made: Any, concept: str, base: str) -> None:
         console(sys.stderr).print(score_table(record["scores"]))
     if record["preview"]:
         note(f"before and after: {shown(record['preview'])}")
+        inline.show(record["preview"])
     if record["key"]:
         note(f"the key that restores it: {shown(record['key'])}")
     words = [told["prompt"] or concept, "--with", shown(record["path"]), "--compare"]
@@ -141,7 +143,10 @@ def image_record(path: Path, picture: Any) -> dict[str, Any]:
 
 def drawn(images: Sequence[Mapping[str, Any]], sheet: Path | None) -> None:
     """Paths of pictures as results; which erasures fired as notes."""
-    lines([image["path"] for image in images] + ([full(sheet)] if sheet else []))
+    paths = [image["path"] for image in images] + ([full(sheet)] if sheet else [])
+    if sheet or len(paths) == 1:
+        inline.show(paths[-1])
+    lines(paths)
     for image in images:
         acted = [shown(one["path"]) for one in image["erasures"] if one["fired"]]
         by = f"changed by {', '.join(acted)}" if acted else "as the original draws it"

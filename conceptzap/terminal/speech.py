@@ -49,6 +49,10 @@ def wants_progress() -> bool:
     return bool(_wishes["progress"]) and not is_quiet()
 
 
+def wants_colour() -> bool:
+    return bool(_wishes["colour"])
+
+
 def wants_detail(level: int = 1) -> bool:
     return _wishes["detail"] >= level
 

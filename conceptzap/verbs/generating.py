@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from conceptzap.edit import Json, sort_edits
-from conceptzap.errors import UsageError, escape
+from conceptzap.errors import RefusedError, UsageError, escape
 from conceptzap.format import naming
 from conceptzap.report import Report
 from conceptzap.result import Settings, check_seed
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     AnyBase = str | Path | Base | DiffusionPipeline
 
 WORDS = ("negative", "scheduler")  # settings that are texts
+# samplers, as stable-diffusion-webui calls them
+CALLED = {"ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M"}
 NEAR = 0.6  # likeness of a word that may have been meant
 LISTED = "conceptzap demo --words"
 
@@ -87,6 +90,7 @@ class Request:
     erasures: tuple[Loaded, ...]
     policy: Policy | None
     strict: bool
+    strengths: tuple[float, ...] = (1.0,)
 
     def settings(self, base: Base) -> Settings:
         return replace(usual(base), **self.look)
@@ -131,6 +135,7 @@ def request(
     erasures: Iterable[Asked],
     policy: Path | str | None,
     strict: bool,
+    strengths: Iterable[float] = (1.0,),
 ) -> Request:
     """A request whose files are read and whose numbers are in range; raises like `api.generate`."""
     prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
@@ -142,12 +147,20 @@ def request(
     check_seed(check_seed(seed) + count - 1)
     look = {name: value for name, value in look.items() if value is not None}
     Settings(**look)
+    loaded = admission.load_all(erasures)
+    strengths = tuple(strengths)
+    for one, part in itertools.product(loaded, strengths):
+        admission.check_strength(one.strength * admission.check_strength(part))
+    if policy is not None and strengths != (1.0,):
+        hint = "leave the policy or the other strengths out"
+        raise RefusedError("a policy's erasures are in force at the strength they were made at", hint)
     return Request(
         pairs=tuple((prompt, seed + k) for prompt in prompts for k in range(count)),
         look=look,
-        erasures=admission.load_all(erasures),
+        erasures=loaded,
         policy=None if policy is None else _policy(Path(policy)),
         strict=strict,
+        strengths=strengths,
     )
 
 
@@ -203,10 +216,12 @@ def pictures(
     foreign = admission.admit_all(here, [one.erasure for one in active], strict, report)
     settings = asked.settings(here)
     common = _facts(here, settings, any(foreign), asked.policy)
-    edits = sort_edits(edit for one in active for edit in one.edits)
     prompts, seeds = ([pair[i] for pair in asked.pairs] for i in (0, 1))
-    for drawn in sampler.drawings(here, prompts, seeds, settings, edits, report):
-        yield _picture(drawn, active, common)
+    for part in asked.strengths:
+        now = [replace(one, strength=one.strength * part) for one in active]
+        edits = sort_edits(edit for one in now for edit in one.edits if part)
+        for drawn in sampler.drawings(here, prompts, seeds, settings, edits, report):
+            yield _picture(drawn, now, common)
 
 
 def _note_prompts(base: Base, asked: Request, report: Report) -> None:
@@ -243,7 +258,30 @@ def _picture(drawn: Drawing, active: Sequence[Loaded], common: Mapping[str, str]
     records = tuple(_record(one, drawn.fired) for one in active)
     named = [{key: value for key, value in one.items() if key != "path"} for one in records]
     own = {"prompt": drawn.prompt, "seed": str(drawn.seed), "erasures": json.dumps(named)}
-    return Picture(drawn.picture.numpy(), drawn.prompt, drawn.seed, records, {**common, **own})
+    array = drawn.picture.numpy()  # [h, w, 3]
+    text = {**common, **own}
+    text["parameters"] = _parameters(text, array.shape, records)
+    return Picture(array, drawn.prompt, drawn.seed, records, text)
+
+
+def _parameters(
+    text: Mapping[str, str], shape: Sequence[int], records: Sequence[Mapping[str, Json]]
+) -> str:
+    """What stable-diffusion-webui writes as `parameters`, which most viewers of such pictures read."""
+    settings = json.loads(text["settings"])
+    negative = f"\nNegative prompt: {settings['negative']}" if settings["negative"] else ""
+    facts = {
+        "Steps": settings["steps"],
+        "Sampler": CALLED[settings["scheduler"]],
+        "CFG scale": f"{settings['guidance']:g}",
+        "Seed": text["seed"],
+        "Size": f"{shape[1]}x{shape[0]}",
+        "Model": PurePath(text["base"]).name.replace(",", " "),
+        "Version": text["software"].partition(",")[0],
+    }
+    used = ", ".join(f"{one['digest'][:12]}: {one['strength']:g}" for one in records)
+    facts |= {"Erasures": f'"{used}"'} if used else {}
+    return f"{text['prompt']}{negative}\n" + ", ".join(f"{key}: {facts[key]}" for key in facts)
 
 
 def _record(one: Loaded, fired: frozenset[str]) -> dict[str, Json]:
