@@ -90,6 +90,8 @@ def erase(
     output: Path | str | None = None,
     force: bool = False,
     preview: bool = True,
+    log_with: Sequence[str] | str = (),
+    sample_every: int = 0,
     resume: bool = False,
     report: Report | None = None,
 ) -> ErasedFile:
@@ -99,7 +101,8 @@ def erase(
     unsafe; one for all or one each, chosen by the words where they are left out. `overrides` are
     settings of the `method`, `steps` its optimisation steps. Without `preview` no picture is drawn or
     written. `base` is a name, a path, a diffusers pipeline or a `Base`. With `resume` a stopped
-    training is taken up.
+    training is taken up. `log_with` names trackers (jsonl, tensorboard, wandb, trackio) that hear the
+    losses, every `sample_every` steps a sample is drawn; both go into the folder `<stem>.logs`.
 
     Raises `UsageError` before anything is trained, `Interrupted` with the command that goes on, and
     `ThresholdError` when the closing figures still see the concept: the file is kept, and what was
@@ -107,9 +110,15 @@ def erase(
     """
     planned = planning.resolve(
         concepts, anchors=anchors, keep=keep, kind=kind, method=method, preset=preset,
+<<<<<<< HEAD
         overrides=overrides, base=base if isinstance(base, (str, Path)) else getattr(base, "id",
         "pipeline"), prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
         output=output, force=force, preview=preview,
+=======
+        overrides=overrides, prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
+        base=base if isinstance(base, (str, Path)) else getattr(base, "id", "pipeline"),
+        output=output, force=force, preview=preview, log_with=log_with, sample_every=sample_every,
+>>>>>>> c6f14c0 (erase --log-with and --sample-every: losses for trackers, samples along the way)
     )  # fmt: skip
     report = report or Bars()
     doubts.warn(planned.task, report)
@@ -244,8 +253,17 @@ def export(
     from conceptzap.verbs import exporting
 
     return exporting.export(
+<<<<<<< HEAD
         erasures, to, output, base=base, prediction=prediction, rank=rank, dtype=dtype, force=force,
         report=report or Bars(),
+=======
+        erasures,
+        to,
+        output,
+        base=base,
+        prediction=prediction,
+        rank=rank, dtype=dtype, force=force, report=report or Bars(),
+>>>>>>> c6f14c0 (erase --log-with and --sample-every: losses for trackers, samples along the way)
     )  # fmt: skip
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from conceptzap.edit import Edit
     from conceptzap.training.session import Session
 
 T = TypeVar("T")
@@ -38,6 +39,12 @@ class Report:
     def count(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
         """Pass on the `total` items of some work called `label`, showing how many are done."""
         yield from items
+
+    def watch(self, edits: Sequence[Edit]) -> None:
+        """What the next training changes, as it goes: edits over the parameters themselves.
+
+        A method that says it lets samples be drawn between steps.
+        """
 
     def session(self, config: Mapping[str, object]) -> Session | None:
         """Where to keep checkpoints of a training with this config; None keeps none."""

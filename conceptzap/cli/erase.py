@@ -29,6 +29,12 @@ def _kinds(incomplete: str) -> list[str]:
     return [kind for kind in KINDS if kind.startswith(incomplete)]
 
 
+def _trackers(incomplete: str) -> list[str]:
+    from conceptzap.verbs import tracking
+
+    return [name for name in tracking.PACKAGES if name.startswith(incomplete)]
+
+
 def run(
     concepts: Annotated[
         list[str] | None,
@@ -83,6 +89,15 @@ def run(
     preview: Annotated[
         bool, typer.Option("--preview/--no-preview", help="A before/after picture beside the file.")
     ] = True,
+    log_with: Annotated[
+        list[str] | None,
+        typer.Option("--log-with", metavar="T", autocompletion=_trackers,
+                     help="jsonl, tensorboard, wandb or trackio: losses, to FILE.logs. Repeatable."),
+    ] = None,
+    sample_every: Annotated[
+        int, typer.Option("--sample-every", metavar="N", show_default=False,
+                          help="A sample every N steps, to FILE.logs/samples.")
+    ] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a stopped run was.")
     ] = False,
@@ -109,7 +124,8 @@ def run(
     request = {NAMES.get(key, key): value or () if key in options.LISTS else value
                for key, value in request.items()}  # fmt: skip
     words = request.pop("concepts")
-    request |= {"output": output, "force": force, "preview": preview}
+    request |= {"output": output, "force": force, "preview": preview,
+                "log_with": log_with or (), "sample_every": sample_every}  # fmt: skip
     report = Progress()
     plan = api.plan(words, report=report if dry_run else Report(), **request)
     saved = b""

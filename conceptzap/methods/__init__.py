@@ -19,7 +19,8 @@ The contract, which `tests/test_methods.py` holds every file to:
 `cfg`     a `Config`; counts in it are at least 1 (`planning.COUNTS`), other numbers not negative
 `report`  a `Report`. `report.seed` is where all randomness comes from: the same arguments give the
           same edits, bit for bit on a CPU. Slow work goes through `report.count` and
-          `report.progress`; `report.session(about)` is where a training is kept, None where nothing is
+          `report.progress`; `report.session(about)` is where a training is kept, None where nothing is.
+          `report.watch(edits)`, just before a training, lets samples of it be drawn
 
 `erase` yields at least one `Edit` of the role "erase", and edits of the role "key" where the method
 has a key that restores the concept. Every edit must change something for the concept's own prompts.

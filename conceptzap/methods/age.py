@@ -73,6 +73,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     }
     sources = [distil.kept_latents(base, taught, cfg, report)]
     sources += [source for choice in choices for source in (choice, replace(choice, of_goal=True))]
+    report.watch(edits)
     distil.optimise(base, task, cfg, report, groups, sources, terms)
     yield from edits
 

@@ -57,5 +57,6 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     pictures = distil.Noised.of(base, Trajectories.of(base, swapped, cfg.trajectories, report))
     sources = [pictures, distil.kept_latents(base, taught, cfg, report)]
     groups = {"weights": Group(objectives.parameters(edits), cfg.lr)}
+    report.watch(edits)
     distil.optimise(base, task, cfg, report, groups, sources, terms)
     yield from edits

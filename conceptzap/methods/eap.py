@@ -76,6 +76,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
         "choice": Group({"logits": rivals.logits}, cfg.choice_lr),
     }
     sources = [distil.concept_latents(base, taught, cfg, report), rivals]
+    report.watch(edits)
     distil.optimise(base, task, cfg, report, groups, sources, terms)
     yield from edits
 

@@ -44,6 +44,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     losses = _losses(base, list(lessons(base, task, report)), edits, cfg, report)
     groups = {"weights": Group(objectives.parameters(edits), cfg.lr)}
     about = {**asdict(cfg), "concepts": task.concepts, "anchors": task.anchors}
+    report.watch(edits)
     objectives.optimise(
         base, groups, losses, report, steps=cfg.steps, batch=cfg.batch, about=about
     )

@@ -56,6 +56,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     forget = MarkedLatents.of(base, taught, cfg.trajectories, report, end=cfg.end)
     sources = [forget, distil.kept_latents(base, taught, cfg, report)]
     groups = {"weights": Group(objectives.parameters(edits), cfg.lr)}
+    report.watch(edits)
     distil.optimise(base, task, cfg, report, groups, sources, terms)
     yield from edits
 

@@ -66,6 +66,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     }
     losses = _Losses(base, taught, weights, key, cfg, report)
     about = {**asdict(cfg), "concepts": task.concepts, "anchors": task.anchors}
+    report.watch(weights)
     objectives.optimise(
         base, groups, losses, report, steps=cfg.steps, batch=cfg.batch, about=about
     )

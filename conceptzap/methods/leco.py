@@ -57,6 +57,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
 
     sources = [draw(base, taught, cfg, report) for draw in distil.SOURCES]
     groups = {"weights": Group(objectives.parameters(edits), cfg.lr)}
+    report.watch(edits)
     distil.optimise(base, task, cfg, report, groups, sources, terms)
     yield from edits
 

@@ -109,6 +109,7 @@ def _trained(
     drawn = MarkedLatents.of(base, [lesson], cfg.trajectories, report, end=cfg.end)
     groups = {"weights": Group(objectives.parameters(edits), cfg.lr)}
     source = drawn.between(cfg.low, cfg.high)
+    report.watch([refined, *edits])
     distil.optimise(base, task, cfg, report, groups, [source], terms, stage=lesson.concept)
     return edits
 

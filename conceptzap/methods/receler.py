@@ -81,6 +81,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     }
     forget = MarkedLatents.of(base, taught, cfg.trajectories, report)
     sources = [forget, distil.kept_latents(base, taught, cfg, report)]
+    report.watch(edits)
     distil.optimise(base, task, cfg, report, groups, sources, terms)
     yield from edits
 

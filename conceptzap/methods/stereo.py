@@ -67,6 +67,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
             yield from distil.retain(base, edits, stay, cfg)
 
         groups = {"weights": Group(objectives.parameters(edits), cfg.lr)}
+        report.watch(edits)
         distil.optimise(base, task, cfg, report, groups, [forget, keep], terms, stage)
 
     # 1. search: every round erases some more and finds one more prompt

@@ -92,6 +92,7 @@ def _distil(
 
     groups = {"tokens": Group(objectives.parameters([learned]), cfg.lr)}
     about = {**asdict(cfg), "concept": lesson.concept, "anchor": lesson.anchor}
+    report.watch([*fixed, learned])
     objectives.optimise(
         base, groups, losses, report, steps=cfg.steps, batch=cfg.batch, about=about
     )

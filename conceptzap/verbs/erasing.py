@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,33 +17,31 @@ from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure, Header, Json, sort_edits
 from conceptzap.errors import (
     ConceptZapError,
-    Interrupted,
     ThresholdError,
     UsageError,
     escape,
 )
 from conceptzap.evaluation.closing import Closing, closing
-from conceptzap.format import atomic, naming
+from conceptzap.format import atomic
 from conceptzap.registry import family
 from conceptzap.report import Report
 from conceptzap.result import Score
 from conceptzap.runtime.gates import Signal, factor
 from conceptzap.task import Task
 from conceptzap.training import lessons, memory, wordings
-from conceptzap.training.session import Session
 from conceptzap.trust import admission, canary
 from conceptzap.verbs import preview as preview_
 from conceptzap.verbs.generating import described, find_base, usual
 from conceptzap.verbs.planning import ErasePlan
+from conceptzap.verbs.work import Phases, Work, plain
 
 if TYPE_CHECKING:
+
     from conceptzap.verbs.generating import AnyBase
 
-T = TypeVar("T")
 NOT_ERASED = 0.2  # a closing leak above this is no erasure
 CLOSING_BATCH = 16
 LONGEST = 4  # a concept may take up to a fourth of a prompt
-TERMINATED = 128 + signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -73,24 +68,6 @@ class ErasedFile:
     peak_bytes: int = 0
 
 
-class Phases:
-    """What `erase` is doing, said when it begins, and the seconds that each took."""
-
-    def __init__(self, report: Report) -> None:
-        self.report, self.seconds, self.name = report, {}, ""
-        self.since = time.monotonic()
-
-    def enter(self, name: str, about: str = "") -> None:
-        """Another phase begins, or one goes on; only the first time it is said."""
-        now = time.monotonic()
-        if self.name:
-            self.seconds[self.name] += now - self.since
-        if name and name not in self.seconds:
-            self.report.phase(about or name)
-            self.seconds[name] = 0.0
-        self.name, self.since = name, now
-
-
 def erase(
     plan: ErasePlan, report: Report, resume: bool, base: AnyBase | None = None
 ) -> ErasedFile:
@@ -101,8 +78,8 @@ def erase(
     base = find_base(base or plan.base, plan.device, plan.dtype, plan.prediction)
     report.phase(described(base))
     task = fitting_task(base, plan, report)
-    work = Work(plan, report, phases, resume)
-    with work.resumable():
+    work = Work(plan, base, task, report, phases, resume)
+    with work.resumable(), work.log:
         # 2. the method: prepares and learns
         phases.enter("preparing", f"preparing what {', '.join(task.concepts)} is learned from")
         edits = _edits(plan, base, task, work)
@@ -207,91 +184,11 @@ def _check_known(base: Base, word: str) -> None:
 # the method at work
 
 
-class Work(Report):
-    """What a method is given: the caller's report, the seed, and a session for each training."""
-
-    def __init__(self, plan: ErasePlan, report: Report, phases: Phases, resume: bool) -> None:
-        super().__init__(plan.seed)
-        self.plan, self.phases, self.resume = plan, phases, resume
-        self.note, self.warn, self.phase = report.note, report.warn, report.phase
-        self.count, self.shown = report.count, report.progress
-        stem = plan.output.name.removesuffix(naming.SUFFIX)
-        self.folder = plan.output.with_name(f".{stem}.training")
-        self.command = plan.resume_command()
-        self.sessions: list[Session] = []
-        if not resume:
-            self._discard()
-        elif not any(self.folder.glob("*/step-*")):
-            report.warn(f"nothing to take up in {escape(self.folder)}: starting anew")
-
-    def progress(self, events: Iterable[T]) -> Iterator[T]:
-        """Training events, shown by the caller's report; before and after them it is preparing."""
-        self.phases.enter("learning")
-        yield from self.shown(events)
-        self.phases.enter("preparing")
-
-    def session(self, settings: Mapping[str, object]) -> Session:
-        """Where the method's next training is kept; trainings are told apart by their order."""
-        identity = {**self.plan.record(), "output": "", "trained": dict(settings)}
-        session = self._session(str(len(self.sessions) + 1), identity)
-        if self.resume and session.resume:
-            self.note(f"taking up the training at step {session.resume}")
-        self.sessions.append(session)
-        return session
-
-    def _session(self, name: str, identity: Mapping[str, Json]) -> Session:
-        return Session(self.folder / name, identity, self.command, warn=self.warn)
-
-    def _discard(self) -> None:
-        """Remove what an earlier run left; raises `ResourceError` while that run goes on."""
-        for left in sorted(self.folder.glob("[0-9]*")):
-            session = self._session(left.name, {})
-            with session.running():
-                session.clear()
-        self._remove_folder()
-
-    def clear(self) -> None:
-        for session in self.sessions:
-            session.clear()
-        self._remove_folder()
-
-    def _remove_folder(self) -> None:
-        # it stays where something of somebody else's lies in it
-        with suppress(OSError):
-            self.folder.rmdir()
-
-    @contextmanager
-    def resumable(self) -> Iterator[None]:
-        """Whatever stops the work after a checkpoint says how to go on from it."""
-        try:
-            yield
-        except (KeyboardInterrupt, SystemExit) as error:
-            if isinstance(error, SystemExit) and error.code != TERMINATED or not self._kept():
-                raise
-            signum = signal.SIGTERM if isinstance(error, SystemExit) else signal.SIGINT
-            message = (
-                f"stopped by {signum.name}; the training is kept in {escape(self.folder)}"
-            )
-            raise Interrupted(message, f"go on with: {self.command}", signum) from error
-
-    def _kept(self) -> bool:
-        return any(self.folder.glob("*/step-*"))
-
-
 def _edits(plan: ErasePlan, base: Base, task: Task, work: Work) -> list[Edit]:
     """The method's edits as a file gives them back: fp16 tensors, fp32 gates, all on the CPU."""
     member = family.load("methods", plan.method)
     settings = member.Config(**dataclasses.asdict(plan.settings))
-    return [_plain(edit) for edit in member.erase(base, task, settings, work)]
-
-
-def _plain(edit: Edit) -> Edit:
-    tensors = {slot: _stored(tensor.detach().cpu()) for slot, tensor in edit.tensors.items()}
-    return replace(edit, tensors=tensors)
-
-
-def _stored(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.float16) if tensor.is_floating_point() else tensor
+    return [plain(edit) for edit in member.erase(base, task, settings, work)]
 
 
 def _of(edits: Sequence[Edit], role: str) -> tuple[Edit, ...]:

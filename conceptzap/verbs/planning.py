@@ -22,6 +22,7 @@ from conceptzap.registry import catalog, config, family
 from conceptzap.result import check_seed
 from conceptzap.task import Task
 from conceptzap.training import wordings
+from conceptzap.verbs import tracking
 
 # settings that count something there has to be at least one of, in whatever method has them
 COUNTS = ("steps", "batch", "trajectories", "size", "tokens", "directions")
@@ -38,6 +39,7 @@ class ErasePlan:
 
     `settings` has the fields of the method's Config. `fill_keep`: no keep set was given, so that
     the kind's word list stands in. `preview`: a picture is drawn and written beside the file.
+    `log_with`: trackers that hear of the training, `sample_every` so many steps a sample is drawn.
     `request`: the arguments that were given.
     """
 
@@ -54,6 +56,8 @@ class ErasePlan:
     force: bool
     preview: bool
     request: Mapping[str, Any]
+    log_with: tuple[str, ...] = ()
+    sample_every: int = 0
 
     @property
     def given_anchors(self) -> tuple[str | None, ...]:
@@ -65,6 +69,11 @@ class ErasePlan:
         """All that may be written: the erasure, its key and, where one is drawn, the picture."""
         picture = (naming.preview_path(self.output),) if self.preview else ()
         return (self.output, naming.key_path(self.output), *picture)
+
+    @property
+    def logs(self) -> Path:
+        """The folder beside the erasure for what trackers and samples leave."""
+        return self.output.with_name(naming.bare(self.output.name) + ".logs")
 
     def record(self) -> dict[str, Json]:
         """The plan as `--dry-run` shows it."""
@@ -88,14 +97,14 @@ class ErasePlan:
         """The command line that takes a stopped run up: the request as it was made."""
         words = ["conceptzap", "erase"]
         for name, value in self.request.items():
-            option = f"--{OPTIONS.get(name, name)}"
+            option = f"--{OPTIONS.get(name, name).replace('_', '-')}"
             if name == "overrides":
                 words += [word for k, v in (value or {}).items() for word in (option, f"{k}={v}")]
             elif value is True:
                 words.append(option)
             elif value is False:
                 words.append(f"--no-{name}")
-            elif name in ("anchors", "keep", "kind"):
+            elif name in ("anchors", "keep", "kind", "log_with"):
                 words += [word for item in _listed(value) for word in (option, _literal(item))]
             elif value is not None:
                 words += [option, str(value)]
@@ -131,6 +140,8 @@ def resolve(
     output: Path | str | None = None,
     force: bool = False,
     preview: bool = True,
+    log_with: Sequence[str] | str = (),
+    sample_every: int = 0,
 ) -> ErasePlan:
     """The plan of a request; raises `UsageError` for one that cannot be meant.
 
@@ -140,6 +151,8 @@ def resolve(
     usual = resolve.__kwdefaults__
     request = {name: value for name, value in locals().items() if value != usual.get(name, value)}
     check_seed(seed)
+    if not 0 <= sample_every:
+        raise UsageError(f"--sample-every {sample_every} is out of range", "use 1 or more")
     method = method or methods.DEFAULT
     family.require("methods", method)
     chosen = config.preset(preset) if preset else {}
@@ -149,7 +162,7 @@ def resolve(
         settings=_settings(method, chosen, overrides or {}, steps), base=base,
         prediction=prediction, seed=seed, device=device, dtype=dtype,
         output=naming.erasure_path(task.concepts, output), force=force, preview=preview,
-        request=request,
+        request=request, log_with=tracking.check(_listed(log_with)), sample_every=sample_every,
     )  # fmt: skip
     _check_words(plan)
     for path in plan.targets:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+import torch
+
 from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure
 from conceptzap.evaluation.closing import Drawn
@@ -59,6 +62,20 @@ def sheet(
     scale = max(1, SIDE // max(one.before.shape[1] for one in (*concept, *kept)))
     text = {"concepts": ", ".join(task.concepts), "digest": erasure.digest, "title": title}
     return pictures.encode_png(pictures.contact_sheet(title, blocks, scale), text)
+
+
+@torch.no_grad()
+def sample(
+    base: Base, task: Task, edits: Sequence[Edit], seed: int, settings: Settings
+) -> np.ndarray:
+    """A row of the concepts' pictures under edits that are being trained [h, w, 3] uint8."""
+    prompts = concept_prompts(base, task)
+    look = replace(settings, batch=min(len(prompts), memory.rows_that_fit(base, 2 * COLUMNS)))
+    seeds = range(seed, seed + len(prompts))
+    drawn = [one.picture.numpy() for one in sampler.drawings(base, prompts, seeds, look, edits)]
+    captions = [f"{prompt}\nseed {number}" for prompt, number in zip(prompts, seeds, strict=True)]
+    scale = max(1, SIDE // drawn[0].shape[1])
+    return pictures.contact_sheet("", [pictures.Block(captions, [("", drawn)])], scale)
 
 
 def telling_prompt(base: Base, task: Task) -> str:
