@@ -12,7 +12,7 @@ from conceptzap.format import naming
 from conceptzap.report import Bars, Report
 from conceptzap.trust import admission
 from conceptzap.trust.admission import Asked, Source
-from conceptzap.verbs import doubts, generating, planning, stacking
+from conceptzap.verbs import doubts, generating, inspecting, planning, stacking
 from conceptzap.verbs.generating import Picture
 from conceptzap.verbs.stacking import Stacked
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from conceptzap.verbs.erasing import ErasedFile
     from conceptzap.verbs.exporting import Exported
     from conceptzap.verbs.generating import AnyBase
-    from conceptzap.verbs.inspecting import Model
 
 inspect = format.read_header
+examine = inspecting.examine
 load = format.load
 
 
@@ -110,15 +110,9 @@ def erase(
     """
     planned = planning.resolve(
         concepts, anchors=anchors, keep=keep, kind=kind, method=method, preset=preset,
-<<<<<<< HEAD
-        overrides=overrides, base=base if isinstance(base, (str, Path)) else getattr(base, "id",
-        "pipeline"), prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
-        output=output, force=force, preview=preview,
-=======
         overrides=overrides, prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
         base=base if isinstance(base, (str, Path)) else getattr(base, "id", "pipeline"),
         output=output, force=force, preview=preview, log_with=log_with, sample_every=sample_every,
->>>>>>> c6f14c0 (erase --log-with and --sample-every: losses for trackers, samples along the way)
     )  # fmt: skip
     report = report or Bars()
     doubts.warn(planned.task, report)
@@ -182,18 +176,6 @@ def demo_pipeline() -> DiffusionPipeline:
     return load_base("demo", "cpu").pipeline()
 
 
-def examine(path: Path | str) -> tuple[format.Info | Model, ...]:
-    """What lies at a path: an erasure, a checkpoint, a LoRA, or every erasure of a folder.
-
-    Erasures are verified like `inspect`; checkpoints and LoRAs are told by their headers alone, with
-    what an export of ours has erased in them. Raises `FormatError` for what is none of these,
-    `MismatchError` and `ResourceError` for checkpoints that could not be used.
-    """
-    from conceptzap.verbs import inspecting
-
-    return tuple(inspecting.examine(one) for one in inspecting.among(Path(path)))
-
-
 def apply(
     pipe: DiffusionPipeline,
     erasures: Asked | Iterable[Asked],
@@ -253,17 +235,8 @@ def export(
     from conceptzap.verbs import exporting
 
     return exporting.export(
-<<<<<<< HEAD
         erasures, to, output, base=base, prediction=prediction, rank=rank, dtype=dtype, force=force,
         report=report or Bars(),
-=======
-        erasures,
-        to,
-        output,
-        base=base,
-        prediction=prediction,
-        rank=rank, dtype=dtype, force=force, report=report or Bars(),
->>>>>>> c6f14c0 (erase --log-with and --sample-every: losses for trackers, samples along the way)
     )  # fmt: skip
 
 

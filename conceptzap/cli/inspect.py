@@ -15,7 +15,6 @@ from conceptzap.cli import _options as options
 
 
 def run(paths: options.Files, as_json: options.AsJson = False) -> None:
-    from conceptzap import api
     from conceptzap.errors import ConceptZapError
     from conceptzap.terminal import models, show
     from conceptzap.verbs import inspecting
@@ -24,7 +23,7 @@ def run(paths: options.Files, as_json: options.AsJson = False) -> None:
     every = [inside for path in paths for inside in inspecting.among(path)]
     for path in every:
         try:
-            one = api.examine(path)[0]
+            one = inspecting.examine_one(path)
             if isinstance(one, inspecting.Model):
                 other.append(models.record(one))
             else:

@@ -65,7 +65,17 @@ def erasures_in(folder: Path) -> list[Path]:
     return [folder / name for name in names if not name.startswith(".")]
 
 
-def examine(path: Path) -> format.Info | Model:
+def examine(path: Path | str) -> tuple[format.Info | Model, ...]:
+    """What lies at a path: an erasure, a checkpoint, a LoRA, or every erasure of a folder.
+
+    Erasures are verified like `inspect`; checkpoints and LoRAs are told by their headers alone, with
+    what an export of ours has erased in them. Raises `FormatError` for what is none of these,
+    `MismatchError` and `ResourceError` for checkpoints that could not be used.
+    """
+    return tuple(examine_one(one) for one in among(Path(path)))
+
+
+def examine_one(path: Path) -> format.Info | Model:
     """What one path holds; raises `FormatError` for what is neither erasure, checkpoint nor LoRA."""
     path = naming.existing(path)
     if (path / INDEX).is_file():
