@@ -108,7 +108,7 @@ TABLE = {
     ),
     "sizes out of range, asked for and a checkpoint's own": (
         f"{GENERATE}[--height]", f"{GENERATE}[--width]",
-        *(f"{BASE}[size {x}]" for x in ("0", "-8", "1048576", "[8, 9]")),
+        *(f"{BASE}[size {x}]" for x in ("0", "-8", "1048576", "[8, 0]")),
     ),
     "steps out of range": (
         f"{GENERATE}[1001]", f"{GENERATE}[--steps]", f"{ERASE}[--steps]",
