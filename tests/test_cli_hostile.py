@@ -196,16 +196,16 @@ def test_another_checkpoint_is_warned_of_and_recorded(here: Path) -> None:
 def test_a_hook_lost_after_the_self_test_leaves_no_picture(
     kind: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, site = Base.eps, nudge(tiny("sd1"), "church").edits[0].sites[0]
+    real, site = Base.predict, nudge(tiny("sd1"), "church").edits[0].sites[0]
     calls: list[int] = []
 
-    def eps(self: Base, *given: object) -> torch.Tensor:
+    def predict(self: Base, *given: object) -> torch.Tensor:
         calls.append(1)
         if len(calls) % 3 == 0:  # the self-test, the first step, and now the second
             getattr(self.module(site), kind).clear()
         return real(self, *given)
 
-    monkeypatch.setattr(Base, "eps", eps)
+    monkeypatch.setattr(Base, "predict", predict)
     refused(here, 6, site, *DRAW, "base", "--with", GOOD, "-o", "new.png")
 
 
@@ -230,7 +230,7 @@ def on_the_gpu() -> None:
 def test_out_of_memory(
     work: Callable[[], object], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Base, "eps", lambda *_: work())
+    monkeypatch.setattr(Base, "predict", lambda *_: work())
     refused(here, 5, "out of memory", *DRAW, "base", "-o", "new.png")
 
 

@@ -1,4 +1,4 @@
-"""Try to bring an erased concept back, and count how often it comes.
+"""Try to bring an erased concept back, and count successes.
 
     conceptzap attack van-gogh --attack inversion
     conceptzap attack church --attack unlearndiffatk --fail-over ASR=10 -o church-attacked

@@ -1,4 +1,4 @@
-"""Print BibTeX of what made erasures: their methods' papers and conceptzap.
+"""Print BibTeX of what made erasures: papers and conceptzap.
 
     conceptzap cite van-gogh
     conceptzap cite *.lprompt.safetensors --json
