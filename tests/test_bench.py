@@ -409,10 +409,11 @@ def test_each_process_takes_its_share(
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, str(tmp_path / "program.py"), *words(tiny_folder, tmp_path / "out"), "--json"]
     online = os.pathsep.join(one for one in sys.path if one and "offline" not in one)
-    env = environment(PYTHONPATH=online, ACCELERATE_USE_CPU="true")
+    env = environment(PYTHONPATH=online)
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(json.loads(done.stdout)["cells"]) == 4
+    assert done.stdout.count("\n") == 1 and len(json.loads(done.stdout)["cells"]) == 4
+    assert done.stderr.count(" of 4: ") == 4
     same(tmp_path / "out", whole[0])
 
 

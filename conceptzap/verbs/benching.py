@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
 from accelerate import PartialState
 
 import conceptzap
@@ -53,7 +54,8 @@ def bench(
     folder = naming.place(output)
     again = _prepare(folder, asked, force)
     _check(asked, _nearest(folder))
-    state = PartialState()
+    # processes that share no GPU find one another only when accelerate is told so
+    state = PartialState(cpu=asked.device == "cpu" or not torch.cuda.is_available())
     base = load_base(asked.base, asked.device, asked.dtype, asked.prediction)
     report.phase(described(base))
     for name in (ERASURES, CELLS):
