@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -264,8 +265,9 @@ def test_a_training_that_asks_to_be_resumed_stops_the_bench(
     assert bench(tiny_folder, tmp_path / "out", *CHURCH).code == 143
 
 
-PROGRAM = """
+PROGRAM = f"""
 import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})  # where the stub judges lie
 import conceptzap.verbs.erasing as erasing
 from conceptzap.cli import main
 from conceptzap.result import Settings
@@ -280,16 +282,12 @@ def words(folder: Path, out: Path) -> list[str]:
     return ["bench", *asked, "--base", str(folder), *map(str, (*WORDS, *BOTH)), "-o", str(out)]
 
 
-def environment(**more: str) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **more}
-
-
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     whole: tuple[Path, Answer], tiny_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     program = [sys.executable, "-c", PROGRAM, *words(tiny_folder, out)]
-    running = subprocess.Popen(program, env=environment(), stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(program, stderr=subprocess.DEVNULL)
     while running.poll() is None and not any(out.glob("cells/*.json")):
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
@@ -405,15 +403,23 @@ def test_each_process_takes_its_share(
     whole: tuple[Path, Answer], tiny_folder: Path, tmp_path: Path
 ) -> None:
     """Two of them: every cell is made once, one process tells, the bytes are the same."""
-    (tmp_path / "program.py").write_text(PROGRAM)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, str(tmp_path / "program.py"), *words(tiny_folder, tmp_path / "out"), "--json"]
-    online = os.pathsep.join(one for one in sys.path if one and "offline" not in one)
-    env = environment(PYTHONPATH=online)
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("\n") == 1 and len(json.loads(done.stdout)["cells"]) == 4
-    assert done.stderr.count(" of 4: ") == 4
+    program = [sys.executable, "-c", PROGRAM, *words(tiny_folder, tmp_path / "out"), "--json"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    # what a launcher tells its processes
+    here = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo", **meet}
+    running = [
+        subprocess.Popen(
+            program, env=os.environ | here | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    told = [one.communicate() for one in running]
+    assert [one.returncode for one in running] == [0, 0], told
+    out, err = ("".join(part) for part in zip(*told, strict=True))
+    assert out.count("\n") == 1 and len(json.loads(out)["cells"]) == 4
+    assert err.count(" of 4: ") == 4
     same(tmp_path / "out", whole[0])
 
 
