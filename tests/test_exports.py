@@ -434,7 +434,7 @@ def test_what_a_killed_export_left_is_cleared_away(sd1: Base, tmp_path: Path) ->
     path = save(tmp_path, sd1, "a", [some.shared(sd1)])
     handle = os.open(left, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(ResourceError, match="another export is writing"):
+    with pytest.raises(ResourceError, match="another run is writing"):
         conceptzap.export(path, "checkpoint", tmp_path / "out", base=sd1)
     assert (left / "unet" / "half.safetensors").exists()
     os.close(handle)

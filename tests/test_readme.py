@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # what each command's comment, or the text around it, says will be there
 NAMED = (
     "van-gogh.lprompt.safetensors", "van-gogh.png", "images", "church.lprompt.safetensors",
-    "church+van-gogh.lprompt.safetensors", "uce.lprompt.safetensors", "uce.toml",
+    "van-gogh+church.lprompt.safetensors", "uce.lprompt.safetensors", "uce.toml",
     "erased/model_index.json", "conceptzap.lock", "python-church.lprompt.safetensors",
     "church-0.png", "church-1.png", "erased.png", "bench/bench.html",
 )  # fmt: skip
