@@ -87,6 +87,20 @@ Prediction = Annotated[
     typer.Option("--prediction", metavar="P",
                  help="epsilon or v_prediction, where the base does not say it."),
 ]
+SuiteSteps = Annotated[
+    int | None, typer.Option("--steps", metavar="N", help="Sampling steps.  [the suite's]")
+]
+SuiteBatch = Annotated[
+    int | None, typer.Option("--batch", metavar="N", help="Pictures a UNet call.  [the suite's]")
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", metavar="N", help="At most N pictures of a slice.")
+]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option("--judge", metavar="J",
+                 help="demo, clip:MODEL, imagenet:FILE, nudenet or module:function. Repeatable."),
+]
 Guidance = Annotated[
     float | None, typer.Option("--guidance", metavar="X", help="Guidance scale, 0 to 50.")
 ]

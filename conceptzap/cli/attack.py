@@ -53,19 +53,13 @@ def run(
     suite: Annotated[
         str, typer.Option("--suite", metavar="S", help="Where prompts and judges come from.")
     ] = "quick",
-    judge: Annotated[
-        list[str] | None, typer.Option("--judge", metavar="J", help="As for evaluate. Repeatable.")
-    ] = None,
+    judge: options.Judges = None,
     base: options.Base = "demo",
     prediction: options.Prediction = None,
     seed: options.Seed = 0,
-    steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="Sampling steps.  [the suite's]")
-    ] = None,
+    steps: options.SuiteSteps = None,
     guidance: options.Guidance = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", metavar="N", help="Pictures a UNet call.  [the suite's]")
-    ] = None,
+    batch: options.SuiteBatch = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     fail_over: Annotated[

@@ -59,22 +59,14 @@ def run(
         typer.Option("--set", metavar="METHOD.key=value", help="A setting of a method. Repeatable."),
     ] = None,
     preset: options.Preset = None,
-    judge: Annotated[
-        list[str] | None, typer.Option("--judge", metavar="J", help="As in `evaluate`. Repeatable.")
-    ] = None,
+    judge: options.Judges = None,
     base: Annotated[str | None, options.usually(options.BASE, "demo")] = None,
     prediction: options.Prediction = None,
     seed: Annotated[int | None, options.usually(options.SEED, 0)] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="Sampling steps.  [the suite's]")
-    ] = None,
+    steps: options.SuiteSteps = None,
     guidance: options.Guidance = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", metavar="N", help="Pictures a UNet call.  [the suite's]")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="At most N pictures of a slice.")
-    ] = None,
+    batch: options.SuiteBatch = None,
+    limit: options.Limit = None,
     device: Annotated[str | None, options.usually(options.DEVICE, "auto")] = None,
     dtype: Annotated[str | None, options.usually(options.DTYPE, "auto")] = None,
     output: Annotated[

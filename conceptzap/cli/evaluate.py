@@ -41,24 +41,14 @@ def run(
         list[str] | None,
         typer.Option("--concept", metavar="C", help="What must be gone.  [what the files erase]"),
     ] = None,
-    judge: Annotated[
-        list[str] | None,
-        typer.Option("--judge", metavar="J",
-                     help="demo, clip:MODEL, imagenet:FILE, nudenet or module:function. Repeatable."),
-    ] = None,
+    judge: options.Judges = None,
     base: options.Base = "demo",
     prediction: options.Prediction = None,
     seed: options.Seed = 0,
-    steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="Sampling steps.  [the suite's]")
-    ] = None,
+    steps: options.SuiteSteps = None,
     guidance: options.Guidance = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", metavar="N", help="Pictures a UNet call.  [the suite's]")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="At most N pictures of a slice.")
-    ] = None,
+    batch: options.SuiteBatch = None,
+    limit: options.Limit = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     fail_under: Annotated[

@@ -122,18 +122,28 @@ def sentence(result: Result) -> str:
 
 def parse(pairs: Iterable[str]) -> dict[str, float]:
     """`["E=95"]` -> `{"E": 0.95}`; `UsageError` for an unknown metric or no percentage."""
+    return percentages("--fail-under", pairs, HIGHER, "metric")
+
+
+def percentages(
+    option: str, pairs: Iterable[str], known: Sequence[str], what: str
+) -> dict[str, float]:
+    """The fractions that an option's texts `NAME=percentage` ask for, by name.
+
+    `what` is what a name stands for. Raises `UsageError` for a name not in `known` or no percentage.
+    """
     wanted = {}
     for pair in pairs:
-        metric, _, text = pair.partition("=")
-        if metric not in HIGHER:
-            raise UsageError(f"--fail-under {pair!r}: no such metric", suggest(metric, HIGHER))
+        name, _, text = pair.partition("=")
+        if name not in known:
+            raise UsageError(f"{option} {pair!r}: no such {what}", suggest(name, known))
         try:
             percent = float(text)
         except ValueError:
             percent = -1.0
         if not 0 <= percent <= 100:
-            raise UsageError(f"--fail-under {pair!r} is no percentage", "for example E=95")
-        wanted[metric] = percent / 100
+            raise UsageError(f"{option} {pair!r} is no percentage", f"use 0 to 100, for example {known[0]}=50")
+        wanted[name] = percent / 100
     return wanted
 
 

@@ -25,7 +25,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from conceptzap import exports
-from conceptzap.base import Base, layout, load_base, loading, original, parameters, single_file
+from conceptzap.base import (
+    Base,
+    layout,
+    load_base,
+    loading,
+    original,
+    parameters,
+    single_file,
+)
 from conceptzap.base.bpe import clip_tokenizer
 from conceptzap.edit import Json, canonical_json
 from conceptzap.errors import RefusedError, ResourceError, UsageError, escape

@@ -30,6 +30,7 @@ from conceptzap.runtime import gates, ops
 from conceptzap.runtime.hooks import CrossHook, Hook, LayerHook, Site, UNetHook, owner
 from conceptzap.runtime.receipt import STRIPPED, Ledger, Receipt
 
+
 class Attachment:
     """Edits hooked into a UNet until `remove()`. Use `attached` where a block is enough.
 

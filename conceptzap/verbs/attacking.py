@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conceptzap.errors import ThresholdError, UsageError, escape
-from conceptzap.evaluation import judging, probes
+from conceptzap.evaluation import judging, probes, verdict
 from conceptzap.evaluation.probes import Subject
 from conceptzap.evaluation.run import Experiment
 from conceptzap.page import folder
@@ -122,19 +122,7 @@ def questions(experiment: Experiment, subject: Subject, n: int) -> tuple[Probe, 
 
 def parse(pairs: Iterable[str]) -> dict[str, float]:
     """`["ASR=10"]` -> `{"ASR": 0.1}`; `UsageError` for an unknown rate or no percentage."""
-    limits = {}
-    for pair in pairs:
-        name, _, text = pair.partition("=")
-        if name not in RATES:
-            raise UsageError(f"--fail-over {pair!r}: no such rate", family.suggest(name, RATES))
-        try:
-            percent = float(text)
-        except ValueError:
-            percent = -1.0
-        if not 0 <= percent <= 100:
-            raise UsageError(f"--fail-over {pair!r} is no percentage", "for example ASR=10")
-        limits[name] = percent / 100
-    return limits
+    return verdict.percentages("--fail-over", pairs, RATES, "rate")
 
 
 def enforce(done: Attacked, limits: Mapping[str, float]) -> None:

@@ -94,8 +94,8 @@ def concept_prompts(base: Base, task: Task) -> list[str]:
     for concept, anchor, kind in task.triples:
         pairs = wordings.pairs(concept, anchor or "", kind, _things(base, task, kind))
         known = [pair.concept for pair in pairs if not base.unknown_words(pair.concept)]
-        asked.append(_spread(known or [concept], -(-COLUMNS // len(task.pairs))))
-    return [prompt for prompt in sum(asked, [])][:COLUMNS]
+        asked += _spread(known or [concept], -(-COLUMNS // len(task.pairs)))
+    return asked[:COLUMNS]
 
 
 def _kept(base: Base, task: Task) -> list[str]:
