@@ -142,7 +142,8 @@ def percentages(
         except ValueError:
             percent = -1.0
         if not 0 <= percent <= 100:
-            raise UsageError(f"{option} {pair!r} is no percentage", f"use 0 to 100, for example {known[0]}=50")
+            example = f"{known[0]}=50"
+            raise UsageError(f"{option} {pair!r} is no percentage", f"use 0 to 100, for example {example}")
         wanted[name] = percent / 100
     return wanted
 
