@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from policies import BASE, HEX, PRINTS, change, locked, stored
 
 from conceptzap import format
+from conceptzap.base import load_base, opening
 from conceptzap.edit import BaseRef
 from conceptzap.errors import ConceptZapError, FormatError, RefusedError, UsageError
 from conceptzap.testing import save_tiny
@@ -85,6 +86,24 @@ def test_a_lock_on_a_folder_is_verified_from_anywhere(sd1, tmp_path, monkeypatch
     guard.lock([file], "base", tmp_path / "my.lock")
     monkeypatch.chdir("/")
     assert guard.verify(tmp_path / "my.lock").base_name == "./base"
+
+
+def test_a_lock_keeps_what_its_base_was_said_to_predict(sd1, tmp_path, monkeypatch):
+    """Else it is verified, and drawn under, as a checkpoint that it is not."""
+    file, folder = write(sd1, "church", tmp_path), save_tiny(tmp_path / "base")
+    lock = tmp_path / "my.lock"
+    guard.lock([file], str(folder), lock, prediction="v_prediction")
+    assert policy.read(lock).prediction == "v_prediction"
+    asked = []
+    monkeypatch.setattr(opening, "_placed", lambda *given, placed=opening._placed: (
+        asked.append(given[-1]) or placed(*given)
+    ))  # fmt: skip
+    guard.verify(lock)
+    assert asked == ["v_prediction"]
+    with pytest.raises(RefusedError, match="predicting epsilon, not v_prediction"):
+        policy.check_base(policy.read(lock), load_base(str(folder)))
+    guard.lock([file], str(folder), lock, force=True)
+    assert policy.read(lock).prediction is None and b"prediction" not in lock.read_bytes()
 
 
 def test_an_existing_lock_is_kept_without_force(lock):

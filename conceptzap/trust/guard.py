@@ -30,7 +30,7 @@ def lock(
     from conceptzap.base import load_base
 
     here = load_base(base, prediction=prediction)
-    return policy.write(output, here.reference(policy.EVERYTHING), base, paths, force)
+    return policy.write(output, here.reference(policy.EVERYTHING), base, paths, force, prediction)
 
 
 def verify(path: Path | str = NAME, device: str = "auto") -> Policy:
@@ -43,6 +43,6 @@ def verify(path: Path | str = NAME, device: str = "auto") -> Policy:
     from conceptzap.base import load_base
     from conceptzap.trust import canary
 
-    here = load_base(held.locate_base(), device)
+    here = load_base(held.locate_base(), device, prediction=held.prediction)
     canary.check_all(here, [(erasure, True) for erasure in policy.enforce(held, here)])
     return held

@@ -29,6 +29,7 @@ BASE = {
     "signature": str,
     "fingerprint": dict,
 }
+PREDICTION = "prediction"  # of the base, where its own files do not say it and `lock` was told
 FILE = {"path": str, "sha256": str, "digest": str, "concepts": list, "required": bool}
 ANEW = "write it anew with: conceptzap lock"
 HEAD = "# Written by `conceptzap lock`, checked by `conceptzap verify`.\n"
@@ -51,7 +52,8 @@ class Pinned:
 
 @dataclass(frozen=True)
 class Policy:
-    """A lock file as read. `digest` is the sha256 of its bytes, `base_name` what the lock calls its base.
+    """A lock file as read. `digest` is the sha256 of its bytes, `base_name` what the lock calls its base,
+    `prediction` what that was said to predict where its own files do not say it.
 
     `versions` is a range such as ">=0.1.0,<0.2" (PEP 440).
     """
@@ -62,6 +64,7 @@ class Policy:
     base_name: str
     base: BaseRef
     files: tuple[Pinned, ...]
+    prediction: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -94,6 +97,8 @@ def name_base(lock: Path, base: str) -> str:
 def encode(policy: Policy) -> bytes:
     """The bytes of a policy; what does not print is written by its code point."""
     base = {"name": policy.base_name, **policy.base.record()}
+    if policy.prediction:
+        base[PREDICTION] = policy.prediction
     files = [{**vars(pinned), "concepts": list(pinned.concepts)} for pinned in policy.files]
     tree = {"schema": SCHEMA, "conceptzap": policy.versions, "base": base, "files": files}
     try:
@@ -118,14 +123,15 @@ def parse(path: Path, data: bytes) -> Policy:
         _check_schema(tree.get("schema"))
         top = _fields(tree, TOP, "it")
         _check_versions(top["conceptzap"])
-        base = _fields(top["base"], BASE, "base")
+        told = {PREDICTION: str} if PREDICTION in top["base"] else {}
+        base = _fields(top["base"], BASE | told, "base")
         files = tuple(_file(table) for table in top["files"])
         reference = _reference(base)
         _check_files(files)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{escape(path)} is no sound policy: {escape(error)}", ANEW) from error
     digest = hashlib.sha256(data).hexdigest()
-    return Policy(path, digest, top["conceptzap"], base["name"], reference, files)
+    return Policy(path, digest, top["conceptzap"], base["name"], reference, files, base.get(PREDICTION))
 
 
 def _check_schema(schema: Json) -> None:

@@ -32,9 +32,12 @@ EVERYTHING = ("unet",)
 
 
 def write(
-    path: Path, base: BaseRef, base_name: str, files: Iterable[Path], force: bool = False
-) -> Policy:
+    path: Path, base: BaseRef, base_name: str, files: Iterable[Path], force: bool = False,
+    prediction: str | None = None,
+) -> Policy:  # fmt: skip
     """Pin these erasures on this base, given by `Base.reference(EVERYTHING)`; all are required.
+
+    `prediction` is what the base was said to predict, None where its own files say it.
 
     Files, and a base that is a folder or a file, are named from the lock's folder.
 
@@ -49,7 +52,7 @@ def write(
     if reasons:
         raise _refused(f"cannot lock {escape(path)}", reasons)
     name = lockfile.name_base(Path(path), base_name)
-    draft = Policy(Path(path), "", _range(), name, base, pins)
+    draft = Policy(Path(path), "", _range(), name, base, pins, prediction)
     data = lockfile.encode(draft)
     policy = lockfile.parse(Path(path), data)
     write_atomic(path, data, force)
@@ -85,6 +88,8 @@ def check_base(policy: Policy, base: Base) -> None:
     reasons = [f"its {part} weights are others" for part in differing]
     if base.signature != policy.base.signature:
         reasons = ["it has another architecture"]
+    if policy.prediction and base.prediction != policy.prediction:
+        reasons.append(f"it was opened as predicting {base.prediction}, not {policy.prediction}")
     if reasons:
         raise _refused(f"{escape(base.id)} is not the base {escape(policy.base_name)}", reasons)
 
