@@ -10,6 +10,7 @@ from torch import Tensor
 
 from conceptzap.base import CROSS, CROSS_KV, Base
 from conceptzap.edit import Edit, Erasure, Gate, Header, sort_edits
+from conceptzap.runtime import adapters
 from conceptzap.runtime.attach import attached
 from conceptzap.training import detector
 from conceptzap.training.states import States
@@ -20,6 +21,7 @@ OTHER = ("", "a photo of a cat", "a painting of a house", "a dog in the style of
 TIME = 500
 CONVS = "unet.*.resnets.0.conv1"
 FEED = "unet.*.ff.net.2"
+BLOCK = "unet.*.attentions.0"  # gives a tuple, of pictures
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -100,6 +102,23 @@ def adapter(base: Base, seed: int = 0, gates: Iterable[Gate] = (), **params: obj
         "center": randn(reads, seed=seed + 3),
     }
     return Edit("adapter", (site,), tensors, params, gates=tuple(gates))
+
+
+def beside(
+    base: Base, pattern: str = BLOCK, seed: int = 0, gates: Iterable[Gate] = (), **params: object
+) -> Edit:
+    """An adapter at the last module of a pattern, of whatever kind it is."""
+    site = base.sites(pattern)[-1]
+    out, into = adapters.widths(base.module(site))
+    reads, writes = params.get("reads", "x"), params.get("writes", "y")
+    down = randn(4, out if reads == "y" else into, seed=seed + 1) / 4
+    tensors = {"up": randn(into if writes == "x" else out, 4, seed=seed) / 4, "down": down}
+    return Edit("adapter", (site,), tensors, {"phi": "gelu", **params}, gates=tuple(gates))
+
+
+def skip(base: Base, seed: int = 0, gates: Iterable[Gate] = ()) -> Edit:
+    """An adapter on what a decoder's layer reads: what comes up to it, and the skip connection."""
+    return beside(base, "unet.up_blocks.*.resnets.0", seed, gates, writes="x")
 
 
 def eraser(base: Base) -> tuple[Edit, ...]:

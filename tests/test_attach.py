@@ -265,6 +265,8 @@ MAKERS = {
     "low rank": some.low_rank,
     "delta": some.delta,
     "adapter": some.adapter,
+    "block": some.beside,
+    "skip": some.skip,
 }
 
 

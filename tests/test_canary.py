@@ -14,7 +14,7 @@ from conceptzap import format
 from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure, stack
 from conceptzap.errors import RefusedError
-from conceptzap.runtime import ops
+from conceptzap.runtime import adapters, ops
 from conceptzap.runtime.attach import Attachment
 from conceptzap.runtime.hooks import LayerHook
 from conceptzap.testing import tiny
@@ -201,8 +201,10 @@ def _nothing(*given: Any) -> torch.Tensor:
         (some.shared, ops, "low_rank"),
         (some.low_rank, ops, "low_rank"),
         (some.mask, ops, "masked"),
-        (some.delta, ops, "change"),
-        (some.adapter, ops, "change"),
+        (some.delta, ops, "dense"),
+        (some.adapter, adapters, "change"),
+        (some.beside, adapters, "change"),
+        (some.skip, LayerHook, "_adapted"),
         (some.tokens, LayerHook, "_prompt"),
         (some.key_values, LayerHook, "_rows"),
     ],
@@ -219,6 +221,8 @@ def test_an_effect_that_does_not_arrive_is_found(
         ),
         "_rows": lambda hook, call, learned, output, start: [output[:, start:]],
         "low_rank": lambda pair, strength, module, x: torch.zeros_like(x if module is None else module.forward(x)),
+        "dense": lambda part, module, x: torch.zeros_like(module.forward(x)),
+        "_adapted": lambda hook, call, index, x, y: torch.zeros_like(x),
         "masked": lambda parts, strengths, module, x: torch.zeros_like(module.forward(x)),
     }
     monkeypatch.setattr(owner, name, mutes.get(name, _nothing))

@@ -37,6 +37,8 @@ OTHERS: dict[str, Maker] = {
     "adapter": some.adapter,
     "gelu": lambda base, **k: some.adapter(base, phi="gelu", reads="y", **k),
     "topk": lambda base, **k: some.adapter(base, phi="topk", k=2, **k),
+    "block": some.beside,
+    "skip": some.skip,
 }
 MAKERS = WEIGHTS | OTHERS
 GATES = ("always", "window", "match")

@@ -39,12 +39,12 @@ OPS = {
     "tokens": Kind(_sets("prompt_k prompt_v", "tokens_k tokens_v")),
     # up [out, r] (conv: [out, r, 1, 1]), down [r, in] (conv: [r, in, kh, kw]); into [in, r]
     "weight": Kind(_sets("up down", "into down", "delta", "keep")),
-    # y + up phi(down (x - center) + bias)
+    # y + up phi(down (x - center) + bias), at any module; written into y, or into x before it
     "adapter": Kind(
         _sets("up down"),
         frozenset({"bias", "center"}),
-        {"phi": (str,), "k": (int,), "reads": (str,)},
-        choices={"phi": ("none", "relu", "gelu", "topk"), "reads": ("x", "y")},
+        {"phi": (str,), "k": (int,), "reads": (str,), "writes": (str,)},
+        choices={"phi": ("none", "relu", "gelu", "topk"), "reads": ("x", "y"), "writes": ("x", "y")},
         ranges={"k": (1, 2**20)},
     ),
 }

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from conceptzap.base import PREFIX, find_module
 from conceptzap.edit import Edit
 from conceptzap.errors import MismatchError, RefusedError, SilentEditError
-from conceptzap.runtime import gates, ops
+from conceptzap.runtime import adapters, gates, ops
 from conceptzap.runtime.hooks import CrossHook, Hook, LayerHook, Site, UNetHook, owner
 from conceptzap.runtime.receipt import STRIPPED, Ledger, Receipt
 
@@ -101,7 +101,7 @@ class Attachment:
             self._handles.append(
                 module.register_forward_hook(hook.after, with_kwargs=True, always_call=whole))
         if path:
-            self._ledger.watch(path, hook.writes)
+            self._ledger.watch(hook, hook.writes)
 
 
 def _is_compiled(unet: nn.Module) -> bool:
@@ -131,13 +131,13 @@ def _checked(unet: nn.Module, edits: Sequence[Edit]) -> dict[str, nn.Module]:
     for edit in edits:
         _check_gates(edit, unet.config.cross_attention_dim, gates_seen)
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in edit.tensors.items())
-        kind = (edit.op, edit.sites, ops.reads_output(edit), shapes)
+        kind = (edit.op, edit.sites, adapters.reads_output(edit), adapters.writes_input(edit), shapes)
         if kind in alike:  # of a thousand files most are made alike
             continue
         for path in edit.sites:
             if path not in modules:
                 modules[path] = find_module(unet, path)
-            ops.check(edit, modules[path], path)
+            (adapters if adapters.is_adapter(edit) else ops).check(edit, modules[path], path)
         alike.add(kind)
     return modules
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from conceptzap.edit import MAX_ROWS
 from conceptzap.errors import RefusedError, SilentEditError
-from conceptzap.runtime import ops
+from conceptzap.runtime import adapters, ops
 from conceptzap.runtime.receipt import STRIPPED, Call, Ledger
 
 # the UNet's arguments in their order
@@ -44,6 +44,7 @@ class Hook:
     """Seen going in by `before`; and going out by `after`, but only where it `writes` an output."""
 
     writes = False
+    path = ""
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         raise NotImplementedError
@@ -85,12 +86,12 @@ class CrossHook(Hook):
     """
 
     def __init__(self, ledger: Ledger, site: Site) -> None:
-        self.ledger, self.site = ledger, site
+        self.ledger, self.path = ledger, site.path
         self.edits = frozenset(site.edits)
         self.extra = 0
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        call = self.ledger.enter(self.site.path, len(args[0]))
+        call = self.ledger.enter(self, len(args[0]))
         tokens, self.extra = call.among(self.edits), 0
         if not tokens:
             return None
@@ -132,7 +133,7 @@ class CrossHook(Hook):
 
 
 class LayerHook(Hook):
-    """At a Linear or Conv2d: input shifts and learned rows before it, output changes after it.
+    """At any module: changes of its input and learned rows before it, changes of its output after it.
 
     Inside a cross-attention with `tokens` edits it works for its hook (`cross`) as key or value
     layer (`letter`).
@@ -141,13 +142,14 @@ class LayerHook(Hook):
     def __init__(
         self, ledger: Ledger, site: Site, cross: CrossHook | None = None, letter: str = ""
     ) -> None:
-        self.ledger, self.site, self.cross, self.letter = ledger, site, cross, letter
+        self.ledger, self.path, self.cross, self.letter = ledger, site.path, cross, letter
         self.of_text = site.path.endswith((".attn2.to_k", ".attn2.to_v"))
         edits = ledger.edits
         self.shifting = frozenset(index for index in site.edits if ops.shifts_input(edits[index]))
         self.pairs = frozenset(index for index in site.edits if ops.is_low_rank(edits[index]))
         self.masks = frozenset(index for index in site.edits if ops.is_mask(edits[index]))
-        self.others = frozenset(site.edits) - self.shifting - self.pairs - self.masks
+        self.moving = frozenset(index for index in site.edits if adapters.writes_input(edits[index]))
+        self.others = frozenset(site.edits) - self.shifting - self.pairs - self.masks - self.moving
         self.changing = self.pairs | self.masks | self.others
         self.learned = cross.edits if cross else frozenset()
         written = any(f"tokens_{letter}" in edits[index].tensors for index in self.learned)
@@ -155,17 +157,17 @@ class LayerHook(Hook):
         self.text: Tensor | None = None
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        x = args[0]
-        call = self.ledger.enter(self.site.path, len(x))
+        x = adapters.given(self.path, args, kwargs)
+        call = self.ledger.enter(self, len(x))
         if call.idle:
             return None
         self.text = self._text(x) if self.writes else None
-        shifting, learned = call.among(self.shifting), call.among(self.learned)
-        if not shifting and not learned:
+        shifting, moving, learned = map(call.among, (self.shifting, self.moving, self.learned))
+        if not shifting and not moving and not learned:
             return None
         key = (self.letter, shifting, "beside", learned)
-        new = call.once(key, x, self._input) if self.of_text else self._input(call, x)
-        return (new, *args[1:]), kwargs
+        once = self.of_text and not moving
+        return adapters.regiven(args, kwargs, call.once(key, x, self._input) if once else self._input(call, x))
 
     def _text(self, x: Tensor) -> Tensor:
         """x without the rows that stand in it for the learned ones."""
@@ -176,12 +178,14 @@ class LayerHook(Hook):
         total = text = self._text(x)  # [rows, length, width]
         if shifting := call.among(self.shifting):
             total = total + self._low_rank(call, shifting, "into", None, text)
+        for index in call.among(self.moving):
+            total = total + self._adapted(call, index, text, None)
         if not (learned := call.among(self.learned)):
             return total
         rows = [self._prompt(call, index, x) for index in learned]
         spare = x.shape[1] - text.shape[1] - sum(row.shape[1] for row in rows)
         if spare < 0:
-            path = self.cross.site.path
+            path = self.cross.path
             raise SilentEditError(f"{path} has no place for the learned tokens", STRIPPED)
         # [rows, length + learned + spare, width]
         return torch.cat([total, *rows, x.new_zeros(len(x), spare, x.shape[2])], 1)
@@ -201,9 +205,10 @@ class LayerHook(Hook):
         strength = call.strength((index,), rows)
         return rows if strength is None else torch.where(strength[..., None] == 0, 0, rows)
 
-    def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
-        call, text, self.text = self.ledger.call, self.text, None
-        call.leave(self.site.path, len(output))
+    def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        call, text, self.text, whole = self.ledger.call, self.text, None, output
+        output = adapters.made(self.path, whole)
+        call.leave(self, len(output))
         changing, learned = call.among(self.changing), call.among(self.learned)
         name = f"tokens_{self.letter}"
         written = any(name in self.ledger.edits[index].tensors for index in learned)
@@ -214,15 +219,20 @@ class LayerHook(Hook):
         if changing:
             total = total + self._change(call, module, text, total)
         if not learned:
-            return total
+            return adapters.remade(whole, total)
         return torch.cat([total, *self._rows(call, learned, output, length)], 1)
 
     def _change(self, call: Call, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """What the open edits add to the output y for x: pairs as one, masks as one, others in turn."""
+        """What the open edits add to the output y for x: pairs as one, masks as one, others in turn.
+
+        A layer's own y is made anew where others have moved its input; a module of several parts has
+        only the one that they made.
+        """
         others = call.among(self.others)
-        shifted = bool(call.among(self.shifting))
-        if shifted and any(ops.reads_output(self.ledger.edits[index]) for index in others):
-            y = module.forward(x)  # the module's own, where others have shifted the input
+        moved = call.among(self.shifting) or call.among(self.moving)
+        readers = any(adapters.reads_output(self.ledger.edits[index]) for index in others)
+        if moved and readers and not any(module.children()):
+            y = module.forward(x)
         changes = []
         if pairs := call.among(self.pairs):
             changes.append(self._low_rank(call, pairs, "up", module, x))
@@ -230,10 +240,19 @@ class LayerHook(Hook):
             parts = [self.ledger.parts[index] for index in masks]
             changes.append(ops.masked(parts, call.distinct(masks), module, x))
         for index in others:
-            change = ops.change(self.ledger.parts[index], module, x, y)
-            strength = call.strength((index,), change)
-            changes.append(ops.weigh(None if strength is None else strength[..., 0], change))
+            if adapters.is_adapter(self.ledger.edits[index]):
+                changes.append(self._adapted(call, index, x, y))
+            else:
+                changes.append(self._weighed(call, index, ops.dense(self.ledger.parts[index], module, x)))
         return sum(changes[1:], changes[0])
+
+    def _adapted(self, call: Call, index: int, x: Tensor, y: Tensor | None) -> Tensor:
+        """What an adapter adds to the output y or, where there is none yet, to the input x."""
+        return self._weighed(call, index, adapters.change(self.ledger.parts[index], self.path, x, y))
+
+    def _weighed(self, call: Call, index: int, change: Tensor) -> Tensor:
+        strength = call.strength((index,), change)
+        return ops.weigh(None if strength is None else strength[..., 0], change)
 
     def _low_rank(
         self, call: Call, indices: tuple[int, ...], up: str, module: nn.Module | None, x: Tensor

@@ -2,7 +2,7 @@
 
 `weight`  y + s dW x, with dW = up down | W into down | delta, on Linear and Conv2d; masks multiply:
           y + (W o prod_i (1 + s_i (keep_i - 1)) - W) x.
-`adapter` y + s up phi(down (x - center) + bias).
+`adapter` y + s up phi(down (x - center) + bias), at any module: `adapters.py`.
 `tokens`  n learned rows behind the text of a cross-attention, as keys and values.
 
 x is the module's input [rows, ..., in] ([rows, in, h, w] at a convolution), y its output; strengths
@@ -22,13 +22,6 @@ from torch import Tensor, nn
 
 from conceptzap.edit import Edit
 from conceptzap.errors import MismatchError, RefusedError
-
-PHI = {
-    "none": lambda h: h,
-    "relu": F.relu,
-    "gelu": F.gelu,
-}
-
 
 def is_conv(module: nn.Module) -> bool:
     return hasattr(module, "kernel_size")
@@ -50,11 +43,6 @@ def is_low_rank(edit: Edit) -> bool:
 
 def is_mask(edit: Edit) -> bool:
     return edit.op == "weight" and "keep" in edit.tensors
-
-
-def reads_output(edit: Edit) -> bool:
-    """Whether the edit looks at the module's output instead of its input."""
-    return edit.op == "adapter" and edit.params.get("reads", "x") == "y"
 
 
 class Part:
@@ -180,27 +168,8 @@ def original(module: nn.Module) -> Tensor:
     )
 
 
-def _activate(edit: Edit, h: Tensor) -> Tensor:
-    phi = edit.params.get("phi", "none")
-    if phi == "topk":
-        top = h.topk(min(int(edit.params["k"]), h.shape[-1]), dim=-1)
-        return torch.zeros_like(h).scatter(-1, top.indices, top.values.relu())
-    return PHI[phi](h)
-
-
-def _adapter(part: Part, x: Tensor) -> Tensor:
-    tensors = part.edit.tensors
-    if "center" in tensors:
-        x = x - part.slot("center", x)
-    bias = part.slot("bias", x) if "bias" in tensors else None
-    inner = _activate(part.edit, F.linear(x, part.slot("down", x), bias))  # [..., r]
-    return F.linear(inner, part.slot("up", x))
-
-
-def change(part: Part, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """What an `adapter` or a `delta` of strength 1 adds to y, the module's output for x."""
-    if part.edit.op == "adapter":
-        return _adapter(part, y if reads_output(part.edit) else x)
+def dense(part: Part, module: nn.Module, x: Tensor) -> Tensor:
+    """What a `delta` of strength 1 adds to the module's output for x."""
     return _apply(part.slot("delta", x), module, x)
 
 
@@ -228,9 +197,6 @@ def _expected(edit: Edit, module: nn.Module) -> dict[str, tuple[int | None, ...]
         context = (None, module.to_k.weight.shape[1])
         return {"prompt_k": context, "prompt_v": context, "tokens_k": inner, "tokens_v": inner}
     out, width, *kernel = module.weight.shape
-    if edit.op == "adapter":
-        reads = out if reads_output(edit) else width
-        return {"up": (out, None), "down": (None, reads), "bias": (None,), "center": (reads,)}
     ones = (1,) * len(kernel)
     return {
         "up": (out, None, *ones),
@@ -242,7 +208,7 @@ def _expected(edit: Edit, module: nn.Module) -> dict[str, tuple[int | None, ...]
 
 
 def check(edit: Edit, module: nn.Module, site: str) -> None:
-    """Raise `MismatchError` unless the edit's op and tensors fit the module at `site`."""
+    """Raise `MismatchError` unless the tensors of a `weight` or `tokens` edit fit the module at `site`."""
     wanted = ("to_k", "to_v") if edit.op == "tokens" else ("weight",)
     fits = all(getattr(module, name, None) is not None for name in wanted)
     if not fits or (edit.op != "tokens" and module.weight.ndim not in (2, 4)):
@@ -250,7 +216,7 @@ def check(edit: Edit, module: nn.Module, site: str) -> None:
             f"{site} is a {type(module).__name__}, which cannot take {edit.op!r}",
             "the erasure was made for another architecture",
         )
-    if is_conv(module) and (shifts_input(edit) or edit.op == "adapter"):
+    if is_conv(module) and shifts_input(edit):
         raise MismatchError(f"{site} is a convolution, which cannot take this {edit.op!r}", "")
     for name, shape in _expected(edit, module).items():
         have = tuple(edit.tensors[name].shape) if name in edit.tensors else None

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from threading import get_ident
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,12 @@ STRIPPED = (
     " compiled before attaching (torch.compiler.reset() drops it); undo it and attach again"
 )
 MEMO_LIMIT = 64
+
+
+class Watched(Protocol):
+    """Whoever counts rows at the module of a path; a module may have two."""
+
+    path: str
 
 
 @dataclass(frozen=True)
@@ -123,23 +129,23 @@ class Reading:
 
 @dataclass
 class Call:
-    """One UNet call: how strongly each edit acts on each row, and which rows each module saw."""
+    """One UNet call: how strongly each edit acts on each row, and which rows each hook saw."""
 
     rows: int
     reading: Reading
-    entered: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    left: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    entered: dict[Watched, int] = field(default_factory=lambda: defaultdict(int))
+    left: dict[Watched, int] = field(default_factory=lambda: defaultdict(int))
     running: bool = True
 
     @property
     def idle(self) -> bool:
         return not self.reading.acting
 
-    def leave(self, path: str, rows: int) -> None:
+    def leave(self, hook: Watched, rows: int) -> None:
         """Count rows that leave a module, which must have entered it before."""
-        self.left[path] += rows
-        if self.left[path] > self.entered[path]:
-            raise SilentEditError(f"{path} was left without being entered", STRIPPED)
+        self.left[hook] += rows
+        if self.left[hook] > self.entered[hook]:
+            raise SilentEditError(f"{hook.path} was left without being entered", STRIPPED)
 
     def among(self, indices: frozenset[int]) -> tuple[int, ...]:
         """Those of the edits that act on any row, in order."""
@@ -219,8 +225,8 @@ class Ledger:
         self.receipt = Receipt(self.edits)
         self._only = only
         self._panel = Panel(self.edits)
-        self._entries: list[str] = []
-        self._exits: list[str] = []
+        self._entries: list[Watched] = []
+        self._exits: list[Watched] = []
         self._call: Call | None = None
         self._turn: dict[str, int] = {}  # the thread whose call is running
         self._text: tuple[Tensor, int] | None = None  # what the gates were last read of, if it lasts
@@ -228,11 +234,11 @@ class Ledger:
         self._reading: Reading | None = None
         self._pairs: dict[tuple, Pair] = {}
 
-    def watch(self, path: str, exits: bool) -> None:
-        """Expect every row of every call at this module: going in and, if asked, going out."""
-        self._entries.append(path)
+    def watch(self, hook: Watched, exits: bool) -> None:
+        """Expect every row of every call at this hook: going in and, if asked, going out."""
+        self._entries.append(hook)
         if exits:
-            self._exits.append(path)
+            self._exits.append(hook)
 
     @property
     def call(self) -> Call:
@@ -254,12 +260,12 @@ class Ledger:
             )
         self._call = Call(rows, self._read(states, timestep, rows))
 
-    def enter(self, path: str, rows: int) -> Call:
+    def enter(self, hook: Watched, rows: int) -> Call:
         """The call in which these rows enter a module, with them counted."""
         call = self.call
-        call.entered[path] += rows
-        if call.running and call.entered[path] > call.rows:
-            raise _missed(path, call.entered[path], call.rows)
+        call.entered[hook] += rows
+        if call.running and call.entered[hook] > call.rows:
+            raise _missed(hook.path, call.entered[hook], call.rows)
         return call
 
     def pair(self, indices: tuple[int, ...], up: str, like: Tensor) -> Pair:
@@ -310,10 +316,10 @@ class Ledger:
         """Every watched module must have seen every row exactly once."""
         call = self.call
         self.abandon()
-        for paths, seen in ((self._entries, call.entered), (self._exits, call.left)):
-            for path in paths:
-                if seen[path] != call.rows:
-                    raise _missed(path, seen[path], call.rows)
+        for hooks, seen in ((self._entries, call.entered), (self._exits, call.left)):
+            for hook in hooks:
+                if seen[hook] != call.rows:
+                    raise _missed(hook.path, seen[hook], call.rows)
         self.receipt.add(call.reading.levels)
 
     def abandon(self) -> None:

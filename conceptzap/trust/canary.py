@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from conceptzap.base import Base, find_module
 from conceptzap.edit import Edit, Erasure, Json
 from conceptzap.errors import RefusedError, ran_out_of_memory
+from conceptzap.runtime import adapters
 from conceptzap.runtime.attach import attached
 from conceptzap.runtime.ops import token_count
 
@@ -42,8 +43,8 @@ class Case(NamedTuple):
 class _Watch:
     """Input and output of one module, seen from outside every other hook."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, path: str) -> None:
+        self.module, self.path = module, path
         self.given: tuple[tuple, dict[str, Any]] = ((), {})
         self.output: Tensor | None = None
         self.handles = [
@@ -54,8 +55,8 @@ class _Watch:
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.given = (args, kwargs)
 
-    def _after(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        self.output = output
+    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.output = adapters.made(self.path, output)
 
     def change(self) -> tuple[list[float], torch.Size]:
         """Per row the sum of squares of what the edits added to the module's own output, and its shape.
@@ -63,7 +64,7 @@ class _Watch:
         Call it with the edits off.
         """
         args, kwargs = self.given
-        plain, edited = self.module(*args, **kwargs), self.output
+        plain, edited = adapters.made(self.path, self.module(*args, **kwargs)), self.output
         if edited is None:
             return [0.0] * len(plain), plain.shape
         change = (edited[:, : plain.shape[1]] - plain).float()  # [rows, ...]
@@ -108,7 +109,7 @@ def _together(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
     times = torch.tensor([_timestep(case.edits) for case in cases])
     sites = dict.fromkeys(site for edit in edits for site in edit.sites)
     with attached(base.unet, edits, only) as receipt:
-        watches = {site: _Watch(find_module(base.unet, site)) for site in sites}
+        watches = {site: _Watch(find_module(base.unet, site), site) for site in sites}
         try:
             base.eps(base.noise([SEED] * len(cases)), times, cond)
         finally:

@@ -1,0 +1,167 @@
+"""Adapters at any module of the UNet: what they add, what they read, and what they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import edits as some
+import pytest
+import torch
+import torch.nn.functional as F
+
+from conceptzap.base import Base
+from conceptzap.edit import Edit
+from conceptzap.errors import MismatchError, RefusedError
+from conceptzap.runtime import adapters
+from conceptzap.runtime.attach import attached
+from conceptzap.trust import canary
+
+PROMPTS = (some.ASKED[0], some.OTHER[1])
+# how a module takes and gives pictures and rows: tuples, channels first, sizes that change, no weight
+PLACES = {
+    "transformer": "unet.*.attentions.0",
+    "block of it": "unet.*.transformer_blocks.0",
+    "attention": "unet.*.attn2",
+    "self-attention": "unet.*.attn1",
+    "residual block": "unet.*.resnets.0",
+    "convolution": "unet.*.resnets.0.conv1",
+    "norm": "unet.*.resnets.0.norm1",
+    "smaller": "unet.*.downsamplers.0",
+    "larger": "unet.*.upsamplers.0",
+    "dropout": "unet.*.attn2.to_out.1",
+    "time": "unet.time_embedding.linear_2",
+}
+
+
+def seen(base: Base, site: str, edits: list[Edit]) -> tuple[torch.Tensor, torch.Tensor]:
+    """First input and first output of a module under the edits, the input before any edit."""
+    found: list[torch.Tensor] = []
+    with attached(base.unet, edits), torch.no_grad():
+        module = base.module(site)
+        handles = [
+            module.register_forward_pre_hook(
+                lambda m, a, k: found.append(adapters.given(site, a, k)), prepend=True, with_kwargs=True
+            ),
+            module.register_forward_hook(lambda m, a, output: found.append(adapters.made(site, output))),
+        ]
+        base.eps(base.noise([0, 1]), some.TIME, base.encode(PROMPTS))
+        for handle in handles:
+            handle.remove()
+    return found[0], found[1]
+
+
+def by_hand(edit: Edit, x: torch.Tensor) -> torch.Tensor:
+    """up gelu(down x) over the features of x: of pictures, as two 1 x 1 convolutions."""
+    up, down = edit.tensors["up"], edit.tensors["down"]
+    if x.ndim == 4:
+        return F.conv2d(F.gelu(F.conv2d(x, down[..., None, None])), up[..., None, None])
+    return F.gelu(x @ down.T) @ up.T
+
+
+def at(base: Base, place: str, **params: object) -> Edit:
+    pattern = PLACES[place]
+    if adapters.widths(base.module(base.sites(pattern)[-1])).out is None:  # a dropout does not say
+        width = len(base.module(base.sites("unet.*.attn2.to_out.0")[-1]).weight)
+        tensors = {"up": some.randn(width, 4) / 4, "down": some.randn(4, width, seed=1) / 4}
+        return Edit("adapter", base.sites(pattern)[-1:], tensors, {"phi": "gelu", **params})
+    return some.beside(base, pattern, **params)
+
+
+@pytest.mark.parametrize("place", sorted(PLACES))
+def test_it_adds_to_the_output_of_any_module(base: Base, place: str) -> None:
+    edit = at(base, place, reads="y")
+    (site,) = edit.sites
+    _, plain = seen(base, site, [])
+    _, edited = seen(base, site, [edit])
+    assert torch.allclose(edited, plain + by_hand(edit, plain), atol=1e-5)
+    canary.check(base, some.erasure(base, [edit]))
+
+
+@pytest.mark.parametrize("place", ["transformer", "residual block", "convolution", "norm", "time", "attention"])
+def test_it_reads_the_input_and_writes_the_output(base: Base, place: str) -> None:
+    edit = at(base, place, reads="x")
+    x, plain = seen(base, edit.sites[0], [])
+    _, edited = seen(base, edit.sites[0], [edit])
+    assert torch.allclose(edited, plain + by_hand(edit, x), atol=1e-5)
+
+
+def test_a_skip_connection_is_edited_where_it_is_read(base: Base) -> None:
+    """Only the channels of the skip move, and the decoder's layer reads them moved."""
+    edit = some.skip(base)
+    module, (site,) = base.module(edit.sites[0]), edit.sites
+    up = edit.tensors["up"].clone()
+    up[: up.shape[0] // 2] = 0
+    edit = replace(edit, tensors={**edit.tensors, "up": up})
+    x, plain = seen(base, site, [])
+    _, edited = seen(base, site, [edit])
+    moved = x + by_hand(edit, x)
+    assert moved[:, : up.shape[0] // 2].equal(x[:, : up.shape[0] // 2])
+    times: list[torch.Tensor] = []
+    handle = module.register_forward_pre_hook(lambda m, args: times.append(args[1]))
+    some.eps(base, PROMPTS)
+    handle.remove()
+    with torch.no_grad():
+        assert torch.allclose(edited, module(moved, times[0]), atol=1e-5)
+    assert not torch.allclose(edited, plain, atol=1e-3)
+
+
+def test_beside_learned_tokens_at_the_same_attention(base: Base) -> None:
+    """Two hooks count the rows of one module, each for itself, and neither disturbs the other."""
+    pair = [at(base, "attention", reads="y"), some.tokens(base)]
+    drawn = [some.eps(base, PROMPTS, order) for order in (pair, pair[::-1])]
+    assert drawn[0].equal(drawn[1])
+    for edit in pair:
+        assert some.far(some.eps(base, PROMPTS, [edit]), drawn[0]) > 1e-4
+    (site,) = pair[0].sites
+    _, alone = seen(base, site, pair[1:])
+    _, both = seen(base, site, pair)
+    assert torch.allclose(both, alone + by_hand(pair[0], alone), atol=1e-5)
+
+
+def test_rows_of_a_mixed_call_are_accounted_for(base: Base) -> None:
+    edits = [some.beside(base, gates=[some.gate(base)]), some.skip(base)]
+    with attached(base.unet, edits) as receipt, torch.no_grad():
+        base.eps(base.noise([0, 1]), some.TIME, base.encode(PROMPTS))
+    assert [(tally.open, tally.shut) for tally in receipt.tallies] == [(1, 1), (2, 0)]
+    receipt.verify(1)
+
+
+def test_where_a_picture_changes_its_size_it_must_read_what_it_writes(sd1: Base) -> None:
+    for place in ("smaller", "larger"):
+        with pytest.raises(MismatchError, match="changes the size"):
+            some.eps(sd1, PROMPTS, [at(sd1, place, reads="x")])
+
+
+def test_what_cannot_be_told_before_is_refused_when_it_runs(sd1: Base) -> None:
+    narrow = replace(at(sd1, "dropout"), tensors={"up": torch.zeros(7, 1), "down": torch.zeros(1, 7)})
+    hooks = some.hooks(sd1)
+    with pytest.raises(MismatchError, match="the erasure reads 7"):
+        some.eps(sd1, PROMPTS, [narrow])
+    assert some.hooks(sd1) == hooks
+
+
+@pytest.mark.parametrize("site", ["unet.down_blocks", "unet.up_blocks.0.resnets"])
+def test_a_list_of_modules_never_runs(sd1: Base, site: str) -> None:
+    edit = Edit("adapter", (site,), {"up": torch.zeros(16, 1), "down": torch.zeros(1, 16)})
+    with pytest.raises(MismatchError, match="cannot take"):
+        some.eps(sd1, PROMPTS, [edit])
+
+
+def test_input_cannot_be_written_by_what_reads_the_output(sd1: Base) -> None:
+    with pytest.raises(MismatchError, match="cannot write the input"):
+        some.eps(sd1, PROMPTS, [at(sd1, "transformer", reads="y", writes="x")])
+
+
+def test_a_module_that_gives_no_tensor_is_refused() -> None:
+    with pytest.raises(RefusedError, match="no tensor that an edit could change"):
+        adapters.made("unet.x", {"sample": torch.zeros(1)})
+    with pytest.raises(RefusedError, match="no tensor that an edit could read"):
+        adapters.given("unet.x", (), {"states": [1]})
+
+
+@pytest.mark.parametrize("place", ["transformer", "residual block"])
+def test_an_adapter_reads_the_own_output_of_a_layer_others_move(sd1: Base, place: str) -> None:
+    """Of a layer the output is the base's own, whoever moves its input; order does not matter."""
+    moves, reads = some.beside(sd1, PLACES[place], writes="x"), at(sd1, place, reads="y")
+    one, two = (some.eps(sd1, PROMPTS, order) for order in ([moves, reads], [reads, moves]))
+    assert one.equal(two)
