@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import edits as some
 import pytest
@@ -10,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from conceptzap.base import Base
-from conceptzap.edit import Edit
+from conceptzap.edit import Edit, Gate
 from conceptzap.errors import MismatchError, RefusedError
-from conceptzap.runtime import adapters
+from conceptzap.runtime import adapters, gates
 from conceptzap.runtime.attach import attached
 from conceptzap.trust import canary
 
@@ -165,3 +166,77 @@ def test_an_adapter_reads_the_own_output_of_a_layer_others_move(sd1: Base, place
     moves, reads = some.beside(sd1, PLACES[place], writes="x"), at(sd1, place, reads="y")
     one, two = (some.eps(sd1, PROMPTS, order) for order in ([moves, reads], [reads, moves]))
     assert one.equal(two)
+
+
+def timed(base: Base, **more: torch.Tensor) -> Edit:
+    """Features of their own gain and threshold at each of three timesteps."""
+    edit = some.beside(base, reads="y", phi="none")
+    tensors = {"times": torch.tensor([100.0, 500, 900]), "gain": some.randn(3, 4), "threshold": some.randn(3, 4) / 9}
+    return replace(edit, tensors={**edit.tensors, **tensors, **more})
+
+
+def amplified(edit: Edit, x: torch.Tensor, line: int) -> torch.Tensor:
+    up, down, gain, threshold = (edit.tensors[slot] for slot in ("up", "down", "gain", "threshold"))
+    h = x.movedim(1, -1) @ down.T
+    h = torch.where(h > threshold[line], gain[line] * h, torch.zeros_like(h))
+    return (h @ up.T).movedim(-1, 1)
+
+
+def test_features_have_the_gain_and_threshold_of_the_nearest_timestep(base: Base) -> None:
+    """Each row its own, in one call."""
+    edit, asked, (site,) = timed(base), (90, 640), timed(base).sites
+    cond, found = base.encode(PROMPTS), []
+    for edits in ([], [edit]):
+        with attached(base.unet, edits), torch.no_grad():
+            handle = base.module(site).register_forward_hook(lambda m, a, output: found.append(output[0]))
+            base.eps(base.noise([0, 1]), torch.tensor(asked), cond)
+            handle.remove()
+    plain, edited = found
+    for row, line in enumerate((0, 1)):
+        wanted = plain[[row]] + amplified(edit, plain[[row]], line)
+        assert torch.allclose(edited[[row]], wanted, atol=1e-5)
+    canary.check(base, some.erasure(base, [edit]))
+
+
+def test_one_gain_and_threshold_hold_at_all_timesteps(sd1: Base) -> None:
+    edit = timed(sd1)
+    always = {slot: edit.tensors[slot][1] for slot in ("gain", "threshold")}
+    fixed = replace(edit, tensors={**{s: edit.tensors[s] for s in ("up", "down")}, **always})
+    assert some.eps(sd1, PROMPTS, [fixed]).equal(some.eps(sd1, PROMPTS, [edit]))
+    assert not some.eps(sd1, PROMPTS, [fixed], 900).equal(some.eps(sd1, PROMPTS, [edit], 900))
+
+
+@pytest.mark.parametrize("wrong", [{"gain": torch.ones(2, 4)}, {"threshold": torch.ones(3, 3)}, {"times": torch.ones(4)}])
+def test_gains_are_for_every_feature_and_timestep(sd1: Base, wrong: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(MismatchError, match="needs"):
+        some.eps(sd1, PROMPTS, [timed(sd1, **wrong)])
+
+
+def curved(edit: Edit, values: torch.Tensor) -> Edit:
+    return replace(edit, gates=(Gate("curve", {}, {"times": torch.tensor([0.0, 1000.0]), "values": values}),))
+
+
+@pytest.mark.parametrize("maker", [some.tokens, some.shared])
+def test_a_curve_may_differ_from_site_to_site(sd1: Base, maker: Any) -> None:
+    """As if there were an edit of its own at every site, in one row of the receipt."""
+    whole = maker(sd1)
+    sites = sorted(whole.sites)
+    values = torch.linspace(0, 1, len(sites)).repeat(2, 1)
+    edit = curved(whole, values)
+    apart = [replace(whole, sites=(s,), scale=v.item()) for s, v in zip(sites, values[0], strict=True)]
+    with attached(sd1.unet, [edit, some.skip(sd1)]) as receipt, torch.no_grad():
+        drawn = sd1.eps(sd1.noise([0, 1]), some.TIME, sd1.encode(PROMPTS))
+    assert some.far(drawn, some.eps(sd1, PROMPTS, [*apart, some.skip(sd1)])) < 1e-5
+    assert [(tally.open, tally.shut) for tally in receipt.tallies] == [(2, 0), (2, 0)]
+    assert receipt.edits[0].name == edit.name
+    found = gates.factor(edit, gates.Signal(sd1.encode(PROMPTS).states, torch.tensor([500.0, 500])))
+    assert found.tolist() == [1, 1]
+    shuffled = replace(edit, sites=edit.sites[::-1])
+    assert some.eps(sd1, PROMPTS, [shuffled]).equal(some.eps(sd1, PROMPTS, [edit]))
+    shut = curved(whole, torch.zeros(2, len(sites)))
+    assert some.eps(sd1, PROMPTS, [shut]).equal(some.eps(sd1, PROMPTS))
+
+
+def test_a_curve_for_other_sites_is_refused(sd1: Base) -> None:
+    with pytest.raises(MismatchError, match="is for 3 sites"):
+        some.eps(sd1, PROMPTS, [curved(some.tokens(sd1), torch.ones(2, 3))])

@@ -39,10 +39,11 @@ OPS = {
     "tokens": Kind(_sets("prompt_k prompt_v", "tokens_k tokens_v")),
     # up [out, r] (conv: [out, r, 1, 1]), down [r, in] (conv: [r, in, kh, kw]); into [in, r]
     "weight": Kind(_sets("up down", "into down", "delta", "keep")),
-    # y + up phi(down (x - center) + bias), at any module; written into y, or into x before it
+    # y + up (gain o phi(down (x - center) + bias)), at any module; written into y, or into x before it.
+    # gain, threshold [r], or [times, r] of which the nearest of times [times] holds
     "adapter": Kind(
         _sets("up down"),
-        frozenset({"bias", "center"}),
+        frozenset({"bias", "center", "gain", "threshold", "times"}),
         {"phi": (str,), "k": (int,), "reads": (str,), "writes": (str,)},
         choices={"phi": ("none", "relu", "gelu", "topk"), "reads": ("x", "y"), "writes": ("x", "y")},
         ranges={"k": (1, 2**20)},
@@ -61,7 +62,7 @@ GATES = {
     "window": Kind(
         _sets(""), params={"low": (int,), "high": (int,)}, required=frozenset({"low", "high"})
     ),
-    # factor by linear interpolation over the timestep
+    # factor by linear interpolation over the timestep: values [times], or [times, sites] in their order
     "curve": Kind(_sets("times values")),
     # factor per text position (K/V weight edits only)
     "token": Kind(

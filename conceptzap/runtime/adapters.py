@@ -1,10 +1,12 @@
 """The op `adapter`: a small network beside any module of the UNet, reading and writing its features.
 
-    y + s up phi(down (x - center) + bias)            reads x or y, writes y or x
+    y + s up (gain o h),  h = phi(down (x - center) + bias)         reads x or y, writes y or x
 
-x is the first of the module's inputs, y its output or the first of its outputs. Features are the last
-dimension, of pictures [rows, c, h, w] the channels. What is written into x the module itself then reads:
-at `up_blocks.i.resnets.j`, whose x is [decoder | skip], that is how a skip connection is edited.
+A feature of h that is not above its `threshold` is 0. `gain` and `threshold` are numbers a feature, [r],
+or at each of some timesteps, [times, r], of which the nearest holds. x is the first of the module's
+inputs, y its output or the first of its outputs. Features are the last dimension, of pictures
+[rows, c, h, w] the channels. What is written into x the module itself then reads: at
+`up_blocks.i.resnets.j`, whose x is [decoder | skip], that is how a skip connection is edited.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ from conceptzap.runtime.ops import Part
 OTHER = "the erasure was made for another architecture"
 PHI = {"none": lambda h: h, "relu": F.relu, "gelu": F.gelu}
 # how modules without a weight say their widths: features that go out, features that come in
-WIDTHS = (("out_channels", "in_channels"), ("out_channels", "channels"), ("out_dim", "query_dim"), ("dim", "dim"))
+WIDTHS = (
+    ("out_channels", "in_channels"),
+    ("out_channels", "channels"),
+    ("out_dim", "query_dim"),
+    ("dim", "dim"),
+)
 
 
 def is_adapter(edit: Edit) -> bool:
@@ -46,7 +53,8 @@ def given(path: str, args: tuple, kwargs: dict[str, Any]) -> Tensor:
     """The first of a module's inputs, by place or by name; raises `RefusedError` where it is no tensor."""
     first = args[0] if args else next(iter(kwargs.values()), None)
     if not isinstance(first, Tensor):
-        raise RefusedError(f"{path} was given no tensor that an edit could read", "call the UNet as diffusers does")
+        message = f"{path} was given no tensor that an edit could read"
+        raise RefusedError(message, "call the UNet as diffusers does")
     return first
 
 
@@ -61,7 +69,8 @@ def made(path: str, output: Any) -> Tensor:
     """A module's output, or the first of them; raises `RefusedError` where it is no tensor."""
     first = output[0] if isinstance(output, tuple) and output else output
     if not isinstance(first, Tensor):
-        raise RefusedError(f"{path} gives no tensor that an edit could change", "call it with return_dict=False")
+        message = f"{path} gives no tensor that an edit could change"
+        raise RefusedError(message, "call it with return_dict=False")
     return first
 
 
@@ -86,8 +95,24 @@ def _activate(edit: Edit, h: Tensor) -> Tensor:
     return PHI[phi](h)
 
 
-def change(part: Part, path: str, x: Tensor, y: Tensor | None) -> Tensor:
-    """What an adapter of strength 1 adds to y (y None: to x), in its shape."""
+def at_times(part: Part, slot: str, times: Tensor | None, like: Tensor) -> Tensor:
+    """A slot [r] or, of [times, r], the row of the nearest timestep for each row: [rows, 1, ..., r]."""
+    value = part.slot(slot, like)
+    if value.ndim == 1:
+        return value
+    stored = part.edit.tensors["times"].float().cpu()
+    nearest = (times[:, None] - stored).abs().argmin(1).to(value.device)  # [rows]
+    return value[nearest].view(len(nearest), *(1,) * (like.ndim - 2), -1)
+
+
+def _amplified(part: Part, h: Tensor, times: Tensor | None) -> Tensor:
+    if "threshold" in part.edit.tensors:
+        h = torch.where(h > at_times(part, "threshold", times, h), h, 0)
+    return h * at_times(part, "gain", times, h) if "gain" in part.edit.tensors else h
+
+
+def change(part: Part, path: str, x: Tensor, y: Tensor | None, times: Tensor | None) -> Tensor:
+    """What an adapter of strength 1 adds to y (y None: to x), in its shape, at timesteps [rows]."""
     edit, wanted = part.edit, x if y is None else y
     features = _last(y if y is not None and reads_output(edit) else x)  # [rows, ..., d]
     width = edit.tensors["down"].shape[1]
@@ -97,7 +122,7 @@ def change(part: Part, path: str, x: Tensor, y: Tensor | None) -> Tensor:
         features = features - part.slot("center", features)
     bias = part.slot("bias", features) if "bias" in edit.tensors else None
     inner = _activate(edit, F.linear(features, part.slot("down", features), bias))  # [rows, ..., r]
-    added = F.linear(inner, part.slot("up", features))
+    added = F.linear(_amplified(part, inner, times), part.slot("up", features))
     added = added.movedim(-1, 1) if added.ndim == 4 else added
     if added.shape != wanted.shape:
         raise MismatchError(
@@ -136,13 +161,27 @@ def check(edit: Edit, module: nn.Module, site: str) -> None:
     if type(module).forward is nn.Module.forward or isinstance(module, nn.Embedding):
         raise MismatchError(f"{site} is a {type(module).__name__}, which cannot take {edit.op!r}", OTHER)
     if writes_input(edit) and reads_output(edit):
-        raise MismatchError(f"at {site} an adapter cannot write the input and read the output", "make it anew")
+        message = f"at {site} an adapter cannot write the input and read the output"
+        raise MismatchError(message, "make the erasure again")
     out, into = widths(module)
-    rank = len(edit.tensors["down"])
     read, written = (out if reads_output(edit) else into), (into if writes_input(edit) else out)
-    wanted = {"up": (written, rank), "down": (rank, read), "bias": (rank,), "center": (read,)}
+    wanted = _expected(edit, read, written)
     for name, tensor in edit.tensors.items():
         have, want = tuple(tensor.shape), wanted[name]
         if len(have) != len(want) or any(w not in (None, h) for h, w in zip(have, want, strict=True)):
             shape = ", ".join("n" if size is None else str(size) for size in want)
-            raise MismatchError(f"{site} needs {name} of shape [{shape}], the erasure has {list(have)}", OTHER)
+            message = f"{site} needs {name} of shape [{shape}], the erasure has {list(have)}"
+            raise MismatchError(message, OTHER)
+
+
+def _expected(edit: Edit, read: int | None, written: int | None) -> dict[str, tuple[int | None, ...]]:
+    """Slot -> the shape it must have where these features are read and written (None: free)."""
+    rank = len(edit.tensors["down"])
+    steps = edit.tensors["times"].numel() if "times" in edit.tensors else 0
+    timed = {
+        name: (steps, rank) if steps and edit.tensors[name].ndim == 2 else (rank,)
+        for name in ("gain", "threshold")
+        if name in edit.tensors
+    }
+    pair = {"up": (written, rank), "down": (rank, read)}
+    return pair | {"bias": (rank,), "center": (read,), "times": (steps,)} | timed

@@ -76,7 +76,7 @@ class Attachment:
         modules = _checked(unet, self.edits)
         cross: dict[str, Site] = {}
         plain: dict[str, Site] = {}
-        for (tokens, paths), indices in _by_sites(self.edits).items():
+        for (tokens, paths), indices in _by_sites(self._ledger.edits).items():
             for path in paths:
                 sites = cross if tokens else plain
                 sites.setdefault(path, Site(path)).edits.extend(indices)
@@ -112,7 +112,7 @@ def _is_compiled(unet: nn.Module) -> bool:
 def edits_on(unet: nn.Module) -> tuple[Edit, ...] | None:
     """The edits that are hooked into a UNet (or into the one that torch.compile wraps), None: none."""
     hooks = map(owner, getattr(getattr(unet, "_orig_mod", unet), "_forward_pre_hooks", {}).values())
-    return next((hook.ledger.edits for hook in hooks if isinstance(hook, UNetHook)), None)
+    return next((hook.ledger.receipt.edits for hook in hooks if isinstance(hook, UNetHook)), None)
 
 
 def _by_sites(edits: Sequence[Edit]) -> dict[tuple[bool, tuple[str, ...]], list[int]]:

@@ -75,12 +75,49 @@ def check(gate: Gate, width: int) -> None:
             )
     if gate.kind == "curve":
         times = gate.tensors["times"]
-        sound = times.ndim == 1 and len(times) > 1 and shapes["times"] == shapes["values"]
+        fits = shapes["values"][:1] == shapes["times"] and len(shapes["values"]) <= 2
+        sound = times.ndim == 1 and len(times) > 1 and fits
         if not (sound and bool((times.diff() > 0).all())):
             raise MismatchError(
                 "a 'curve' gate needs two or more rising times with one value each",
                 "make the erasure again",
             )
+
+
+def check_sites(gate: Gate, sites: int) -> None:
+    """Raise `MismatchError` unless a curve for each site is one for each of so many."""
+    if _per_site(gate) and gate.tensors["values"].shape[1] != sites:
+        have = gate.tensors["values"].shape[1]
+        message = f"a 'curve' gate is for {have} sites, its edit has {sites}"
+        raise MismatchError(message, "make the erasure again")
+
+
+def _per_site(gate: Gate) -> bool:
+    return gate.kind == "curve" and gate.tensors["values"].ndim == 2
+
+
+def by_site(edits: Iterable[Edit]) -> tuple[tuple[Edit, ...], tuple[int, ...]]:
+    """The edits, one with a curve for each site as one at each; and which of `edits` each of them is.
+
+    Column i of such values is of the i-th site by name, as a file has them.
+    """
+    parts: list[tuple[int, Edit]] = []
+    for index, edit in enumerate(edits):
+        if any(map(_per_site, edit.gates)):
+            for gate in edit.gates:
+                check_sites(gate, len(edit.sites))
+            parts += [(index, _at(edit, i, site)) for i, site in enumerate(sorted(edit.sites))]
+        else:
+            parts.append((index, edit))
+    return tuple(edit for _, edit in parts), tuple(index for index, _ in parts)
+
+
+def _at(edit: Edit, column: int, site: str) -> Edit:
+    own = [
+        replace(g, tensors=g.tensors | {"values": g.tensors["values"][:, column]}) if _per_site(g) else g
+        for g in edit.gates
+    ]
+    return replace(edit, sites=(site,), gates=tuple(own))
 
 
 # text
@@ -247,7 +284,11 @@ class Panel:
 
 
 def factor(edit: Edit, signal: Signal) -> Tensor:
-    """The product of an edit's gates: [rows], or [rows, length] when a `token` gate takes part."""
-    panel = Panel([replace(edit, scale=1.0)])
+    """The product of an edit's gates: [rows], or [rows, length] when a `token` gate takes part.
+
+    Where a curve differs from site to site, the largest.
+    """
+    panel = Panel(by_site([replace(edit, scale=1.0)])[0])
     found = panel.strengths(panel.text(signal.states), signal.timesteps.float().cpu())
-    return found.places.get(0, found.rows[0]).to(signal.states.device)
+    each = [found.places.get(index, found.rows[index]) for index in range(len(panel.edits))]
+    return torch.stack(each).amax(0).to(signal.states.device)

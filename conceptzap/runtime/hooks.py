@@ -167,7 +167,8 @@ class LayerHook(Hook):
             return None
         key = (self.letter, shifting, "beside", learned)
         once = self.of_text and not moving
-        return adapters.regiven(args, kwargs, call.once(key, x, self._input) if once else self._input(call, x))
+        new = call.once(key, x, self._input) if once else self._input(call, x)
+        return adapters.regiven(args, kwargs, new)
 
     def _text(self, x: Tensor) -> Tensor:
         """x without the rows that stand in it for the learned ones."""
@@ -248,7 +249,8 @@ class LayerHook(Hook):
 
     def _adapted(self, call: Call, index: int, x: Tensor, y: Tensor | None) -> Tensor:
         """What an adapter adds to the output y or, where there is none yet, to the input x."""
-        return self._weighed(call, index, adapters.change(self.ledger.parts[index], self.path, x, y))
+        part = self.ledger.parts[index]
+        return self._weighed(call, index, adapters.change(part, self.path, x, y, call.times))
 
     def _weighed(self, call: Call, index: int, change: Tensor) -> Tensor:
         strength = call.strength((index,), change)

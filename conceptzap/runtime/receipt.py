@@ -19,7 +19,7 @@ from torch import Tensor
 
 from conceptzap.edit import Edit
 from conceptzap.errors import RefusedError, SilentEditError
-from conceptzap.runtime.gates import Panel, Strengths, Text
+from conceptzap.runtime.gates import Panel, Strengths, Text, by_site
 from conceptzap.runtime.ops import Pair, Part, fuse
 
 STRIPPED = (
@@ -129,10 +129,14 @@ class Reading:
 
 @dataclass
 class Call:
-    """One UNet call: how strongly each edit acts on each row, and which rows each hook saw."""
+    """One UNet call: how strongly each edit acts on each row, and which rows each hook saw.
+
+    `times` [rows] are its timesteps on the CPU, None where nothing depends on them.
+    """
 
     rows: int
     reading: Reading
+    times: Tensor | None = None
     entered: dict[Watched, int] = field(default_factory=lambda: defaultdict(int))
     left: dict[Watched, int] = field(default_factory=lambda: defaultdict(int))
     running: bool = True
@@ -216,15 +220,19 @@ class Call:
 class Ledger:
     """Opens a `Call` when the UNet is entered, closes it when it is left, and keeps the receipt.
 
-    `only` [edits, rows] confines each edit to some rows of every call (1 there, 0 elsewhere).
+    `edits` are those that act, an edit with a curve for each site being one at each; the receipt is of
+    those that were given. `only` [edits, rows] confines each of these to some rows of every call (1
+    there, 0 elsewhere).
     """
 
     def __init__(self, edits: Iterable[Edit], only: Tensor | None = None) -> None:
-        self.edits = tuple(edits)
+        self.receipt = Receipt(tuple(edits))
+        self.edits, owners = by_site(self.receipt.edits)
         self.parts = tuple(map(Part, self.edits))
-        self.receipt = Receipt(self.edits)
-        self._only = only
+        self._only = None if only is None else only[list(owners)]
+        self._firsts = [i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
         self._panel = Panel(self.edits)
+        self._timed = bool(self._panel.timed) or any("times" in edit.tensors for edit in self.edits)
         self._entries: list[Watched] = []
         self._exits: list[Watched] = []
         self._call: Call | None = None
@@ -258,7 +266,10 @@ class Ledger:
             raise RefusedError(
                 f"the UNet was given {rows} rows and text for {len(states)}", "give one text a row"
             )
-        self._call = Call(rows, self._read(states, timestep, rows))
+        times = None
+        if self._timed:
+            times = torch.as_tensor(timestep).detach().float().cpu().reshape(-1).expand(rows)
+        self._call = Call(rows, self._read(states, times), times)
 
     def enter(self, hook: Watched, rows: int) -> Call:
         """The call in which these rows enter a module, with them counted."""
@@ -281,7 +292,7 @@ class Ledger:
                 self._pairs[key] = fuse(parts, up, like)
         return self._pairs[key]
 
-    def _read(self, states: Tensor, timestep: Any, rows: int) -> Reading:
+    def _read(self, states: Tensor, times: Tensor | None) -> Reading:
         """Text gates once a text, timed ones at every call; what stays as it was is the same reading.
 
         A sampler asks with the same text at every step: what the cross-attentions made of it holds
@@ -294,9 +305,6 @@ class Ledger:
             self._said = self._panel.text(states)
             lasting = not torch.is_grad_enabled() and not states.is_inference()
             self._text = (states, states._version) if lasting else None
-        times = None
-        if self._panel.timed:
-            times = torch.as_tensor(timestep).detach().float().cpu().reshape(-1).expand(rows)
         strengths = self._panel.strengths(self._said, times)
         if self._only is not None:
             rows_, levels = strengths.rows * self._only, strengths.levels * self._only
@@ -320,7 +328,9 @@ class Ledger:
             for hook in hooks:
                 if seen[hook] != call.rows:
                     raise _missed(hook.path, seen[hook], call.rows)
-        self.receipt.add(call.reading.levels)
+        levels = call.reading.levels
+        split = len(self._firsts) < len(levels)
+        self.receipt.add(np.maximum.reduceat(levels, self._firsts) if split else levels)
 
     def abandon(self) -> None:
         """Close the call of this thread; kept under gradients, for checkpointing runs modules again."""
