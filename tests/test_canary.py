@@ -19,6 +19,7 @@ from conceptzap.runtime.attach import Attachment
 from conceptzap.runtime.hooks import LayerHook
 from conceptzap.testing import tiny
 from conceptzap.trust import canary
+from conceptzap.verbs import erasing
 
 
 def refused(base: Base, erasure: Erasure, **options: bool) -> str:
@@ -228,3 +229,14 @@ def test_an_effect_that_does_not_arrive_is_found(
     }
     monkeypatch.setattr(owner, name, mutes.get(name, _nothing))
     assert "self-test failed" in refused(sd1, erasure)
+
+
+def test_edits_that_act_on_different_prompts_are_tested_by_their_own(sd1: Base) -> None:
+    """One test where one prompt moves them all, else one for each prompt; none is left untested."""
+    gated, always = some.shared(sd1, gates=[some.gate(sd1)]), some.low_rank(sd1)
+    asked, other = some.ASKED[1], some.OTHER[1]
+    assert list(erasing._tests(sd1, [gated, always], [asked, other])) == sorted([gated.name, always.name])[:1]
+    found = erasing._tests(sd1, [gated, always], [other, asked])
+    assert {test["prompt"]: test["edits"] for test in found.values()} == {other: [always.name], asked: [gated.name]}
+    with pytest.raises(RefusedError, match="changes nothing"):
+        erasing._tests(sd1, [gated, always], [other, ""])

@@ -144,6 +144,16 @@ def _learned(edits: Iterable[Edit], site: str, fired: frozenset[str]) -> int:
     return sum(token_count(edit) for edit in tokens)
 
 
+def acting(base: Base, edits: Sequence[Edit], prompt: str) -> list[Edit]:
+    """Those of the edits that change something at each of their sites for a prompt, each by itself.
+
+    An edit that looks at activations may find nothing in them: where no output leans to a direction,
+    what turns it away does nothing.
+    """
+    found = measure(base, [Case((edit,), prompt) for edit in edits])
+    return [edit for edit, changes in zip(edits, found, strict=True) if all(v > 0 for v in changes.values())]
+
+
 def make(base: Base, edits: Sequence[Edit], prompt: str) -> dict[str, Json]:
     """The header's canary of edits that belong together, keyed by the name of the first of them.
 

@@ -17,6 +17,7 @@ from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure, Header, Json, sort_edits
 from conceptzap.errors import (
     ConceptZapError,
+    RefusedError,
     ThresholdError,
     UsageError,
     escape,
@@ -252,8 +253,23 @@ def _canaries(base: Base, edits: Sequence[Edit], task: Task) -> dict[str, Json]:
     result: dict[str, Json] = {}
     for members in groups.values():
         prompt = next((text for text in asked if _opens(base, members, text)), asked[0])
-        result |= canary.make(base, members, prompt)
+        result |= _tests(base, members, [prompt, *task.concepts])
     return result
+
+
+def _tests(base: Base, edits: Sequence[Edit], prompts: Sequence[str]) -> dict[str, Json]:
+    """One self-test by the first prompt, or several where some edits find what they act on in others."""
+    try:
+        return canary.make(base, edits, prompts[0])
+    except RefusedError:
+        result, left = {}, list(edits)
+        for prompt in dict.fromkeys(prompts):
+            if mine := canary.acting(base, left, prompt):
+                result |= canary.make(base, mine, prompt)
+                left = [edit for edit in left if edit not in mine]
+        if left:
+            raise
+        return result
 
 
 def _wordings(concept: str, anchor: str | None, kind: str) -> list[wordings.Pair]:
