@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 # clearing touches these subfolders and nothing else, whatever CONCEPTZAP_CACHE points at
-KINDS = ("pictures", "words", "attacks")
+KINDS = ("pictures", "words", "attacks", "dictionaries")
 
 
 def root() -> Path:

@@ -25,7 +25,10 @@ from conceptzap.training import wordings
 from conceptzap.verbs import tracking
 
 # settings that count something there has to be at least one of, in whatever method has them
-COUNTS = ("steps", "batch", "trajectories", "size", "tokens", "directions")
+COUNTS = (
+    "steps", "batch", "trajectories", "size", "tokens", "directions", "features", "expansion", "k", "pictures",
+    "dictionary_steps", "dictionary_rows",
+)  # fmt: skip
 # the built-in checkpoint, and what its tokenizer's words look like (`base.bpe` needs transformers)
 DEMO_FOLDER = config.PACKAGE / "demo" / "checkpoint"
 SMALL_VOCABULARY, WORD_END = 5000, "</w>"
