@@ -26,8 +26,8 @@ from conceptzap.verbs import tracking
 
 # settings that count something there has to be at least one of, in whatever method has them
 COUNTS = (
-    "steps", "batch", "trajectories", "size", "tokens", "directions", "features", "expansion", "k", "pictures",
-    "dictionary_steps", "dictionary_rows",
+    "steps", "batch", "trajectories", "size", "tokens", "directions",
+    "features", "expansion", "k", "pictures", "dictionary_steps", "dictionary_rows",
 )  # fmt: skip
 # the built-in checkpoint, and what its tokenizer's words look like (`base.bpe` needs transformers)
 DEMO_FOLDER = config.PACKAGE / "demo" / "checkpoint"
