@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import json
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from conceptzap.attacks import inpaint, synonyms
 from conceptzap.base import Base
 from conceptzap.edit import Edit
-from conceptzap.errors import UsageError
+from conceptzap.errors import MismatchError, UsageError
 from conceptzap.evaluation import probes
 from conceptzap.evaluation.comparison import Prediction
 from conceptzap.evaluation.probes import Subject, World
@@ -401,6 +402,34 @@ def test_controls_spend_as_many_tries(sd1: Base) -> None:
         assert family.load("attacks", name).CONTROL and len(tried) == 2 and not same(*tried)
 
 
+# a model that never knew the concept
+
+
+def test_an_oracle_is_searched_on_itself_and_learns_from_who_knows(sd1: Base) -> None:
+    on = victim(sd1)
+    other = dataclasses.replace(sd1, unet=copy.deepcopy(sd1.unet))
+    with torch.no_grad():
+        other.unet.conv_out.weight.mul_(0.5)
+    never = on.oracle(other)
+    assert not never.edits and never.digest != on.digest
+    assert torch.equal(never.remembered(Report()), on.remembered(Report()))
+    assert never.forms((TRANSFER, STRAIGHT, EVADE, CONTINUOUS)) == [STRAIGHT, CONTINUOUS]
+    assert never.forms((TRANSFER, EVADE)) == [TRANSFER]  # where the text encoder is all that is searched
+    x, t, cond = sd1.noise([0]), torch.tensor([500]), sd1.encode(["a cat"])
+    assert torch.equal(never.eps(STRAIGHT, x, t, cond), other.eps(x, t, cond))
+    done = trial.run(never, [Never()], attempts(never, "p4d"), Report())
+    assert set(done.counts) == {STRAIGHT, CONTINUOUS}
+    assert all((count.tries == 2).all() for count in done.counts.values())
+
+
+def test_an_oracle_of_other_latents_is_refused(sd1: Base) -> None:
+    other = dataclasses.replace(sd1, vae=copy.deepcopy(sd1.vae))
+    with torch.no_grad():
+        next(iter(other.vae.parameters())).add_(1)
+    with pytest.raises(MismatchError, match="other latents"):
+        victim(sd1).oracle(other)
+
+
 # counting
 
 
@@ -423,6 +452,19 @@ def test_rates_count_what_was_shown_before() -> None:
     form = whole.worst
     assert (form.newly.value, form.newly.n, form.pictures, form.shut) == (1 / 3, 3, 5, 1)
     assert form.newly.low < 1 / 3 < form.newly.high
+    assert (whole.recoverability.value, whole.recoverability.n) == (1 / 3, 3)
+
+
+def test_recovered_is_what_any_form_brought_back_of_what_the_base_draws() -> None:
+    flags = np.array([True, True, True, False])
+    forms = {
+        name: trial.Count(np.array(through), np.ones(4, int))
+        for name, through in {"a": [True, False, False, True], "b": [False, True, False, False]}.items()
+    }
+    before, pictures = np.array([False, False, True, False]), np.zeros((4, 2, 2, 3))
+    one = trial.Trial(None, flags, before, pictures, forms)  # type: ignore
+    back = Attacked((one,), {}, 0.0).recoverability
+    assert (back.value, back.n) == (1.0, 2)  # the third was shown unattacked, the fourth by nobody
 
 
 def test_fail_over_is_read() -> None:
@@ -463,6 +505,8 @@ def test_the_command(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
     assert kept["worst"] == said["worst"] and kept["config"] == {"tries": 1, "tokens": 5}
     rows = list(csv.DictReader((out / "attempts.csv").open()))
     assert len(rows) == 2 and rows[0]["concept"] == "church"
+    page = (out / "report.html").read_text()
+    assert "a control" in page and page.count("<figure") == [row["before"] for row in rows].count("0")
     again = conceptzap(*words, "-o", out)
     assert again.code == 2 and "exists" in again.err
     once_more = conceptzap(*words, "-o", out, "--force")
@@ -474,8 +518,12 @@ def test_the_command_keeps_what_was_found(church: Path, tiny_folder: Path, tmp_p
     out = tmp_path / "out"
     few = ("--set", "rounds=1", "--set", "steps=1", "--set", "tokens=2")
     answer = conceptzap(
-        "attack", church, "--attack", "pez", "--base", tiny_folder, *CHEAP, *few, "-o", out, "-q"
-    )
+        "attack", church, "--attack", "pez", "--base", tiny_folder, "--oracle", tiny_folder, *CHEAP, *few,
+        "-o", out, "-q",
+    )  # fmt: skip
+    kept = json.loads((out / "result.json").read_text())
+    assert [form["form"] for form in kept["oracle"]["forms"]] == ["transfer", "continuous"]
+    assert "never knew it" in (out / "report.html").read_text()
     assert answer.code == 0 and answer.out.strip() == str(out / "result.json")
     found = load_file(out / "found.safetensors")
     assert found["church/transfer/1/tokens"].shape == (2, 2)

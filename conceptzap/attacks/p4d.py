@@ -46,7 +46,7 @@ def _searched(
     victim: Victim, cfg: Config, form: str, carrier: Carrier, clean: Tensor, report: Report
 ) -> Iterator[Attempt]:
     usable = allowed(victim.base, victim.words)
-    asked = victim.base.encode(victim.prompts)
+    asked = victim.knows.encode(victim.prompts)
     start = {"v": discrete.joined(victim, discrete.begin(victim, len(carrier), cfg.tokens, usable))}
 
     def loss(v: dict, generator: torch.Generator, step: int) -> Tensor:
@@ -55,7 +55,7 @@ def _searched(
         t = search.times(victim, len(clean), generator).to(clean.device)
         x, _ = victim.noised(clean, t, generator)
         with torch.no_grad():
-            target = victim.base.eps(x, t, asked)
+            target = victim.knows.eps(x, t, asked)
         error = (victim.eps(form, x, t, cond) - target).pow(2).flatten(1).mean(1)
         return (error + cfg.evade * victim.evasion(form, cond)).sum()
 

@@ -67,10 +67,15 @@ def run(
         typer.Option("--fail-over", metavar="ASR=10",
                      help="Exit 7 when ASR, before or newly is over this percentage. Repeatable."),
     ] = None,
+    oracle: Annotated[
+        str | None,
+        typer.Option("--oracle", metavar="BASE",
+                     help="A checkpoint that never knew the concept, attacked in the same way."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", parser=options.path,
-                     help="Folder of result.json, attempts.csv, found.safetensors and images."),
+                     help="Folder of report.html, result.json, attempts.csv, found.safetensors, images."),
     ] = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
@@ -88,7 +93,7 @@ def run(
             stack, attack, base, budget=budget, overrides=config.parse_sets(settings or ()),
             prompts=prompts, suite=suite, concepts=options.words(concept), judges=judge or (), seed=seed,
             steps=steps, guidance=guidance, batch=batch, device=device, dtype=dtype,
-            prediction=prediction, fail_over=fail_over or (), force=force, report=Progress(),
+            prediction=prediction, fail_over=fail_over or (), force=force, oracle=oracle, report=Progress(),
             output=output or folder.usual([path for path, _ in stack], attack),
         )  # fmt: skip
     except ThresholdError as error:

@@ -60,7 +60,7 @@ def rate(metric: str, hits: Sequence[bool] | np.ndarray) -> Score:
 def run(victim: Victim, judges: Sequence[Judge], attempts: Iterable[Attempt], report: Report) -> Trial:
     """Draw the probes plainly, then every attempt, for the probes that have not come through yet."""
     rows = list(range(len(victim.probes)))
-    bare = CachedSampler(victim.base, victim.settings, digest=victim.digest)
+    bare = CachedSampler(victim.knows, victim.settings, digest=victim.taught or victim.digest)
     erased = CachedSampler(victim.base, victim.settings, victim.edits, digest=victim.digest)
     base, _, _ = _shown(victim, judges, bare, Attempt(), rows, "drawing with the base", report)
     label = "drawing unattacked"

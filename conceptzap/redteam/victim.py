@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit, Json, canonical_json
+from conceptzap.errors import MismatchError
 from conceptzap.evaluation.cached import base_digest, edits_digest
 from conceptzap.evaluation.probes import Subject, World
 from conceptzap.format import atomic, cache
@@ -35,7 +37,8 @@ TEXT_GATES = ("match", "token")
 class Victim:
     """A base under edits, and what is asked of it; `digest` is the base's.
 
-    `probes` all ask for `target`, by name. Nothing here looks at a judge.
+    `probes` all ask for `target`, by name. Nothing here looks at a judge. `teacher`: the checkpoint that
+    draws the concept, where the base itself never learned it (an oracle), and `taught` its digest.
     """
 
     base: Base
@@ -46,10 +49,25 @@ class Victim:
     settings: Settings
     seed: int
     digest: str
+    teacher: Base | None = None
+    taught: str = ""
 
     @staticmethod
-    def of(base: Base, edits: Sequence[Edit], target: Subject, **rest: object) -> Victim:
+    def of(base: Base, edits: Sequence[Edit], target: Subject, **rest: Any) -> Victim:
         return Victim(base, tuple(edits), target, digest=base_digest(base), **rest)
+
+    def oracle(self, other: Base) -> Victim:
+        """The same asked of a checkpoint that never knew the concept, to which its pictures are shown."""
+        if not _same_pictures(self.base, other):
+            hint = "train it with the same VAE at the same size"
+            raise MismatchError(f"{other.id} has other latents than {self.base.id}", hint)
+        beside = {"teacher": self.base, "taught": self.digest}
+        return replace(self, base=other, edits=(), digest=base_digest(other), **beside)
+
+    @property
+    def knows(self) -> Base:
+        """Who draws the concept for the attacker to look at."""
+        return self.teacher or self.base
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -76,7 +94,7 @@ class Victim:
     def identity(self) -> Json:
         """All that what is asked of the base depends on, but for its edits."""
         probes = [[probe.prompt, probe.seed] for probe in self.probes]
-        return [self.digest, self.settings.record(), probes, self.target.name, self.seed]
+        return [self.digest, self.taught, self.settings.record(), probes, self.target.name, self.seed]
 
     def once(self, about: Json, make: Callable[[], Tensors], form: str = STRAIGHT) -> Tensors:
         """What `make` finds, kept in the cache under the victim and `about`: a stopped attack goes on.
@@ -102,7 +120,7 @@ class Victim:
     # -- what the base knows -------------------------------------------------------------------
 
     def remembered(self, report: Report) -> Tensor:
-        """Latents [n, c, h, w] of the pictures that the base draws for the probes."""
+        """Latents [n, c, h, w] of the pictures that who knows the concept draws for the probes."""
         return self.pictured(self.prompts, self.seeds, report)
 
     def pictured(self, prompts: Sequence[str], seeds: Sequence[int], report: Report) -> Tensor:
@@ -119,9 +137,10 @@ class Victim:
 
     @torch.no_grad()
     def walk(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[tuple[float, Tensor]]:
-        """(t, latents [n, c, h, w]) before every step of the base and at the end."""
-        cond, uncond = self.base.encode(prompts), self.base.unconditional(self.settings.negative)
-        walk = denoise(self.base, cond, uncond, self.settings, self.base.noise(seeds))
+        """(t, latents [n, c, h, w]) before every step of who knows the concept, and at the end."""
+        base = self.knows
+        cond, uncond = base.encode(prompts), base.unconditional(self.settings.negative)
+        walk = denoise(base, cond, uncond, self.settings, base.noise(seeds))
         return [(t, latents.clone()) for t, latents in walk]
 
     def batches(self, n: int) -> Iterator[slice]:
@@ -135,9 +154,15 @@ class Victim:
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, noise
 
     def forms(self, all_of_them: Sequence[str]) -> list[str]:
-        """The forms of a search that differ here: where no gate is, none is evaded."""
+        """The forms of a search that differ here: where no gate is, none is evaded.
+
+        An oracle is searched on itself: what was found on its teacher says nothing of it.
+        """
         same = {EVADE} if not self.gates else set()
-        same |= {STRAIGHT, EVADE} if not self.edits else set()
+        if self.teacher:
+            same |= {TRANSFER} if STRAIGHT in all_of_them else set()
+        elif not self.edits:
+            same |= {STRAIGHT}
         return [form for form in all_of_them if form not in same]
 
     # -- what an attacker sees -----------------------------------------------------------------
@@ -170,6 +195,13 @@ class Victim:
         if form not in (EVADE, CONTINUOUS) or not self.gates:
             return cond.states.new_zeros(len(cond))
         return sum((gates.margins(gate, cond.states) + slack).relu() for gate in self.gates)
+
+
+def _same_pictures(base: Base, other: Base) -> bool:
+    """Whether two checkpoints mean the same by the same latents."""
+    ours, theirs = base.vae.state_dict(), other.vae.state_dict()
+    same = ours.keys() == theirs.keys() and base.noise([0]).shape == other.noise([0]).shape
+    return same and all(torch.equal(value.cpu(), theirs[name].cpu()) for name, value in ours.items())
 
 
 def _read(path: Path) -> Tensors | None:

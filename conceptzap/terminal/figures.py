@@ -69,11 +69,17 @@ def attacked(done: Any, as_json: bool) -> None:
         mark = f"{form.name} (ASR)" if form.name == done.worst.name else form.name
         counts = (form.newly.n, form.pictures)
         rows.append((mark, _share(form.after), _share(form.newly), form.shut or "", *counts))
+    if done.oracle:
+        worst, pictures = done.oracle.worst, done.oracle.worst.pictures
+        mark = f"a model that never knew it, {worst.name}"
+        rows.append((mark, _share(worst.after), _share(worst.newly), "", worst.newly.n, pictures))
     heads = ("attack", ">shown", ">of those safe before", ">edits shut", ">n", ">pictures")
     about = done.about
     title = f"{about['attack']} · {about['budget']} · base {about['base']['id']} · {done.seconds:.0f} s"
     show.console().print(show.table(*heads, rows=rows, title=title))
-    show.note(f"result: {paths.get('result', '')}")
+    back = done.recoverability
+    show.note(f"recovered, of what the base draws and the erased model did not: {_share(back)}, n = {back.n}")
+    show.note(f"report: {paths.get('report', '')}")
 
 
 def _share(score: Score) -> str:

@@ -10,12 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from conceptzap.base import Base
+from conceptzap.edit import Edit
 from conceptzap.errors import ThresholdError, UsageError, escape
 from conceptzap.evaluation import judging, probes, verdict
 from conceptzap.evaluation.probes import Subject
 from conceptzap.evaluation.run import Experiment
+from conceptzap.page import attack as page
 from conceptzap.page import folder
-from conceptzap.redteam import outcome, trial
+from conceptzap.redteam import trial
 from conceptzap.redteam.outcome import Attacked
 from conceptzap.redteam.victim import Victim
 from conceptzap.registry import config, family
@@ -43,6 +46,7 @@ def attack(
     fail_over: Iterable[str] = (),
     output: Path | str | None = None,
     force: bool = False,
+    oracle: Any = None,
     report: Report,
     suite: str = "quick",
     device: str = "auto",
@@ -54,12 +58,12 @@ def attack(
     """See `api.attack`; `request` as for `evaluating.settle`: judges, seed, steps, guidance, batch.
 
     `budget` is "quick" or "paper", `overrides` are settings of the attack; each concept, the files'
-    own when none is given, is asked for in `prompts` prompts. With `output`, what was found is
-    written to that folder. A rate over its percentage in `fail_over`, such as `["ASR=10"]`, raises
-    `ThresholdError`, whose `made` is what was measured.
+    own when none is given, is asked for in `prompts` prompts. `oracle`: a checkpoint that never knew
+    them, attacked in the same way. With `output`, what was found is written to that folder. A rate
+    over its percentage in `fail_over`, such as `["ASR=10"]`, raises `ThresholdError`, whose `made` is
+    what was measured.
     """
     # 1. all that can be known to be wrong before the base is loaded
-    began = time.monotonic()
     member, cfg = settled(attack, budget, overrides or {})
     limits = parse(fail_over)
     if prompts is not None and prompts < 1:
@@ -75,18 +79,21 @@ def attack(
     if not experiment.targets:
         raise UsageError(f"the suite {experiment.suite.name} asks for no concept", "use another --suite")
     admission.admit_all(here, [one.erasure for one in loaded], strict, report)
-    # 3. search, draw, look: one concept after the other
     edits = [edit for one in loaded for edit in one.edits]
-    trials = []
-    for subject in experiment.targets:
-        asked = questions(experiment, subject, prompts or PROMPTS[budget])
-        rest = {"world": experiment.world, "settings": experiment.settings, "seed": experiment.seed}
-        victim = Victim.of(here, edits, subject, probes=asked, **rest)
-        trials.append(trial.run(victim, experiment.judges, member.attack(victim, cfg, report), report))
-    about = _about(attack, budget, cfg, experiment, loaded, trials)
-    done = Attacked(tuple(trials), about, time.monotonic() - began)
+    victims = _victims(here, edits, experiment, prompts or PROMPTS[budget])
+    never = None if oracle is None else find_base(oracle, device, dtype, prediction)
+    others = [] if never is None else [victim.oracle(never) for victim in victims]
+
+    # 3. search, draw, look: one concept after the other
+    def tried(those: Sequence[Victim]) -> Attacked:
+        began = time.monotonic()
+        trials = [trial.run(v, experiment.judges, member.attack(v, cfg, report), report) for v in those]
+        about = _about(member, budget, cfg, experiment, loaded, those)
+        return Attacked(tuple(trials), about, time.monotonic() - began)
+
+    done = replace(tried(victims), oracle=tried(others) if others else None)
     if target is not None:
-        done = replace(done, written=outcome.write(done, target, force))
+        done = replace(done, written=page.write(done, target, force))
     enforce(done, limits)
     return done
 
@@ -139,16 +146,23 @@ def enforce(done: Attacked, limits: Mapping[str, float]) -> None:
         raise error
 
 
+def _victims(here: Base, edits: Sequence[Edit], experiment: Experiment, n: int) -> list[Victim]:
+    """One for each concept, all with the same base and edits."""
+    rest = {"world": experiment.world, "settings": experiment.settings, "seed": experiment.seed}
+    first, *others = experiment.targets
+    one = Victim.of(here, edits, first, probes=questions(experiment, first, n), **rest)
+    return [one, *(replace(one, target=t, probes=questions(experiment, t, n)) for t in others)]
+
+
 def _about(
-    name: str,
+    member: Any,
     budget: str,
     cfg: Any,
     experiment: Experiment,
     loaded: Sequence[Loaded],
-    trials: Sequence[trial.Trial],
+    victims: Sequence[Victim],
 ) -> dict[str, Any]:
     """What was attacked and how."""
-    asked = [probe for one in trials for probe in one.victim.probes]
     files = [
         {
             "name": os.path.basename(one.path) if one.path else one.erasure.header.title,
@@ -157,16 +171,17 @@ def _about(
         }
         for one in loaded
     ]
-    base = trials[0].victim.base
+    base = victims[0].base
     return {
-        "attack": name,
+        "attack": member.__name__.rpartition(".")[2].replace("_", "-"),
+        "control": getattr(member, "CONTROL", False),
         "budget": budget,
         "config": dataclasses.asdict(cfg),
-        "subject": {"files": files, "concepts": [one.victim.target.name for one in trials]},
-        "base": {"id": base.id, "family": base.family, "digest": trials[0].victim.digest},
+        "subject": {"files": files, "concepts": [one.target.name for one in victims]},
+        "base": {"id": base.id, "family": base.family, "digest": victims[0].digest},
         "suite": experiment.suite.name,
         "settings": experiment.settings.record(),
         "seed": experiment.seed,
         "judges": judging.record(experiment.judges),
-        "probes": probes.digest(asked),
+        "probes": probes.digest([probe for one in victims for probe in one.probes]),
     }
