@@ -290,7 +290,8 @@ def attack(
     """Try to bring back what erasures, attached together, took out of a base.
 
     `attack` names a file of the folder `attacks`, `options` are those of `verbs.attacking.attack`.
-    What comes back has `before`, `asr` (after the worst of `forms`), `record()`, and `written`.
+    What comes back has `before`, `asr` (after the worst of `forms`), `recoverability`, `oracle` (the
+    same of a checkpoint that never knew the concept, if one was given), `record()`, and `written`.
     """
     from conceptzap.verbs import attacking
 
@@ -315,6 +316,7 @@ def bench(
     methods: Sequence[str] = (),
     concepts: Sequence[str] = (),
     suites: Sequence[str] = (),
+    attacks: Sequence[str] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     preset: str | None = None,
     base: str | None = None,
@@ -335,10 +337,11 @@ def bench(
 
     `path` is a TOML file of these arguments (`settings` is its table `set`, a table a method); what
     is given beside it wins. A concept may name its anchor: "Van Gogh:painting". `steps`, `guidance`,
-    `batch` and `limit` are of the pictures, as in `evaluate`. The folder `output` gets the
-    erasures, `bench.json`, `bench.csv` and a page. The same call goes on where it was stopped, also
-    after a kill, and takes up the cells that failed; under `accelerate launch` each process does its
-    share. Every cell has its `result` or its `error`.
+    `batch` and `limit` are of the pictures, as in `evaluate`. `attacks` are those of `attack`, each
+    with the budget "quick" on every erasure. The folder `output` gets the erasures, `bench.json`,
+    `bench.csv` and a page. The same call goes on where it was stopped, also after a kill, and takes
+    up the cells that failed; under `accelerate launch` each process does its share. Every cell has
+    its `result` or its `error`.
 
     Raises `UsageError` for a request that cannot be meant, or a folder that holds another bench
     (with `force` its cells are kept where they still fit).
@@ -346,11 +349,12 @@ def bench(
     from conceptzap.verbs import benching
 
     given = {
-        "methods": methods, "concepts": concepts, "suites": suites, "set": settings, "preset": preset,
-        "base": base, "prediction": prediction, "seed": seed, "judges": judges, "steps": steps,
-        "guidance": guidance, "batch": batch, "limit": limit, "device": device, "dtype": dtype,
+        "methods": methods, "concepts": concepts, "suites": suites, "attacks": attacks,
+        "set": settings, "preset": preset, "base": base, "prediction": prediction, "seed": seed,
+        "judges": judges, "steps": steps, "guidance": guidance, "batch": batch, "limit": limit,
+        "device": device, "dtype": dtype,
     }  # fmt: skip
-    lists = {key: _listed(given[key]) for key in ("methods", "concepts", "suites", "judges")}
+    lists = {key: _listed(given[key]) for key in ("methods", "concepts", "suites", "attacks", "judges")}
     return benching.bench(path, given | lists, output, force, report or Bars())
 
 
@@ -370,17 +374,28 @@ def lock(
     *,
     base: str = "demo",
     prediction: str | None = None,
+    attacked: Path | str | Iterable[Path | str] = (),
+    fail_over: Iterable[str] = (),
     force: bool = False,
 ) -> Policy:
     """Write a policy that pins erasure files on a base: these files, this checkpoint, nothing less.
 
-    Paths of files and of a base that is a folder or file are kept relative to the policy. Raises
+    `attacked` are results of `attack` on all of them together, pinned like the files, whose rates
+    must not be over `fail_over`, such as `["ASR=10"]`. Paths of files and of a base that is a folder or file are kept relative to the policy. Raises
     `UsageError` for an `output` that exists (unless `force`) or no files, `FormatError` for what is
-    no erasure, `RefusedError` for keys, scaled and foreign erasures.
+    no erasure, `RefusedError` for keys, scaled and foreign erasures, and for rates over their limit.
     """
-    from conceptzap.trust import guard
+    from conceptzap.evaluation import verdict
+    from conceptzap.trust import attested, guard
 
-    return guard.lock(_listed(erasures), base, output, force=force, prediction=prediction)
+    limits = verdict.percentages("--fail-over", fail_over, tuple(attested.RATES), "rate")
+    results = [Path(one) for one in _listed(attacked)]
+    if bool(results) != bool(limits):
+        hint = "for example: --attacked van-gogh-inversion --fail-over ASR=10"
+        raise UsageError("results and limits of attacks come together", hint)
+    return guard.lock(
+        _listed(erasures), base, output, force=force, prediction=prediction, attacked=results, limits=limits
+    )
 
 
 def verify(path: Path | str = "conceptzap.lock", *, device: str = "auto") -> Policy:

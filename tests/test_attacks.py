@@ -483,9 +483,10 @@ def test_names_and_budgets_are_checked() -> None:
         attacking.settled("seeds", "quick", {"rounds": 3})
     with pytest.raises(UsageError, match="out of range"):
         attacking.settled("seeds", "quick", {"tries": 0})
-    _, quick = attacking.settled("ring-a-bell", "quick", {})
-    _, paper = attacking.settled("ring-a-bell", "paper", {"tokens": "38"})
-    assert (quick.generations, paper.generations, paper.tokens) == (24, 3000, 38)
+    quick = attacking.settled("ring-a-bell", "quick", {})
+    paper = attacking.settled("ring-a-bell", "paper", {"tokens": "38"})
+    assert (quick.config.generations, paper.config.generations, paper.config.tokens) == (24, 3000, 38)
+    assert (quick.n, paper.n, attacking.settled("seeds", "quick", {}, 3).n) == (16, 64, 3)
 
 
 # the command

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -135,6 +136,23 @@ def test_the_page_shows_e_against_p_and_links_to_what_lies_beside_it(whole: tupl
     assert not [tag for tag, attrs in tags if tag == "script" or "src" in attrs]
     for text in ("erased (E)", "kept (P)", "its synonyms", "n = 6", "seconds", "peak memory", *QUICK):
         assert text in page
+
+
+def test_attacks_are_columns(whole: tuple[Path, Answer], tiny_folder: Path, tmp_path: Path) -> None:
+    """Added to a finished bench, they alone are carried out; each has a page of its own."""
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    before = contents(out / "cells")
+    answer = bench(tiny_folder, out, *BOTH, "--attack", "random-tokens", "--force", "--json")
+    assert answer.code == 0, answer
+    assert contents(out / "cells").items() >= before.items()
+    attacked = [cell for cell in answer.json["cells"] if cell["suite"] == "attack-random-tokens"]
+    assert len(attacked) == 4 and all(cell["scores"]["ASR"]["n"] for cell in attacked)
+    links = [attrs["href"] for tag, attrs in Tags((out / "bench.html").read_text()).tags if tag == "a"]
+    pages = [link for link in links if link.startswith("attacks/")]
+    assert len(pages) == 4 and all((out / page).is_file() for page in pages)
+    lines = list(csv.DictReader((out / "bench.csv").read_text().splitlines()))
+    assert sum(bool(line["ASR"]) for line in lines) == 4 and len(lines) == 8
 
 
 def cells(*values: tuple[str, float, float]) -> Bench:
@@ -345,6 +363,7 @@ WRONG = {
     "unknown method": (("--method", "uec", *CHURCH), "no method is called 'uec'"),
     "unknown suite": (("--method", QUICK[0], *CHURCH, "--suite", "quack"), "no suite is called 'quack'"),
     "unknown setting": (("--method", QUICK[0], *CHURCH, "--set", f"{QUICK[0]}.x=1"), "unknown setting 'x'"),
+    "unknown attack": (("--method", QUICK[0], *CHURCH, "--attack", "x"), "no attack is called 'x'"),
     "settings of nobody": (("--method", QUICK[0], *CHURCH, "--set", "y.x=1"), "settings of 'y'"),
     "a setting without a method": (("--method", QUICK[0], *CHURCH, "--set", "x=1"), "names no method"),
     "one name twice": (("--method", QUICK[0], "--concept", "café", "--concept", "cafe"), "called the same"),

@@ -93,6 +93,11 @@ SuiteSteps = Annotated[
 SuiteBatch = Annotated[
     int | None, typer.Option("--batch", metavar="N", help="Pictures a UNet call.  [the suite's]")
 ]
+FailOver = Annotated[
+    list[str] | None,
+    typer.Option("--fail-over", metavar="ASR=10",
+                 help="The most, in percent, that ASR, before or newly may be; else exit 7. Repeatable."),
+]
 Limit = Annotated[
     int | None, typer.Option("--limit", metavar="N", help="At most N pictures of a slice.")
 ]

@@ -62,11 +62,7 @@ def run(
     batch: options.SuiteBatch = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    fail_over: Annotated[
-        list[str] | None,
-        typer.Option("--fail-over", metavar="ASR=10",
-                     help="Exit 7 when ASR, before or newly is over this percentage. Repeatable."),
-    ] = None,
+    fail_over: options.FailOver = None,
     oracle: Annotated[
         str | None,
         typer.Option("--oracle", metavar="BASE",

@@ -8,7 +8,7 @@ bench.json, bench.csv and a page with E against P. The same command goes on wher
 cell that fails is told of, the others go on, and the exit code is 1. `accelerate launch -m conceptzap
 bench ...` shares the cells out among its processes.
 
-A TOML file has the keys methods, concepts, suites, judges, preset, base, prediction, seed, steps,
+A TOML file has the keys methods, concepts, suites, attacks, judges, preset, base, prediction, seed, steps,
 guidance, batch, limit, device, dtype, and a table [set.METHOD] of settings; options win over it.
 """
 
@@ -54,6 +54,10 @@ def run(
     suite: Annotated[
         list[str] | None, typer.Option("--suite", metavar="S", help="Repeatable.  [quick]")
     ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option("--attack", metavar="A", help="See `conceptzap attack`. Repeatable."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="METHOD.key=value", help="A setting of a method. Repeatable."),
@@ -82,6 +86,7 @@ def run(
 
     done = api.bench(
         plan, methods=options.words(method), concepts=options.words(concept), suites=suite or (),
+        attacks=attack or (),
         settings=_table(set_ or []), preset=preset, judges=judge or (), base=base,
         prediction=prediction, seed=seed, steps=steps, guidance=guidance, batch=batch, limit=limit,
         device=device, dtype=dtype, output=output, force=force, report=Progress(),

@@ -2,6 +2,7 @@
 
     conceptzap lock van-gogh.lprompt.safetensors
     conceptzap lock a.lprompt.safetensors b.lprompt.safetensors --base ./my-model -o my.lock
+    conceptzap lock van-gogh --attacked van-gogh-inversion --fail-over ASR=10
 """
 
 from __future__ import annotations
@@ -18,6 +19,16 @@ def run(
     paths: options.Files,
     base: options.Base = "demo",
     prediction: options.Prediction = None,
+    attacked: Annotated[
+        list[Path] | None,
+        typer.Option("--attacked", metavar="DIR", parser=options.path, show_default=False,
+                     help="Pin the result of `conceptzap attack` on these files. Repeatable."),
+    ] = None,
+    fail_over: Annotated[
+        list[str] | None,
+        typer.Option("--fail-over", metavar="ASR=10",
+                     help="The most, in percent, that a rate of these results may be. Repeatable."),
+    ] = None,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="FILE", parser=options.path,
@@ -29,7 +40,10 @@ def run(
     from conceptzap import api
     from conceptzap.terminal import show
 
-    made = api.lock(paths, output, base=base, prediction=prediction, force=force)
+    made = api.lock(
+        paths, output, base=base, prediction=prediction, attacked=attacked or (),
+        fail_over=fail_over or (), force=force,
+    )  # fmt: skip
     if as_json:
         files = [{"path": pin.path, "digest": pin.digest} for pin in made.files]
         show.emit("lock", {"path": show.full(output), "digest": made.digest, "files": files})

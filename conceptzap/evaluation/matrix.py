@@ -18,7 +18,8 @@ SCHEMA = "conceptzap.bench/1"
 SUITE = "quick"
 LOOK = ("steps", "guidance", "batch", "limit")
 TEXTS, NUMBERS = ("base", "prediction", "preset", "device", "dtype"), ("seed", *LOOK)
-LISTS = ("methods", "concepts", "suites", "judges")
+LISTS = ("methods", "concepts", "suites", "attacks", "judges")
+ATTACK = "attack-"  # what the column of an attack begins with
 NEEDED = {
     "methods": "name some with --method; see `conceptzap methods`",
     "concepts": 'for example: --concept "Van Gogh:painting"',
@@ -27,7 +28,7 @@ NEEDED = {
 FIGURES = (
     ("E", ""), ("P", ""), ("H", ""), ("P", "keep/neighbour"), ("E", "erase/synonym"), ("identical", ""),
 )  # fmt: skip
-ROBUST = ("ASR", "robust")  # what the metrics of an attacked erasure begin with
+ROBUST = ("ASR", "robust")  # what the metrics of an attacked erasure begin with; the worst rate is "ASR"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Matrix:
     methods: tuple[str, ...]
     concepts: tuple[str, ...]
     suites: tuple[str, ...] = (SUITE,)
+    attacks: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     preset: str | None = None
     base: str = "demo"
@@ -77,6 +79,11 @@ class Matrix:
         ]
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """What every erasure goes through: suites, then attacks."""
+        return (*self.suites, *(f"{ATTACK}{name}" for name in self.attacks))
+
+    @property
     def look(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in LOOK}
 
@@ -89,8 +96,8 @@ class Matrix:
         return said | ({"set": settings} if settings else {})
 
     def budget(self, method: str) -> dict[str, Json]:
-        """All that a cell of this method depends on, but for its concept and its suite."""
-        whole = {name: value for name, value in self.record().items() if name not in LISTS[:3]}
+        """All that a cell of this method depends on, but for its concept and its column."""
+        whole = {name: value for name, value in self.record().items() if name not in LISTS[:4]}
         return whole | {"set": dict(self.settings.get(method, {}))}
 
 
@@ -141,7 +148,8 @@ def _check_names(jobs: Sequence[Job]) -> None:
 
 @dataclass(frozen=True)
 class Cell:
-    """A job in one suite: what its erasure is and cost, and what was measured; or why it failed.
+    """A job in one suite, or under an attack (`ATTACK` before its name): what its erasure is and cost,
+    and what was measured; or why it failed.
 
     `seconds` and `peak_bytes` are of making the erasure; `error` has `code`, `kind`, `message`, `hint`.
     """
@@ -159,6 +167,11 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.job.name}--{self.suite}"
+
+    @property
+    def attack(self) -> str:
+        """The attack that it is a cell of, "" for a suite's."""
+        return self.suite.removeprefix(ATTACK) if self.suite.startswith(ATTACK) else ""
 
     def score(self, metric: str, slice: str = "") -> Score | None:
         return self.result.score(metric, slice) if self.result else None

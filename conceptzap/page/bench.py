@@ -1,6 +1,7 @@
 """The files of a bench: `bench.json` (the same for the same request), `bench.csv`, and the page.
 
-The page has, for each suite, a scatter of E against P, the means of every method, and all cells.
+The page has, for each suite, a scatter of E against P, the means of every method, and all cells; then a
+table of every method under every attack.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from conceptzap.page import folder, report
 from conceptzap.result import Score
 
 NAMES = {"json": "bench.json", "csv": "bench.csv", "page": "bench.html"}
+ATTACKS = "attacks"  # the folder of the attacks' own pages
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 SIDE, MARGIN = 360, 44  # of the scatter, in its own units
 TURN = 137.5  # degrees of hue from one method to the next: neighbours never look alike
@@ -39,6 +41,7 @@ def html(done: Bench) -> str:
     """The whole page; it fetches nothing and runs nothing."""
     environment = report.templates()
     colours = {name: f"hsl({TURN * i % 360:.0f} 65% 50%)" for i, name in enumerate(done.matrix.methods)}
+    shown = [key for key in done.figures if any(c.score(*key) for c in done.cells if not c.attack)]
     return environment.get_template("bench.html.j2").render(
         policy=POLICY,
         style=Markup(environment.loader.get_source(environment, "style.css")[0]),
@@ -46,7 +49,9 @@ def html(done: Bench) -> str:
         colours=colours,
         scatters=[scatter(done, suite) for suite in done.matrix.suites],
         means=list(done.means()),
-        heads={key: phrases.name(Score(key[0], 0, 0, 0, 0, slice=key[1])) for key in done.figures},
+        heads={key: phrases.name(Score(key[0], 0, 0, 0, 0, slice=key[1])) for key in shown},
+        attacked={(cell.job, cell.attack): cell for cell in done.cells if cell.attack},
+        attacks=ATTACKS,
         side=SIDE,
         margin=MARGIN,
         figure=_figure,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from conceptzap.redteam.trial import Count, Trial, rate
-from conceptzap.result import Score
+from conceptzap.result import Result, Score
 
 SCHEMA = "conceptzap.attack/1"
 
@@ -102,6 +102,15 @@ class Attacked:
             "newly": self.worst.newly.record(),
             "recoverability": self.recoverability.record(),
         }
+
+    def result(self) -> Result:
+        """The rates as a bench keeps them, in the place of an evaluation's scores."""
+        about = self.about
+        subject = about["subject"] | {"concepts": dict.fromkeys(about["subject"]["concepts"], "")}
+        newly = replace(self.worst.newly, metric="ASR newly")
+        scores = (replace(self.asr, metric="ASR"), replace(self.before, metric="ASR before"), newly)
+        same = {name: about[name] for name in ("base", "suite", "settings", "seed", "judges", "probes")}
+        return Result(subject=subject, scores=scores, **same)
 
     def sentence(self) -> str:
         """`Van Gogh: shown in 2 of 24 pictures unattacked, in 19 of 24 under the worst form (...)`."""

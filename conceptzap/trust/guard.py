@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from conceptzap import format
@@ -18,8 +18,10 @@ def lock(
     *,
     force: bool = False,
     prediction: str | None = None,
+    attacked: Sequence[Path] = (),
+    limits: Mapping[str, float] | None = None,
 ) -> Policy:
-    """Write a policy that pins these erasure files on the base called `base`.
+    """Write a policy that pins these erasure files on the base called `base`, and results of attacks.
 
     Files and target are checked before the base is loaded. Raises what `policy.write` raises.
     """
@@ -30,7 +32,8 @@ def lock(
     from conceptzap.base import load_base
 
     here = load_base(base, prediction=prediction)
-    return policy.write(output, here.reference(policy.EVERYTHING), base, paths, force, prediction)
+    reference = here.reference(policy.EVERYTHING)
+    return policy.write(output, reference, base, paths, force, prediction, attacked, limits)
 
 
 def verify(path: Path | str = NAME, device: str = "auto") -> Policy:

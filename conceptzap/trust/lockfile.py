@@ -15,6 +15,8 @@ from packaging.specifiers import SpecifierSet
 from conceptzap.edit import BaseRef, Json
 from conceptzap.errors import UsageError, escape
 from conceptzap.format.tree import DIGEST
+from conceptzap.trust import attested
+from conceptzap.trust.attested import Attested
 
 SCHEMA = "conceptzap.lock/1"
 NAME = "conceptzap.lock"
@@ -31,6 +33,8 @@ BASE = {
 }
 PREDICTION = "prediction"  # of the base, where its own files do not say it and `lock` was told
 FILE = {"path": str, "sha256": str, "digest": str, "concepts": list, "required": bool}
+ATTACKS = "attacks"  # results that are asked for, where there are any
+ATTACK = {"path": str, "sha256": str, "attack": str, "limits": dict}
 ANEW = "write it anew with: conceptzap lock"
 HEAD = "# Written by `conceptzap lock`, checked by `conceptzap verify`.\n"
 HERE = ("./", "../")  # how a base that is a folder or a file begins, from the policy's folder
@@ -55,6 +59,7 @@ class Policy:
     """A lock file as read. `digest` is the sha256 of its bytes, `base_name` what the lock calls its base,
     `prediction` what that was said to predict where its own files do not say it.
 
+    `attacks`: results that have to lie where they say and stay under their limits.
     `versions` is a range such as ">=0.1.0,<0.2" (PEP 440).
     """
 
@@ -65,13 +70,14 @@ class Policy:
     base: BaseRef
     files: tuple[Pinned, ...]
     prediction: str | None = None
+    attacks: tuple[Attested, ...] = ()
 
     @property
     def folder(self) -> Path:
         """Where the paths in it start."""
         return folder(self.path)
 
-    def locate(self, pinned: Pinned) -> Path:
+    def locate(self, pinned: Pinned | Attested) -> Path:
         return self.folder / pinned.path
 
     def locate_base(self) -> str:
@@ -101,6 +107,8 @@ def encode(policy: Policy) -> bytes:
         base[PREDICTION] = policy.prediction
     files = [{**vars(pinned), "concepts": list(pinned.concepts)} for pinned in policy.files]
     tree = {"schema": SCHEMA, "conceptzap": policy.versions, "base": base, "files": files}
+    if policy.attacks:
+        tree[ATTACKS] = [one.record() for one in policy.attacks]
     try:
         return (HEAD + "".join(map(_printable, tomli_w.dumps(tree)))).encode()
     except UnicodeEncodeError as error:
@@ -121,17 +129,19 @@ def parse(path: Path, data: bytes) -> Policy:
     try:
         tree = tomllib.loads(data.decode("utf-8"))
         _check_schema(tree.get("schema"))
-        top = _fields(tree, TOP, "it")
+        top = _fields(tree, TOP | ({ATTACKS: list} if ATTACKS in tree else {}), "it")
         _check_versions(top["conceptzap"])
         told = {PREDICTION: str} if PREDICTION in top["base"] else {}
         base = _fields(top["base"], BASE | told, "base")
         files = tuple(_file(table) for table in top["files"])
+        attacks = tuple(_attack(table) for table in top.get(ATTACKS, ()))
         reference = _reference(base)
         _check_files(files)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{escape(path)} is no sound policy: {escape(error)}", ANEW) from error
     digest = hashlib.sha256(data).hexdigest()
-    return Policy(path, digest, top["conceptzap"], base["name"], reference, files, base.get(PREDICTION))
+    told = base.get(PREDICTION)
+    return Policy(path, digest, top["conceptzap"], base["name"], reference, files, told, attacks)
 
 
 def _check_schema(schema: Json) -> None:
@@ -161,14 +171,25 @@ def _reference(base: Mapping[str, Json]) -> BaseRef:
 
 def _file(table: Json) -> Pinned:
     fields = _fields(table, FILE, "a file")
-    path, concepts = fields["path"], fields["concepts"]
-    if not path.strip("./") or os.path.isabs(path) or "\0" in path:
-        raise ValueError(f"{path!r} is no path from the policy's folder to a file")
+    path, concepts = _near(fields["path"]), fields["concepts"]
     if not all(type(concept) is str for concept in concepts):
         raise ValueError(f"concepts of {path!r} are not texts")
     for name in ("sha256", "digest"):
         _check_digest(fields[name], f"{path}: {name}")
-    return Pinned(**{**fields, "path": os.path.normpath(path), "concepts": tuple(concepts)})
+    return Pinned(**{**fields, "path": path, "concepts": tuple(concepts)})
+
+
+def _attack(table: Json) -> Attested:
+    fields = _fields(table, ATTACK, "an attack")
+    _check_digest(fields["sha256"], f"{fields['path']}: sha256")
+    return attested.parse({**fields, "path": _near(fields["path"])})
+
+
+def _near(path: str) -> str:
+    """A path from the policy's folder, in its shortest form."""
+    if not path.strip("./") or os.path.isabs(path) or "\0" in path:
+        raise ValueError(f"{path!r} is no path from the policy's folder to a file")
+    return os.path.normpath(path)
 
 
 def _check_digest(text: str, where: str) -> None:

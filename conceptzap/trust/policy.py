@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from conceptzap.edit import BaseRef, Erasure
 from conceptzap.errors import FormatError, RefusedError, UsageError, escape
 from conceptzap.format.atomic import read_regular, write_atomic
 from conceptzap.format.container import FILE_LIMIT
-from conceptzap.trust import lockfile
+from conceptzap.trust import attested, lockfile
 from conceptzap.trust.lockfile import PARTS, Pinned, Policy
 
 if TYPE_CHECKING:
@@ -33,11 +33,12 @@ EVERYTHING = ("unet",)
 
 def write(
     path: Path, base: BaseRef, base_name: str, files: Iterable[Path], force: bool = False,
-    prediction: str | None = None,
+    prediction: str | None = None, attacked: Iterable[Path] = (), limits: Mapping[str, float] | None = None,
 ) -> Policy:  # fmt: skip
     """Pin these erasures on this base, given by `Base.reference(EVERYTHING)`; all are required.
 
-    `prediction` is what the base was said to predict, None where its own files say it.
+    `prediction` is what the base was said to predict, None where its own files say it. `attacked` are
+    results of `conceptzap attack`, whose rates `limits` bounds.
 
     Files, and a base that is a folder or a file, are named from the lock's folder.
 
@@ -51,8 +52,12 @@ def write(
     reasons = [r for pinned, erasure in found.values() for r in _unfit(base, pinned, erasure)]
     if reasons:
         raise _refused(f"cannot lock {escape(path)}", reasons)
+    results = _named(path, map(attested.located, attacked))
+    shown = tuple(attested.attest(name, file, limits or {}) for name, file in sorted(results.items()))
     name = lockfile.name_base(Path(path), base_name)
-    draft = Policy(Path(path), "", _range(), name, base, pins, prediction)
+    draft = Policy(Path(path), "", _range(), name, base, pins, prediction, shown)
+    if reasons := _unattested(draft):
+        raise _refused(f"cannot lock {escape(path)}", reasons)
     data = lockfile.encode(draft)
     policy = lockfile.parse(Path(path), data)
     write_atomic(path, data, force)
@@ -70,7 +75,8 @@ def read(path: Path) -> Policy:
 
 def faults(policy: Policy) -> list[str]:
     """Every reason why this policy does not hold here, one line each; bases are `check_base`'s."""
-    return [*_wrong_version(policy), *(r for p in policy.files for r in _examine(policy, p))]
+    examined = (r for p in policy.files for r in _examine(policy, p))
+    return [*_wrong_version(policy), *examined, *_unattested(policy)]
 
 
 def verify_files(policy: Policy) -> list[Path]:
@@ -129,6 +135,13 @@ def enforce(policy: Policy, base: Base) -> list[Erasure]:
 
 def _present(policy: Policy) -> list[Pinned]:
     return [p for p in policy.files if p.required or os.path.lexists(policy.locate(p))]
+
+
+def _unattested(policy: Policy) -> list[str]:
+    """What the results of attacks do not show; they are of all files together that may be in force."""
+    digests = {pinned.digest for pinned in policy.files}
+    pairs = [(one, policy.locate(one)) for one in policy.attacks]
+    return [r for one, place in pairs for r in attested.faults(one, place, policy.base, digests)]
 
 
 def _examine(policy: Policy, pinned: Pinned) -> list[str]:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,13 @@ from conceptzap.redteam.victim import Victim
 from conceptzap.registry import config, family
 from conceptzap.report import Report
 from conceptzap.result import Probe
-from conceptzap.trust import admission
+from conceptzap.trust import admission, attested, policy
 from conceptzap.trust.admission import Asked, Loaded
 from conceptzap.verbs import evaluating
 from conceptzap.verbs.generating import described, find_base
 
 FAMILY = "attacks"
 PROMPTS = {"quick": 16, "paper": 64}  # probes of each concept, by budget
-RATES = ("ASR", "before", "newly")
 
 
 def attack(
@@ -64,10 +63,10 @@ def attack(
     what was measured.
     """
     # 1. all that can be known to be wrong before the base is loaded
-    member, cfg = settled(attack, budget, overrides or {})
-    limits = parse(fail_over)
     if prompts is not None and prompts < 1:
         raise UsageError(f"--prompts {prompts} is out of range", "use 1 or more")
+    chosen = settled(attack, budget, overrides or {}, prompts)
+    limits = parse(fail_over)
     loaded = admission.load_all(erasures)
     target = None if output is None else folder.prepare(Path(output), force)
     # 2. and before anything is drawn
@@ -79,27 +78,28 @@ def attack(
     if not experiment.targets:
         raise UsageError(f"the suite {experiment.suite.name} asks for no concept", "use another --suite")
     admission.admit_all(here, [one.erasure for one in loaded], strict, report)
-    edits = [edit for one in loaded for edit in one.edits]
-    victims = _victims(here, edits, experiment, prompts or PROMPTS[budget])
     never = None if oracle is None else find_base(oracle, device, dtype, prediction)
-    others = [] if never is None else [victim.oracle(never) for victim in victims]
-
-    # 3. search, draw, look: one concept after the other
-    def tried(those: Sequence[Victim]) -> Attacked:
-        began = time.monotonic()
-        trials = [trial.run(v, experiment.judges, member.attack(v, cfg, report), report) for v in those]
-        about = _about(member, budget, cfg, experiment, loaded, those)
-        return Attacked(tuple(trials), about, time.monotonic() - began)
-
-    done = replace(tried(victims), oracle=tried(others) if others else None)
+    # 3. search, draw, look
+    done = carry_out(chosen, here, loaded, experiment, report, never)
     if target is not None:
         done = replace(done, written=page.write(done, target, force))
     enforce(done, limits)
     return done
 
 
-def settled(name: str, budget: str, overrides: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The attack called `name`, and its settings: those of the budget, and what is set over them."""
+@dataclass(frozen=True)
+class Chosen:
+    """An attack with its settings: `member` is its file, each concept is asked for in `n` prompts."""
+
+    name: str
+    member: Any
+    budget: str
+    config: Any
+    n: int
+
+
+def settled(name: str, budget: str, overrides: Mapping[str, Any], prompts: int | None = None) -> Chosen:
+    """The attack called `name` with the settings of the budget, and what is set over them."""
     if budget not in PROMPTS:
         raise UsageError(f"no budget is called {budget!r}", family.suggest(budget, PROMPTS))
     known = names()
@@ -112,7 +112,28 @@ def settled(name: str, budget: str, overrides: Mapping[str, Any]) -> tuple[Any, 
         value = getattr(cfg, field.name)
         if type(value) in (int, float) and (value < 0 or (type(value) is int and value < 1)):
             raise UsageError(f"{field.name}={value} is out of range", "use a number above 0")
-    return member, cfg
+    return Chosen(name, member, budget, cfg, prompts or PROMPTS[budget])
+
+
+def carry_out(
+    chosen: Chosen,
+    here: Base,
+    loaded: Sequence[Loaded],
+    experiment: Experiment,
+    report: Report,
+    oracle: Base | None = None,
+) -> Attacked:
+    """Attack what is loaded, and an oracle in the same way, one concept after the other."""
+    victims = _victims(here, [edit for one in loaded for edit in one.edits], experiment, chosen.n)
+    others = [] if oracle is None else [victim.oracle(oracle) for victim in victims]
+
+    def tried(those: Sequence[Victim]) -> Attacked:
+        began = time.monotonic()
+        attempts = ((one, chosen.member.attack(one, chosen.config, report)) for one in those)
+        trials = tuple(trial.run(one, experiment.judges, each, report) for one, each in attempts)
+        return Attacked(trials, _about(chosen, experiment, loaded, those), time.monotonic() - began)
+
+    return replace(tried(victims), oracle=tried(others) if others else None)
 
 
 def names() -> dict[str, str]:
@@ -129,7 +150,7 @@ def questions(experiment: Experiment, subject: Subject, n: int) -> tuple[Probe, 
 
 def parse(pairs: Iterable[str]) -> dict[str, float]:
     """`["ASR=10"]` -> `{"ASR": 0.1}`; `UsageError` for an unknown rate or no percentage."""
-    return verdict.percentages("--fail-over", pairs, RATES, "rate")
+    return verdict.percentages("--fail-over", pairs, tuple(attested.RATES), "rate")
 
 
 def enforce(done: Attacked, limits: Mapping[str, float]) -> None:
@@ -155,12 +176,7 @@ def _victims(here: Base, edits: Sequence[Edit], experiment: Experiment, n: int) 
 
 
 def _about(
-    member: Any,
-    budget: str,
-    cfg: Any,
-    experiment: Experiment,
-    loaded: Sequence[Loaded],
-    victims: Sequence[Victim],
+    chosen: Chosen, experiment: Experiment, loaded: Sequence[Loaded], victims: Sequence[Victim]
 ) -> dict[str, Any]:
     """What was attacked and how."""
     files = [
@@ -173,12 +189,15 @@ def _about(
     ]
     base = victims[0].base
     return {
-        "attack": member.__name__.rpartition(".")[2].replace("_", "-"),
-        "control": getattr(member, "CONTROL", False),
-        "budget": budget,
-        "config": dataclasses.asdict(cfg),
+        "attack": chosen.name,
+        "control": getattr(chosen.member, "CONTROL", False),
+        "budget": chosen.budget,
+        "config": dataclasses.asdict(chosen.config),
         "subject": {"files": files, "concepts": [one.target.name for one in victims]},
-        "base": {"id": base.id, "family": base.family, "digest": victims[0].digest},
+        "base": {
+            "id": base.id, "family": base.family, "digest": victims[0].digest,
+            "fingerprint": dict(base.fingerprint(policy.EVERYTHING)),
+        },
         "suite": experiment.suite.name,
         "settings": experiment.settings.record(),
         "seed": experiment.seed,

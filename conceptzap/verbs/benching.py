@@ -1,7 +1,8 @@
 """A bench, cell by cell: every finished one is kept at once, so that the same command goes on after a kill.
 
-A folder holds `bench.toml` (the request, written first), `erasures/` with what each cost, `cells/`, and at
-the end `bench.json`, `bench.csv` and `bench.html`. Under `accelerate launch` each process takes its share.
+A folder holds `bench.toml` (the request, written first), `erasures/` with what each cost, `cells/`,
+`attacks/` with a page each, and at the end `bench.json`, `bench.csv` and `bench.html`. Under `accelerate
+launch` each process takes its share.
 """
 
 from __future__ import annotations
@@ -32,16 +33,18 @@ from conceptzap.evaluation import matrix, run, suites
 from conceptzap.evaluation.matrix import Bench, Cell, Job, Matrix
 from conceptzap.evaluation.run import Experiment
 from conceptzap.format import atomic, naming
+from conceptzap.page import attack as attack_page
 from conceptzap.page import bench as page
 from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.training import memory
 from conceptzap.trust import admission
-from conceptzap.verbs import erasing, evaluating, planning
+from conceptzap.verbs import attacking, erasing, evaluating, planning
 from conceptzap.verbs.generating import described
 
 ERASURES, CELLS, REQUEST = "erasures", "cells", "bench.toml"
 MAKING = ("preparing", "learning")  # phases of `erase` that a method costs; the rest is the same for all
+BUDGET = "quick"  # of every attack
 ANOTHER = "name another folder, or use --force: what still fits is kept"
 
 
@@ -70,7 +73,7 @@ def bench(
                 _keep(folder / CELLS / f"{cell.name}.json", asked, cell)
     state.wait_for_everyone()
     # 3. all cells, whoever made them
-    cells = [_read(folder, asked, Cell(job, suite)) for job in asked.jobs for suite in asked.suites]
+    cells = [_read(folder, asked, Cell(job, suite)) for job in asked.jobs for suite in asked.columns]
     done = Bench(asked, tuple(filter(None, cells)), leads=state.is_main_process)
     written = page.write(done, folder) if done.leads else {}
     return replace(done, written=written)
@@ -100,6 +103,8 @@ def _check(asked: Matrix, near: Path) -> None:
     for name in asked.suites:
         about = suites.limited(suites.load(name)[0], asked.limit)
         suites.settings(about, asked.steps, asked.guidance, asked.batch)
+    for name in asked.attacks:
+        attacking.settled(name, BUDGET, {})
 
 
 def _nearest(folder: Path) -> Path:
@@ -126,7 +131,7 @@ class _Work:
 
 def _cells(work: _Work, job: Job) -> Iterator[Cell]:
     """The cells of a job that are not kept yet. What is wrong with one is its error; the next goes on."""
-    wanted = [Cell(job, suite) for suite in work.asked.suites]
+    wanted = [Cell(job, suite) for suite in work.asked.columns]
     open_ = [cell for cell in wanted if not _is_kept(work, cell)]
     settled: list[tuple[Cell, Experiment]] = []
     for cell in open_:
@@ -149,9 +154,9 @@ def _is_kept(work: _Work, cell: Cell) -> bool:
 
 
 def _experiment(work: _Work, cell: Cell) -> Experiment:
-    asked = work.asked
+    asked, suite = work.asked, work.asked.suites[0] if cell.attack else cell.suite
     return evaluating.settle(
-        work.base, cell.suite, [cell.job.concept], judges=asked.judges, seed=asked.seed, **asked.look
+        work.base, suite, [cell.job.concept], judges=asked.judges, seed=asked.seed, **asked.look
     )
 
 
@@ -196,6 +201,11 @@ def _erased(work: _Work, job: Job) -> Cell:
 def _measured(work: _Work, cell: Cell, experiment: Experiment) -> Cell:
     loaded = admission.load_all([work.folder / cell.file])
     admission.admit_all(work.base, [one.erasure for one in loaded], False, work.report)
+    if cell.attack:
+        chosen = attacking.settled(cell.attack, BUDGET, {}, work.asked.limit)
+        done = attacking.carry_out(chosen, work.base, loaded, experiment, work.report)
+        attack_page.write(done, work.folder / page.ATTACKS / cell.name, force=True)
+        return replace(cell, result=done.result())
     return replace(cell, result=run.evaluate(work.base, loaded, experiment, work.report).result)
 
 
