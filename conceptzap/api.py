@@ -381,10 +381,12 @@ def lock(
     """Write a policy that pins erasure files on a base: these files, this checkpoint, nothing less.
 
     `attacked` are results of `attack` on all of them together, pinned like the files, whose rates
-    must not be over `fail_over`, such as `["ASR=10"]`. Paths of files and of a base that is a folder or file are kept relative to the policy. Raises
-    `UsageError` for an `output` that exists (unless `force`) or no files, `FormatError` for what is
-    no erasure, `RefusedError` for keys, scaled and foreign erasures, and for rates over their limit.
+    must not be over `fail_over`, such as `["ASR=10"]`. Paths of files and of a base that is a folder
+    or file are kept relative to the policy. Raises `UsageError` for an `output` that exists (unless
+    `force`) or no files, `FormatError` for what is no erasure, `RefusedError` for keys, scaled and
+    foreign erasures, and for rates over their limit.
     """
+    from conceptzap.errors import UsageError
     from conceptzap.evaluation import verdict
     from conceptzap.trust import attested, guard
 
