@@ -248,19 +248,16 @@ def evaluate(
     concepts: Sequence[str] | str = (),
     judges: Sequence[str] | str = (),
     seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    batch: int | None = None,
-    limit: int | None = None,
+    steps: int | None = None, guidance: float | None = None,
+    batch: int | None = None, limit: int | None = None,
     fail_under: Iterable[str] | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
+    device: str = "auto", dtype: str = "auto",
     prediction: str | None = None,
     strict: bool = False,
     output: Path | str | None = None,
     force: bool = False,
     report: Report | None = None,
-) -> Evaluation:
+) -> Evaluation:  # fmt: skip
     """Measure what erasures, attached together, took out of a base and what they cost the rest.
 
     Base and erased model draw the suite's prompts from the same seeds; the judges say what they
@@ -291,7 +288,7 @@ def attack(
 
     `attack` names a file of the folder `attacks`, `options` are those of `verbs.attacking.attack`.
     What comes back has `before`, `asr` (after the worst of `forms`), `recoverability`, `oracle` (the
-    same of a checkpoint that never knew the concept, if one was given), `record()`, and `written`.
+    same of a checkpoint that never knew it, if one was given), `record()`, and `written`.
     """
     from conceptzap.verbs import attacking
 
@@ -319,39 +316,34 @@ def bench(
     attacks: Sequence[str] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     preset: str | None = None,
-    base: str | None = None,
-    prediction: str | None = None,
+    base: str | None = None, prediction: str | None = None,
     seed: int | None = None,
     judges: Sequence[str] = (),
-    steps: int | None = None,
-    guidance: float | None = None,
-    batch: int | None = None,
-    limit: int | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
+    steps: int | None = None, guidance: float | None = None,
+    batch: int | None = None, limit: int | None = None,
+    device: str | None = None, dtype: str | None = None,
     output: Path | str = "bench",
     force: bool = False,
     report: Report | None = None,
-) -> Bench:
+) -> Bench:  # fmt: skip
     """Every method on every concept in every suite, under one budget: settings as given, none tuned.
 
     `path` is a TOML file of these arguments (`settings` is its table `set`, a table a method); what
     is given beside it wins. A concept may name its anchor: "Van Gogh:painting". `steps`, `guidance`,
-    `batch` and `limit` are of the pictures, as in `evaluate`. `attacks` are those of `attack`, each
-    with the budget "quick" on every erasure. The folder `output` gets the erasures, `bench.json`,
-    `bench.csv` and a page. The same call goes on where it was stopped, also after a kill, and takes
-    up the cells that failed; under `accelerate launch` each process does its share. Every cell has
-    its `result` or its `error`.
+    `batch` and `limit` are of the pictures, as in `evaluate`. `attacks` are those of `attack`, "quick",
+    on every erasure. The folder `output` gets the erasures, `bench.json`, `bench.csv` and a page. The
+    same call goes on where it was stopped, also after a kill, and takes up the cells that failed; under
+    `accelerate launch` each process does its share. Every cell has its `result` or its `error`.
 
-    Raises `UsageError` for a request that cannot be meant, or a folder that holds another bench
-    (with `force` its cells are kept where they still fit).
+    Raises `UsageError` for what cannot be meant, or a folder that holds another bench (with `force` its
+    cells are kept where they still fit).
     """
     from conceptzap.verbs import benching
 
     given = {
-        "methods": methods, "concepts": concepts, "suites": suites, "attacks": attacks,
-        "set": settings, "preset": preset, "base": base, "prediction": prediction, "seed": seed,
-        "judges": judges, "steps": steps, "guidance": guidance, "batch": batch, "limit": limit,
+        "methods": methods, "concepts": concepts, "suites": suites, "attacks": attacks, "set": settings,
+        "preset": preset, "base": base, "prediction": prediction, "seed": seed, "judges": judges,
+        "steps": steps, "guidance": guidance, "batch": batch, "limit": limit,
         "device": device, "dtype": dtype,
     }  # fmt: skip
     lists = {key: _listed(given[key]) for key in ("methods", "concepts", "suites", "attacks", "judges")}
@@ -380,24 +372,15 @@ def lock(
 ) -> Policy:
     """Write a policy that pins erasure files on a base: these files, this checkpoint, nothing less.
 
-    `attacked` are results of `attack` on all of them together, pinned like the files, whose rates
-    must not be over `fail_over`, such as `["ASR=10"]`. Paths of files and of a base that is a folder
-    or file are kept relative to the policy. Raises `UsageError` for an `output` that exists (unless
-    `force`) or no files, `FormatError` for what is no erasure, `RefusedError` for keys, scaled and
-    foreign erasures, and for rates over their limit.
+    `attacked`: results of `attack` on all of them together, pinned too, with no rate over `fail_over`,
+    such as `["ASR=10"]`. Paths of files and of a base that is a folder or file are kept relative to the
+    policy. Raises `UsageError` for an `output` that exists (unless `force`) or no files, `FormatError`
+    for what is no erasure, `RefusedError` for keys, scaled and foreign erasures, rates over a limit.
     """
-    from conceptzap.errors import UsageError
-    from conceptzap.evaluation import verdict
-    from conceptzap.trust import attested, guard
+    from conceptzap.trust import guard
 
-    limits = verdict.percentages("--fail-over", fail_over, tuple(attested.RATES), "rate")
-    results = [Path(one) for one in _listed(attacked)]
-    if bool(results) != bool(limits):
-        hint = "for example: --attacked van-gogh-inversion --fail-over ASR=10"
-        raise UsageError("results and limits of attacks come together", hint)
-    return guard.lock(
-        _listed(erasures), base, output, force=force, prediction=prediction, attacked=results, limits=limits
-    )
+    rest = {"attacked": _listed(attacked), "fail_over": fail_over}
+    return guard.lock(_listed(erasures), base, output, force=force, prediction=prediction, **rest)
 
 
 def verify(path: Path | str = "conceptzap.lock", *, device: str = "auto") -> Policy:

@@ -11,6 +11,7 @@ from typing import Any
 
 from conceptzap.edit import BaseRef, Json
 from conceptzap.errors import FormatError, UsageError, escape
+from conceptzap.evaluation import verdict
 from conceptzap.format.atomic import read_regular
 
 SCHEMA, RESULT = "conceptzap.attack/1", "result.json"
@@ -32,6 +33,16 @@ class Attested:
 
     def record(self) -> dict[str, Json]:
         return {**vars(self), "limits": dict(self.limits)}
+
+
+def asked(results: Iterable[Path | str], pairs: Iterable[str]) -> tuple[list[Path], dict[str, float]]:
+    """Results and the limits of their rates, `["ASR=10"]`; `UsageError` for the one without the other."""
+    paths = [Path(path) for path in results]
+    limits = verdict.percentages("--fail-over", pairs, [*RATES], "rate")
+    if bool(paths) != bool(limits):
+        hint = "for example: --attacked van-gogh-inversion --fail-over ASR=10"
+        raise UsageError("results and limits of attacks come together", hint)
+    return paths, limits
 
 
 def located(path: Path) -> Path:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from conceptzap import format
 from conceptzap.format import atomic, naming
-from conceptzap.trust import policy
+from conceptzap.trust import attested, policy
 from conceptzap.trust.lockfile import NAME, Policy
 
 
@@ -18,13 +18,14 @@ def lock(
     *,
     force: bool = False,
     prediction: str | None = None,
-    attacked: Sequence[Path] = (),
-    limits: Mapping[str, float] | None = None,
+    attacked: Iterable[Path | str] = (),
+    fail_over: Iterable[str] = (),
 ) -> Policy:
     """Write a policy that pins these erasure files on the base called `base`, and results of attacks.
 
     Files and target are checked before the base is loaded. Raises what `policy.write` raises.
     """
+    attacked, limits = attested.asked(attacked, fail_over)
     paths, output = [naming.existing(path) for path in paths], naming.place(output)
     atomic.check_writable(output, force)
     for path in paths:
