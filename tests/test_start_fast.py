@@ -17,7 +17,8 @@ REPORT = f"""
 import sys
 from conceptzap.cli import main
 code = main(sys.argv[1:])
-print(sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr)
+heavy = {HEAVY} + ("pydantic",) * ("--help" in sys.argv)  # which typer loads to read values
+print(sorted(set(heavy) & set(sys.modules)), file=sys.stderr)
 sys.exit(code)
 """
 

@@ -40,6 +40,7 @@ The options -q to --debug may also follow the command.
 def build() -> typer.Typer:
     """The Typer application with every command of this folder."""
     app = typer.Typer(
+        cls=_everywhere.Program,
         help=HELP,
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,

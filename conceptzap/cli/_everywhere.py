@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup, TyperOption
 
 from conceptzap.errors import UsageError
 from conceptzap.terminal import speech as show
@@ -64,14 +65,40 @@ Debug = Annotated[
 EVERYWHERE = ("quiet", "verbose", "no_progress", "no_color", "offline", "debug")
 
 
+class Program(TyperGroup):
+    """A flag that nobody gave is False: for a None typer loads pydantic, half of a start's time."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)
+        for param in params:
+            if getattr(param, "is_flag", False) and param.default is None:
+                param.default = False
+        return params
+
+
+class Counted(TyperOption):
+    """An option that the parser counts; it needs no pydantic either to know a number."""
+
+    def process_value(self, ctx: Any, value: Any) -> Any:
+        return self.callback(ctx, self, value) if self.callback else value
+
+
 def share(program: Any) -> Any:
     """The program, its own options heard after every command too, whose help leaves them out."""
+    program.params = [_counted(param) if param.count else param for param in program.params]
     own = [copy.copy(param) for param in program.params if param.name in EVERYWHERE]
     for param in own:
         param.hidden = True
     for command in program.commands.values():
         command.params.extend(own)
     return program
+
+
+def _counted(param: Any) -> Counted:
+    return Counted(
+        param_decls=[param.name, *param.opts], type_descriptor=param.type_descriptor, count=True,
+        default=0, callback=param.callback, expose_value=param.expose_value, help=param.help,
+    )  # fmt: skip
 
 
 def check_values(program: Any, words: Sequence[str]) -> None:
