@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 ARTICLES = ("a", "an", "the")
+CONSONANT = re.compile("uni(?![nm])|unet|us[eu]|euro|one-")  # is spoken first: "a unicorn", "a UNet"
 
 
 def with_article(noun: str) -> str:
     """ "apple" -> "an apple"; what begins with an article keeps it."""
-    if noun.partition(" ")[0].lower() in ARTICLES:
+    spoken = noun.lower()
+    if spoken.partition(" ")[0] in ARTICLES:
         return noun
-    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+    vowel = spoken[:1] in tuple("aeiou") and not CONSONANT.match(spoken)
+    return f"{'an' if vowel else 'a'} {noun}"

@@ -55,7 +55,9 @@ def test_nothing_is_kept_in_a_wording_that_is_held_out(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("noun", "said"), [("apple", "an apple"), ("cat", "a cat"), ("Owl", "an Owl")]
+    ("noun", "said"),
+    [("apple", "an apple"), ("cat", "a cat"), ("Owl", "an Owl"), ("unicorn", "a unicorn"),
+     ("UNet", "a UNet"), ("uninteresting thing", "an uninteresting thing")],
 )
 def test_articles(noun: str, said: str) -> None:
     assert wordings.with_article(noun) == said

@@ -13,8 +13,10 @@ from conceptzap.errors import (
     ConceptZapError,
     MismatchError,
     ResourceError,
+    escape,
     ran_out_of_memory,
 )
+from conceptzap.words import with_article
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 PIPELINES = {
@@ -85,9 +87,10 @@ def check_index(index: dict[str, Any], name: str) -> list[str]:
     """The components to load for a model_index.json, unless it is of a kind that cannot be used."""
     kind = index.get("_class_name")
     if "transformer" in index or "prior" in index:
-        raise MismatchError(f"{name} is a {kind}: {NO_CROSS_ATTENTION}", USABLE)
+        raise MismatchError(f"{name} is {with_article(str(kind))}: {NO_CROSS_ATTENTION}", USABLE)
     if not isinstance(kind, str) or kind not in PIPELINES:
-        raise MismatchError(f"{name} is a {kind!r}, which conceptzap cannot edit", USABLE)
+        what = with_article(escape(str(kind)))
+        raise MismatchError(f"{name} is {what}, which conceptzap cannot edit", USABLE)
     wanted = [part for part in CLASSES if not part.endswith("_2") or "XL" in kind]
     for part in wanted:
         entry = index.get(part)

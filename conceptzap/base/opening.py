@@ -10,6 +10,7 @@ import torch
 from conceptzap.base import devices, layout, loading
 from conceptzap.base.base import Base
 from conceptzap.errors import MismatchError
+from conceptzap.words import with_article
 
 
 def load_base(
@@ -48,7 +49,7 @@ def from_pipeline(pipe: Any) -> Base:
         for kind in ("text_encoder", "tokenizer")
     )
     if getattr(pipe, "unet", None) is None:
-        raise MismatchError(f"a {kind} has no UNet that reads text", layout.USABLE)
+        raise MismatchError(f"{with_article(kind)} has no UNet that reads text", layout.USABLE)
     if getattr(pipe, "text_encoder", None) is None:
         raise MismatchError(f"this {kind} has {layout.NO_TEXT}", layout.USABLE)
     scheduler = dict(pipe.scheduler.config)

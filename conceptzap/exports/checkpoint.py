@@ -43,6 +43,7 @@ from conceptzap.format.naming import SUFFIX
 from conceptzap.report import Report
 from conceptzap.runtime.attach import attached, bake
 from conceptzap.trust import canary
+from conceptzap.words import with_article
 
 FILE = ".safetensors"
 ARCHITECTURES = {
@@ -157,7 +158,7 @@ def _twin(
     own = {name: value.to(dtype) for name, value in weights.items()}
     missing = twin.load_state_dict(own, strict=False, assign=True).missing_keys
     if missing and loading.without_encoder(twin, missing):
-        raise RefusedError(f"a {type(module).__name__} lacks {missing[0]}", layout.AGAIN)
+        raise RefusedError(f"{with_article(type(module).__name__)} lacks {missing[0]}", layout.AGAIN)
     twin.register_to_config(**config)
     return twin.eval()
 

@@ -152,7 +152,7 @@ def _check_gates(edit: Edit, width: int, seen: set[str]) -> None:
         return
     if edit.op != "weight" or not all(s.endswith((".attn2.to_k", ".attn2.to_v")) for s in edit.sites):
         raise MismatchError(
-            f"a 'token' gate cannot stand on a {edit.op!r} edit of this site",
+            f"a 'token' gate cannot stand on the op {edit.op!r} at this site",
             "it belongs on weight edits of attn2.to_k and attn2.to_v",
         )
 
@@ -184,7 +184,7 @@ def bake(unet: nn.Module, edits: Iterable[Edit]) -> dict[str, Tensor]:
     for edit in edits:
         if edit.op != "weight" or edit.gates:
             raise RefusedError(
-                f"a {'gated ' if edit.gates else ''}{edit.op!r} edit cannot be baked into weights",
+                f"an edit {edit.op!r}{' behind a gate' if edit.gates else ''} cannot be baked into weights",
                 "load the file with conceptzap instead",
             )
         for site in edit.sites:

@@ -70,7 +70,7 @@ def check(gate: Gate, width: int) -> None:
         sound = all(type(part) is int and part > 0 for part in parts) and sum(parts) == width
         if len(query) != 2 or query[1] != width or mean != (width,) or not sound:
             raise MismatchError(
-                f"a {gate.kind!r} gate reads text states {query[-1]} wide, this base has {width}",
+                f"the gate {gate.kind!r} reads text states {query[-1]} wide, this base has {width}",
                 "the erasure was made for another architecture",
             )
     if gate.kind == "curve":

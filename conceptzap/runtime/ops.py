@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from conceptzap.edit import Edit
 from conceptzap.errors import MismatchError, RefusedError
+from conceptzap.words import with_article
 
 def is_conv(module: nn.Module) -> bool:
     return hasattr(module, "kernel_size")
@@ -213,7 +214,7 @@ def check(edit: Edit, module: nn.Module, site: str) -> None:
     fits = all(getattr(module, name, None) is not None for name in wanted)
     if not fits or (edit.op != "tokens" and module.weight.ndim not in (2, 4)):
         raise MismatchError(
-            f"{site} is a {type(module).__name__}, which cannot take {edit.op!r}",
+            f"{site} is {with_article(type(module).__name__)}, which cannot take {edit.op!r}",
             "the erasure was made for another architecture",
         )
     if is_conv(module) and shifts_input(edit):

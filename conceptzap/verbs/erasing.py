@@ -31,6 +31,7 @@ from conceptzap.runtime.gates import Signal, factor
 from conceptzap.task import Task
 from conceptzap.training import lessons, memory, wordings
 from conceptzap.trust import admission, canary
+from conceptzap.verbs import doubts
 from conceptzap.verbs import preview as preview_
 from conceptzap.verbs.generating import described, find_base, usual
 from conceptzap.verbs.planning import ErasePlan
@@ -178,7 +179,7 @@ def _check_known(base: Base, word: str) -> None:
     if unknown := base.unknown_words(word):
         raise UsageError(
             f"{base.id} does not know {shown} (no token for {escape(unknown[0])!r})",
-            family.suggest(unknown[0], base.vocabulary()),
+            doubts.instead(word, unknown[0], base.vocabulary(), base.id),
         )
 
 

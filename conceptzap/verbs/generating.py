@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import os
@@ -20,6 +19,7 @@ from conceptzap.report import Report
 from conceptzap.result import Settings, check_seed
 from conceptzap.trust import admission
 from conceptzap.trust.admission import Asked, Loaded
+from conceptzap.verbs import doubts
 from conceptzap.words import with_article
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 WORDS = ("negative", "scheduler")  # settings that are texts
 # samplers, as stable-diffusion-webui calls them
 CALLED = {"ddim": "DDIM", "euler": "Euler", "dpm++": "DPM++ 2M"}
-NEAR = 0.6  # likeness of a word that may have been meant
-LISTED = "conceptzap demo --words"
 
 
 @dataclass(frozen=True, repr=False)
@@ -237,10 +235,9 @@ def _note_prompts(base: Base, asked: Request, report: Report) -> None:
 
 def _nearest(base: Base, word: str) -> str:
     """What it may have been meant for, among the words that the base knows."""
-    near = difflib.get_close_matches(word, base.vocabulary(), n=2, cutoff=NEAR)
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    return f", and draws something else; what it knows: {LISTED}" if base.id == "demo" else ""
+    if near := doubts.nearest(word, base.vocabulary()):
+        return f"; {near}"
+    return f", and draws something else; {doubts.KNOWN}" if base.id == "demo" else ""
 
 
 def _under_policy(policy: Policy, base: Base, given: Sequence[Loaded]) -> tuple[Loaded, ...]:

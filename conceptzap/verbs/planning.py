@@ -22,7 +22,7 @@ from conceptzap.registry import catalog, config, family
 from conceptzap.result import check_seed
 from conceptzap.task import Task
 from conceptzap.training import wordings
-from conceptzap.verbs import tracking
+from conceptzap.verbs import doubts, tracking
 
 # settings that count something there has to be at least one of, in whatever method has them
 COUNTS = (
@@ -201,7 +201,7 @@ def _check_words(plan: ErasePlan) -> None:
             if word not in words:
                 raise UsageError(
                     f"{plan.base} does not know {escape(name)!r} (no token for {escape(word)!r})",
-                    family.suggest(word, (w for w, whole in words.items() if whole)),
+                    doubts.instead(name, word, (w for w, whole in words.items() if whole), plan.base),
                 )
 
 

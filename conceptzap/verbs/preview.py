@@ -39,7 +39,7 @@ def draw(
         def work(chunk: slice, under: Sequence[Edit] = under) -> list[sampler.Drawing]:
             look = replace(settings, batch=chunk.stop - chunk.start)
             asked = prompts[chunk], seeds[chunk]
-            return list(sampler.drawings(base, *asked, look, under))
+            return list(sampler.drawings(base, *asked, look, under, report))
 
         chunks = memory.in_chunks(len(prompts), rows, work)
         drawn = report.count((one for chunk in chunks for one in chunk), len(prompts), label)
