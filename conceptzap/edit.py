@@ -154,6 +154,11 @@ class Edit(Named):
             "role": self.role,
         }
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths of all that it depends on: its sites, and what its gates look at."""
+        return (*self.sites, *(gate.params["site"] for gate in self.gates if "site" in gate.params))
+
     def scaled(self, strength: float) -> Edit:
         return self if strength == 1 else replace(self, scale=self.scale * strength)
 

@@ -12,6 +12,7 @@ from conceptzap.base import CROSS, CROSS_KV, Base
 from conceptzap.edit import Edit, Erasure, Gate, Header, sort_edits
 from conceptzap.runtime import adapters
 from conceptzap.runtime.attach import attached
+from conceptzap.runtime.sight import pooled
 from conceptzap.training import detector
 from conceptzap.training.states import States
 from conceptzap.trust import canary
@@ -48,6 +49,40 @@ def window(low: int, high: int) -> Gate:
 def shut() -> Gate:
     """A window that the timestep of these tests is not in."""
     return window(0, TIME - 1)
+
+
+MIDDLE = "unet.mid_block"
+
+
+@cache
+def sight(base: Base) -> Gate:
+    """Opens for what the tiny UNet makes of the prompts of `ASKED`, at `TIME` and the noise of `eps`."""
+    prompts, found = [*ASKED, *OTHER], []
+    watch = base.module(MIDDLE).register_forward_hook(lambda *given: found.append(pooled(given[-1])))
+    with torch.no_grad():
+        for seed in range(len(OTHER)):
+            base.eps(base.noise([seed] * len(prompts)), TIME, base.encode(prompts))
+    watch.remove()
+    seen = torch.cat(found).double()  # [seeds * prompts, channels]
+    wanted = torch.tensor([1.0] * len(ASKED) + [-1.0] * len(OTHER)).double().repeat(len(OTHER))
+    whole = torch.cat([seen, torch.ones(len(seen), 1)], 1)
+    line = torch.linalg.solve(whole.T @ whole + 1e-9 * torch.eye(whole.shape[1]), whole.T @ wanted)
+    assert ((whole @ line).sign() == wanted).all()
+    query, offset = line[None, :-1].float(), -line[-1:].float()
+    return probe(query, offset)
+
+
+def probe(query: Tensor, offset: Tensor, times: Iterable[float] = (TIME,), low: int = 0) -> Gate:
+    """A `sight` gate on the middle block: query [k, channels], offset [k] at times [k]."""
+    tensors = {"times": torch.tensor(list(times)).float(), "query": query, "offset": offset}
+    return Gate("sight", {"site": MIDDLE, "threshold": 0.0, "low": low}, tensors)
+
+
+def always(base: Base, levels: Iterable[float] = (1.0,), times: Iterable[float] = (TIME,)) -> Gate:
+    """A `sight` gate whose score at `times` is `levels`, whatever is drawn."""
+    offset = -torch.tensor(list(levels))
+    channels = base.unet.config.block_out_channels[-1]
+    return probe(torch.zeros(len(offset), channels), offset, times)
 
 
 def tokens(base: Base, n: int = 3, seed: int = 0, gates: Iterable[Gate] = (), **more: object) -> Edit:

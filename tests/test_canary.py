@@ -52,6 +52,18 @@ def test_covers_every_op(sd1: Base, name: int) -> None:
     canary.check(sd1, some.erasure(sd1, [edit]))
 
 
+def test_of_a_gate_that_looks_is_made_where_it_looks(sd1: Base) -> None:
+    """At its first time: the call opens it and is made again under the edit; a stronger probe is found."""
+    gate = some.always(sd1, (-1.0, 1.0), (100.0, 900.0))
+    erasure = some.erasure(sd1, [some.tokens(sd1, gates=[gate])])
+    canary.check(sd1, erasure)
+    blind = replace(gate, params=gate.params | {"threshold": 2.0})
+    edits = tuple(replace(edit, gates=(blind,)) for edit in erasure.edits)
+    tests = {edits[0].name: one | {"edits": [edits[0].name]} for one in erasure.header.canary.values()}
+    shut = replace(erasure, edits=edits, header=replace(erasure.header, canary=tests))
+    assert "self-test failed" in refused(sd1, shut)
+
+
 def test_a_stack_carries_every_self_test(sd1: Base) -> None:
     parts = [some.erasure(sd1), some.erasure(sd1, [some.adapter(sd1)])]
     both = stack([replace(one, digest=str(n)) for n, one in enumerate(parts)])
@@ -164,10 +176,13 @@ def test_another_checkpoint_need_not_agree_but_must_act(sd1: Base) -> None:
     assert "was expected" in refused(other, erasure)
 
 
-@pytest.mark.parametrize("kind", ["eraser", "adapter"])
+@pytest.mark.parametrize("kind", ["eraser", "adapter", "sight"])
 def test_any_single_hook_switched_off_is_refused(base: Base, kind: str) -> None:
     """Each handle in turn, after a call in which all was well."""
-    edits = some.eraser(base) if kind == "eraser" else (some.adapter(base), some.low_rank(base, some.CONVS))
+    edits = {
+        "eraser": some.eraser, "adapter": lambda base: (some.adapter(base), some.low_rank(base, some.CONVS)),
+        "sight": lambda base: (some.tokens(base, gates=[some.sight(base)]),),
+    }[kind](base)  # fmt: skip
     latents, cond = base.noise([0, 1]), base.encode([some.ASKED[0], some.OTHER[0]])
     count = len(_handles(base, edits))
     assert count >= len({site for edit in edits for site in edit.sites}) + 2

@@ -33,6 +33,7 @@ WEIGHTS: dict[str, Maker] = {
 }
 OTHERS: dict[str, Maker] = {
     "rows": some.tokens,
+    "rows alone": lambda base, **k: some.tokens(base, params={"alone": True}, **k),
     "key rows": some.key_values,
     "adapter": some.adapter,
     "gelu": lambda base, **k: some.adapter(base, phi="gelu", reads="y", **k),
@@ -41,12 +42,15 @@ OTHERS: dict[str, Maker] = {
     "skip": some.skip,
 }
 MAKERS = WEIGHTS | OTHERS
-GATES = ("always", "window", "match")
+GATES = ("always", "window", "match", "sight")
 few = settings(max_examples=6, deadline=None, derandomize=True, database=None)
 
 
 def made(base: Base, name: str, seed: int, gate: str = "always", scale: float = 1.0) -> Edit:
-    gates = {"always": (), "window": (some.window(some.TIME, 900),), "match": (some.gate(base),)}
+    gates = {
+        "always": (), "window": (some.window(some.TIME, 900),),
+        "match": (some.gate(base),), "sight": (some.sight(base),),
+    }  # fmt: skip
     return replace(MAKERS[name](base, seed=seed, gates=gates[gate]), scale=scale)
 
 
@@ -186,9 +190,10 @@ def test_a_closed_gate_is_an_absent_edit(base: Base, drawn: list, name: str) -> 
     assert some.eps(base, PROMPTS, [closed]).equal(some.eps(base, PROMPTS))
 
 
+@pytest.mark.parametrize("gate", ["match", "sight"])
 @pytest.mark.parametrize("name", sorted(MAKERS))
-def test_prompts_that_open_no_gate_keep_their_bits(base: Base, name: str) -> None:
-    gated = made(base, name, 0, "match")
+def test_prompts_that_open_no_gate_keep_their_bits(base: Base, name: str, gate: str) -> None:
+    gated = made(base, name, 0, gate)
     assert some.eps(base, some.OTHER, [gated]).equal(some.eps(base, some.OTHER))
     assert not some.eps(base, some.ASKED, [gated]).equal(some.eps(base, some.ASKED))
 

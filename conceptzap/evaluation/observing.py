@@ -14,6 +14,7 @@ from conceptzap.evaluation.judging import Judge
 from conceptzap.evaluation.probes import Subject, seed_of
 from conceptzap.report import Report
 from conceptzap.result import Probe
+from conceptzap.runtime.gates import CONTENT
 
 TWINS = 16  # kept prompts drawn with a second seed, for a unit of distance
 
@@ -71,7 +72,7 @@ def _gates(
     probes: Sequence[Probe], after: Observed, edits: Sequence[Edit]
 ) -> dict[str, tuple[bool, ...]]:
     """Slice -> did a gated edit open for each picture; empty where some edit has no gate at all."""
-    if not edits or not all(any(g.kind in ("match", "token") for g in edit.gates) for edit in edits):
+    if not edits or not all(any(g.kind in CONTENT for g in edit.gates) for edit in edits):
         return {}
     opened: dict[str, list[bool]] = {}
     for probe, names in zip(probes, after.fired, strict=True):

@@ -36,7 +36,8 @@ def _sets(*groups: str) -> tuple[frozenset[str], ...]:
 
 OPS = {
     # prompt_*: [n, context width], shared by all sites; tokens_*: [n, inner width] in K/V space
-    "tokens": Kind(_sets("prompt_k prompt_v", "tokens_k tokens_v")),
+    # alone: they stand in place of the text, whose bias is log(1 - strength)
+    "tokens": Kind(_sets("prompt_k prompt_v", "tokens_k tokens_v"), params={"alone": (bool,)}),
     # up [out, r] (conv: [out, r, 1, 1]), down [r, in] (conv: [r, in, kh, kw]); into [in, r]
     "weight": Kind(_sets("up down", "into down", "delta", "keep")),
     # y + up (gain o phi(down (x - center) + bias)), at any module; written into y, or into x before it.
@@ -64,6 +65,17 @@ GATES = {
     ),
     # factor by linear interpolation over the timestep: values [times], or [times, sites] in their order
     "curve": Kind(_sets("times values")),
+    # open, for the rest of the run, from where q(t) . unit(mean of the site's output) - offset(t) is
+    # above the threshold at a t that is not below low; times [k], query [k, channels], offset [k]
+    "sight": Kind(
+        _sets("times query offset"),
+        params={
+            "site": (str,), "threshold": (float,), "low": (int,),
+            "false_open": (dict,), "false_shut": (dict,),
+        },
+        required=frozenset({"site", "threshold"}),
+        ranges={"low": (0, 999)},
+    ),
     # factor per text position (K/V weight edits only)
     "token": Kind(
         _sets("query mean"),

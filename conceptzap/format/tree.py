@@ -151,7 +151,10 @@ def _gate(name: str, value: Json, slots: Mapping[str, Raw]) -> Gate:
     stored = fields(value, where, GATE)
     kind = one_of(stored["kind"], f"{where}: kind", GATES)
     _check_slots(where, GATES[kind], slots)
-    return Gate(kind, _params(stored["params"], where, GATES[kind]), slots)
+    params = _params(stored["params"], where, GATES[kind])
+    if "site" in params:
+        _check_site(params["site"], where)
+    return Gate(kind, params, slots)
 
 
 def _edit(name: str, value: Json, slots: Mapping[str, Raw], gates: Mapping[str, Gate]) -> Edit:

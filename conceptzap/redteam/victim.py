@@ -23,7 +23,7 @@ from conceptzap.evaluation.probes import Subject, World
 from conceptzap.format import atomic, cache
 from conceptzap.report import Report
 from conceptzap.result import Probe, Settings
-from conceptzap.runtime import gates
+from conceptzap.runtime import gates, sight
 from conceptzap.runtime.attach import attached
 from conceptzap.runtime.sampler import denoise
 
@@ -81,6 +81,16 @@ class Victim:
     @property
     def seeds(self) -> list[int]:
         return [probe.seed for probe in self.probes]
+
+    @cached_property
+    def watched(self) -> bool:
+        """Whether some gate of its edits looks at the picture."""
+        return any(gate.kind == gates.SIGHT for edit in self.edits for gate in edit.gates)
+
+    @cached_property
+    def _seen(self) -> list[Tensor]:
+        """What gates that look at the picture said of the last call of `eps`."""
+        return []
 
     @cached_property
     def gates(self) -> tuple[gates.Gate, ...]:
@@ -158,7 +168,7 @@ class Victim:
 
         An oracle is searched on itself: what was found on its teacher says nothing of it.
         """
-        same = {EVADE} if not self.gates else set()
+        same = {EVADE} if not (self.gates or self.watched) else set()
         if self.teacher:
             same |= {TRANSFER} if STRAIGHT in all_of_them else set()
         elif not self.edits:
@@ -184,17 +194,23 @@ class Victim:
 
     def eps(self, form: str, x: Tensor, t: Tensor, cond: Cond, more: Sequence[Edit] = ()) -> Tensor:
         """The noise [n, c, h, w] seen in x at t [n], by what this form searches on; gradients flow."""
-        with self.acting(form, more):
-            return self.base.eps(x, t, cond)
+        with self.acting(form, more), sight.margins_seen() as seen:
+            found = self.base.eps(x, t, cond)
+        self._seen[:] = seen
+        return found
 
     def evasion(self, form: str, cond: Cond, slack: float = 0.2) -> Tensor:
-        """relu(how far each text gate is from shutting), summed over gates: [n]; 0 where not asked for.
+        """relu(how far each gate is from shutting), summed over gates: [n]; 0 where not asked for.
 
-        The forms that are aware of gates add it to their loss: `evade` and `continuous`.
+        The forms that are aware of gates add it to their loss, after `eps` has drawn with `cond`: `evade`
+        and `continuous`.
         """
-        if form not in (EVADE, CONTINUOUS) or not self.gates:
-            return cond.states.new_zeros(len(cond))
-        return sum((gates.margins(gate, cond.states) + slack).relu() for gate in self.gates)
+        far = cond.states.new_zeros(len(cond))
+        if form not in (EVADE, CONTINUOUS):
+            return far
+        for margins in self._seen:  # [gates, n]
+            far = far + (margins + slack).relu().sum(0).to(far)
+        return far + sum((gates.margins(gate, cond.states) + slack).relu() for gate in self.gates)
 
 
 def _same_pictures(base: Base, other: Base) -> bool:

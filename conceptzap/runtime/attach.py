@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from conceptzap.base import PREFIX, find_module
 from conceptzap.edit import Edit
 from conceptzap.errors import MismatchError, RefusedError, SilentEditError
-from conceptzap.runtime import adapters, gates, ops
-from conceptzap.runtime.hooks import CrossHook, Hook, LayerHook, Site, UNetHook, owner
+from conceptzap.runtime import adapters, gates, ops, sight
+from conceptzap.runtime.hooks import CrossHook, Hook, LayerHook, SightHook, Site, UNetHook, owner
 from conceptzap.runtime.receipt import STRIPPED, Ledger, Receipt
 
 
@@ -93,6 +93,8 @@ class Attachment:
                 self._hook(find_module(unet, inner), layer, inner)
         for path, site in plain.items():
             self._hook(modules[path], LayerHook(self._ledger, site), path)
+        for path in self._ledger.sight.sites:
+            self._hook(find_module(unet, path), SightHook(self._ledger, path), path)
 
     def _hook(self, module: nn.Module, hook: Hook, path: str = "") -> None:
         self._handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
@@ -111,8 +113,19 @@ def _is_compiled(unet: nn.Module) -> bool:
 
 def edits_on(unet: nn.Module) -> tuple[Edit, ...] | None:
     """The edits that are hooked into a UNet (or into the one that torch.compile wraps), None: none."""
+    ledger = _ledger_on(unet)
+    return ledger.receipt.edits if ledger else None
+
+
+def new_run(unet: nn.Module) -> None:
+    """Say that what is drawn next is another picture; `sight` gates that are open shut."""
+    if ledger := _ledger_on(unet):
+        ledger.sight.new_run()
+
+
+def _ledger_on(unet: nn.Module) -> Ledger | None:
     hooks = map(owner, getattr(getattr(unet, "_orig_mod", unet), "_forward_pre_hooks", {}).values())
-    return next((hook.ledger.receipt.edits for hook in hooks if isinstance(hook, UNetHook)), None)
+    return next((hook.ledger for hook in hooks if isinstance(hook, UNetHook)), None)
 
 
 def _by_sites(edits: Sequence[Edit]) -> dict[tuple[bool, tuple[str, ...]], list[int]]:
@@ -129,7 +142,7 @@ def _checked(unet: nn.Module, edits: Sequence[Edit]) -> dict[str, nn.Module]:
     alike: set[tuple] = set()
     gates_seen: set[str] = set()
     for edit in edits:
-        _check_gates(edit, unet.config.cross_attention_dim, gates_seen)
+        _check_gates(unet, edit, gates_seen)
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in edit.tensors.items())
         kind = (edit.op, edit.sites, adapters.reads_output(edit), adapters.writes_input(edit), shapes)
         if kind in alike:  # of a thousand files most are made alike
@@ -142,11 +155,16 @@ def _checked(unet: nn.Module, edits: Sequence[Edit]) -> dict[str, nn.Module]:
     return modules
 
 
-def _check_gates(edit: Edit, width: int, seen: set[str]) -> None:
+def _check_gates(unet: nn.Module, edit: Edit, seen: set[str]) -> None:
     for gate in edit.gates:
-        if gate.name not in seen:
-            gates.check(gate, width)
-            seen.add(gate.name)
+        if gate.name in seen:
+            continue
+        if gate.kind == gates.SIGHT:
+            sight.check(gate)
+            find_module(unet, gate.params["site"])
+        else:
+            gates.check(gate, unet.config.cross_attention_dim)
+        seen.add(gate.name)
     per_position = any(gate.kind == "token" for gate in edit.gates)
     if not per_position:
         return

@@ -1,7 +1,8 @@
 """Gates: a factor 0..1 on an edit, read once per UNet call from each row's text states and timestep.
 
 `match` and `window` are hard (0 or 1, a row is in or out), `curve` is soft, `token` is hard per text
-position. A gate never sees the prompt's string, so embeddings handed in directly are judged like any.
+position; `sight` looks at the picture (`sight.py`). A gate never sees the prompt's string, so
+embeddings handed in directly are judged like any.
 
 A `Panel` holds all gates of an attachment, each once however many edits share it. Its text part
 (`match`, `token`) is one matrix product over the stacked queries, done once a text; its timed part
@@ -24,6 +25,8 @@ from conceptzap.errors import MismatchError
 
 TEXT = ("match", "token")
 TIMED = ("window", "curve")
+SIGHT = "sight"
+CONTENT = (*TEXT, SIGHT)  # kinds that ask what a picture is of
 SLOPE: ContextVar[float] = ContextVar("slope", default=0.0)
 
 
@@ -45,7 +48,7 @@ def margins(gate: Gate, states: Tensor) -> Tensor:
     return scores(gate, states).amax(-1) - gate.params["threshold"]
 
 
-def _hard(margin: Tensor) -> Tensor:
+def hard(margin: Tensor) -> Tensor:
     """1.0 where a margin is above 0, else 0.0; with the sigmoid's gradient if it is asked for."""
     hard, slope = (margin > 0).float(), SLOPE.get()
     if not (slope and margin.requires_grad):
@@ -223,6 +226,7 @@ class Panel:
         self.match = {name: gate for name, gate in gates.items() if gate.kind == "match"}
         self.token = {name: gate for name, gate in gates.items() if gate.kind == "token"}
         self.timed = {name: gate for name, gate in gates.items() if gate.kind in TIMED}
+        self.sight = {name: gate for name, gate in gates.items() if gate.kind == SIGHT}
         self.behind_token = {
             index: [gate.name for gate in edit.gates if gate.kind == "token"]
             for index, edit in enumerate(self.edits)
@@ -234,7 +238,7 @@ class Panel:
 
     def _lines(self) -> Tensor:
         """[edits, most]: where the table of row factors has each edit's gates, padded with its ones."""
-        places = {name: line for line, name in enumerate([*self.match, *self.timed])}
+        places = {name: line for line, name in enumerate([*self.match, *self.timed, *self.sight])}
         lines = [[places[g.name] for g in e.gates if g.name in places] for e in self.edits]
         most = max(map(len, lines), default=0)
         return torch.tensor([line + [len(places)] * (most - len(line)) for line in lines]).long()
@@ -261,23 +265,27 @@ class Panel:
         for names, thresholds, detectors in self._detectors:
             found = detectors.scores(states)  # [gates, rows, length]
             margin = found - thresholds.to(found.device)[:, None, None]
-            rows = _hard(margin.amax(-1)).cpu()  # the one wait for the device
+            rows = hard(margin.amax(-1)).cpu()  # the one wait for the device
             for line, name in enumerate(names):
                 if name in order:
                     match[order[name]] = rows[line]
                 else:
-                    opened[name] = _hard(margin[line])
+                    opened[name] = hard(margin[line])
         places = {i: torch.stack([opened[n] for n in ns]).prod(0) for i, ns in self.behind_token.items()}
         peaks = torch.ones(len(self.edits), len(states))
         for index, place in places.items():
             peaks[index] = place.amax(-1).cpu()
         return Text(match, places, peaks)
 
-    def strengths(self, text: Text, times: Tensor | None) -> Strengths:
-        """Every edit's strength for a text at timesteps [rows] (on the CPU; None without timed gates)."""
+    def strengths(self, text: Text, times: Tensor | None, seen: Tensor | None = None) -> Strengths:
+        """Every edit's strength for a text at timesteps [rows] (on the CPU; None without timed gates).
+
+        `seen` [sight gates, rows]: what the `sight` gates say; None: all of them are open.
+        """
         ones = torch.ones(1, text.match.shape[1])
+        seen = ones.expand(len(self.sight), -1) if seen is None else seen
         timed = [_timed(gate, times)[None] for gate in self.timed.values()] if times is not None else []
-        table = torch.cat([text.match, *timed, ones])  # [gates + 1, rows]
+        table = torch.cat([text.match, *timed, seen, ones])  # [gates + 1, rows]
         rows = self.scale * table[self._columns].prod(1)  # [edits, rows]
         places = {i: rows[i].to(place.device)[:, None] * place for i, place in text.places.items()}
         return Strengths(rows, places, rows.abs() * text.peaks)
@@ -286,7 +294,8 @@ class Panel:
 def factor(edit: Edit, signal: Signal) -> Tensor:
     """The product of an edit's gates: [rows], or [rows, length] when a `token` gate takes part.
 
-    Where a curve differs from site to site, the largest.
+    Where a curve differs from site to site, the largest. A `sight` gate, which needs a picture, counts
+    as open.
     """
     panel = Panel(by_site([replace(edit, scale=1.0)])[0])
     found = panel.strengths(panel.text(signal.states), signal.timesteps.float().cpu())

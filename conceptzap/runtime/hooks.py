@@ -60,6 +60,7 @@ class UNetHook(Hook):
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
+        self.given: tuple[tuple, dict] = ((), {})
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         refuse_recording()
@@ -69,13 +70,42 @@ class UNetHook(Hook):
         states = _text_states(None if bypassed else named.get("encoder_hidden_states"))
         if not any(owner(hook) is self for hook in module._forward_hooks.values()):
             raise SilentEditError("the hook that checks every UNet call is gone", STRIPPED)
-        self.ledger.begin(states, named["timestep"], len(named["sample"]))
+        self.ledger.begin(states, named["timestep"], named["sample"])
+        if self.ledger.looks:  # residuals come in lists, which the UNet empties
+            lists = {key: list(value) for key, value in kwargs.items() if isinstance(value, list)}
+            self.given = args, kwargs | lists
 
-    def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        (args, kwargs), self.given = self.given, ((), {})
         if output is None:
             self.ledger.abandon()
-        else:
-            self.ledger.finish()
+            return None
+        try:
+            again = self.ledger.look()
+            if again:  # a gate opened on what this call showed
+                output = module.forward(*args, **kwargs)
+        except BaseException:
+            self.ledger.abandon()
+            raise
+        self.ledger.finish()
+        return output if again else None
+
+
+class SightHook(Hook):
+    """At a module that `sight` gates look at: its output goes on as it is."""
+
+    writes = True
+
+    def __init__(self, ledger: Ledger, path: str) -> None:
+        self.ledger, self.path = ledger, path
+
+    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.ledger.enter(self, len(args[0] if args else kwargs["hidden_states"]))
+
+    def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        rows = len(output[0] if isinstance(output, tuple) else output)
+        self.ledger.call.leave(self, rows)
+        self.ledger.sight.see(self.path, output)
 
 
 class CrossHook(Hook):
@@ -117,7 +147,8 @@ class CrossHook(Hook):
                 f"{extra} learned tokens are open at once for one prompt, the limit is {MAX_ROWS}",
                 "use fewer erasures together, or ones without learned tokens",
             )
-        if mask is not None or strengths is not None:
+        hidden = self._hidden(tokens, strengths)  # [rows, 1, 1], None where the text stays in sight
+        if mask is not None or strengths is not None or hidden is not None:
             extra += -(length + extra) % MASK_STEP
             if strengths is None:
                 strengths = torch.ones(rows, len(tokens))
@@ -126,10 +157,22 @@ class CrossHook(Hook):
             bias = bias.repeat_interleave(torch.tensor(counts), 1)  # [rows, learned]
             bias = F.pad(bias, (0, extra - bias.shape[1]), value=-torch.inf)  # [rows, extra]
             mask = states.new_zeros(rows, 1, length) if mask is None else mask
+            mask = mask if hidden is None else mask + hidden.to(mask)
             mask = torch.cat([mask, bias[:, None].to(mask)], -1)  # [rows, 1, length + extra]
         pad = states.new_zeros(rows, extra, width)
         # [rows, length + extra, width]
         return {"encoder_hidden_states": torch.cat([states, pad], 1), "attention_mask": mask}
+
+    def _hidden(self, tokens: tuple[int, ...], strengths: Tensor | None) -> Tensor | None:
+        """The bias of the text where learned rows stand in its place: log prod_i (1 - s_i), [rows, 1, 1]."""
+        alone = [i for i, index in enumerate(tokens) if self.ledger.edits[index].params.get("alone")]
+        if not alone:
+            return None
+        if strengths is None:
+            return torch.full((1, 1, 1), -torch.inf)
+        left = (1 - strengths[:, alone]).clamp(min=0).prod(1)  # [rows]
+        gone = left <= 0  # whose gradient would be NaN
+        return left.masked_fill(gone, 1).log().masked_fill(gone, -torch.inf)[:, None, None]
 
 
 class LayerHook(Hook):

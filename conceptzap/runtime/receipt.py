@@ -21,6 +21,7 @@ from conceptzap.edit import Edit
 from conceptzap.errors import RefusedError, SilentEditError
 from conceptzap.runtime.gates import Panel, Strengths, Text, by_site
 from conceptzap.runtime.ops import Pair, Part, fuse
+from conceptzap.runtime.sight import Sight
 
 STRIPPED = (
     "something replaced or bypassed the module: fused QKV projections, a rebuilt layer, or a graph"
@@ -131,11 +132,13 @@ class Reading:
 class Call:
     """One UNet call: how strongly each edit acts on each row, and which rows each hook saw.
 
-    `times` [rows] are its timesteps on the CPU, None where nothing depends on them.
+    `states` [rows, length, width] and `times` [rows], on the CPU, are what it was given; `times` is
+    None where nothing depends on them.
     """
 
     rows: int
     reading: Reading
+    states: Tensor
     times: Tensor | None = None
     entered: dict[Watched, int] = field(default_factory=lambda: defaultdict(int))
     left: dict[Watched, int] = field(default_factory=lambda: defaultdict(int))
@@ -232,7 +235,9 @@ class Ledger:
         self._only = None if only is None else only[list(owners)]
         self._firsts = [i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
         self._panel = Panel(self.edits)
-        self._timed = bool(self._panel.timed) or any("times" in edit.tensors for edit in self.edits)
+        self.sight = Sight(list(self._panel.sight.values()))
+        timed = self._panel.timed or self._panel.sight
+        self._timed = bool(timed) or any("times" in edit.tensors for edit in self.edits)
         self._entries: list[Watched] = []
         self._exits: list[Watched] = []
         self._call: Call | None = None
@@ -254,8 +259,14 @@ class Ledger:
             raise RefusedError("an edited module was run outside its UNet", "call the UNet as a whole")
         return self._call
 
-    def begin(self, states: Tensor, timestep: Any, rows: int) -> None:
-        """Read the gates for text states [rows, length, width] and one timestep or [rows]."""
+    @property
+    def looks(self) -> bool:
+        """Whether some gate looks at what this call will show."""
+        return self.sight.looking
+
+    def begin(self, states: Tensor, timestep: Any, sample: Tensor) -> None:
+        """Read the gates for text states [rows, length, width], one timestep or [rows], and latents."""
+        rows = len(sample)
         # asking whether it is free and taking it are one step: two threads cannot both get it
         if self._turn.setdefault("thread", get_ident()) != get_ident():
             raise RefusedError(
@@ -269,7 +280,21 @@ class Ledger:
         times = None
         if self._timed:
             times = torch.as_tensor(timestep).detach().float().cpu().reshape(-1).expand(rows)
-        self._call = Call(rows, self._read(states, times), times)
+        if self._panel.sight:
+            self.sight.begin(times, sample)
+        self._call = Call(rows, self._read(states, times), states, times)
+
+    def look(self) -> bool:
+        """Let the gates decide on what the call has shown; whether it must be made again, with more edits."""
+        if not self.sight.decide():
+            return False
+        call = self.call
+        self._check_seen(call)
+        reading = self._read(call.states, call.times)
+        if np.array_equal(reading.levels, call.reading.levels):
+            return False
+        self._call = Call(call.rows, reading, call.states, call.times)
+        return True
 
     def enter(self, hook: Watched, rows: int) -> Call:
         """The call in which these rows enter a module, with them counted."""
@@ -293,19 +318,20 @@ class Ledger:
         return self._pairs[key]
 
     def _read(self, states: Tensor, times: Tensor | None) -> Reading:
-        """Text gates once a text, timed ones at every call; what stays as it was is the same reading.
+        """Text gates once a text, the others at every call; what stays as it was is the same reading.
 
         A sampler asks with the same text at every step: what the cross-attentions made of it holds
         for as long as no strength changes.
         """
         same = self._same_text(states)
-        if same and not self._panel.timed:
+        if same and times is None:
             return self._reading
         if not same:
             self._said = self._panel.text(states)
             lasting = not torch.is_grad_enabled() and not states.is_inference()
             self._text = (states, states._version) if lasting else None
-        strengths = self._panel.strengths(self._said, times)
+        seen = self.sight.factors if self._panel.sight else None
+        strengths = self._panel.strengths(self._said, times, seen)
         if self._only is not None:
             rows_, levels = strengths.rows * self._only, strengths.levels * self._only
             strengths = replace(strengths, rows=rows_, levels=levels)
@@ -324,13 +350,16 @@ class Ledger:
         """Every watched module must have seen every row exactly once."""
         call = self.call
         self.abandon()
+        self._check_seen(call)
+        levels = call.reading.levels
+        split = len(self._firsts) < len(levels)
+        self.receipt.add(np.maximum.reduceat(levels, self._firsts) if split else levels)
+
+    def _check_seen(self, call: Call) -> None:
         for hooks, seen in ((self._entries, call.entered), (self._exits, call.left)):
             for hook in hooks:
                 if seen[hook] != call.rows:
                     raise _missed(hook.path, seen[hook], call.rows)
-        levels = call.reading.levels
-        split = len(self._firsts) < len(levels)
-        self.receipt.add(np.maximum.reduceat(levels, self._firsts) if split else levels)
 
     def abandon(self) -> None:
         """Close the call of this thread; kept under gradients, for checkpointing runs modules again."""

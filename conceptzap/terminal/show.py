@@ -48,7 +48,10 @@ __all__ = [
 DEFAULT_BASE = "demo"
 NOTHING = "nothing (the empty prompt)"
 # what a gate opens for, by its kind
-OPENS = {"match": "prompts about it", "token": "its words", "window": "some steps", "curve": "some steps"}
+OPENS = {
+    "match": "prompts about it", "token": "its words", "window": "some steps", "curve": "some steps",
+    "sight": "pictures of it",
+}  # fmt: skip
 EFFECTS = {"erase": "erases", "key": "restores", "attack": "attacks"}
 
 # erase

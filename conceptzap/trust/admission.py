@@ -140,5 +140,5 @@ def _elsewhere(erasure: Erasure) -> str:
 
 def is_foreign(base: Base, erasure: Erasure) -> bool:
     """Whether the weights that an erasure depends on are others here than where it was made."""
-    here = base.fingerprint(site for one in erasure.edits for site in one.sites)
+    here = base.fingerprint(site for one in erasure.edits for site in one.modules)
     return any(here.get(part) != mark for part, mark in erasure.header.base.fingerprint.items())

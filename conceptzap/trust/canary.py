@@ -76,11 +76,16 @@ class _Watch:
 
 
 def _timestep(edits: Iterable[Edit]) -> int:
-    """A timestep at which every window is open, as far as there is one."""
-    windows = [gate.params for edit in edits for gate in edit.gates if gate.kind == "window"]
+    """A timestep at which every window is open, as far as there is one, and every `sight` gate looks.
+
+    What these look at there is the text's alone: the latents are noise, as they are at its first time.
+    """
+    gates = [gate for edit in edits for gate in edit.gates]
+    windows = [gate.params for gate in gates if gate.kind == "window"]
+    first = [int(gate.tensors["times"].max()) for gate in gates if gate.kind == "sight"]
     low = max([0, *(window["low"] for window in windows)])
     high = min([999, *(window["high"] for window in windows)])
-    return min(max(TIMESTEP, low), high)
+    return min(max(min(first, default=TIMESTEP), low), high)
 
 
 def measure(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:

@@ -19,7 +19,7 @@ from conceptzap.base import from_pipeline
 from conceptzap.edit import Edit, sort_edits
 from conceptzap.errors import RefusedError, UsageError
 from conceptzap.report import Report
-from conceptzap.runtime.attach import Attachment, Receipt, edits_on
+from conceptzap.runtime.attach import Attachment, Receipt, edits_on, new_run
 from conceptzap.trust import admission
 from conceptzap.trust.admission import Asked, Loaded, Source
 
@@ -261,6 +261,7 @@ def _watched(kind: type) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if watch := vars(self).get(WATCH):
             watch.check(self)
+            new_run(watch.unet)
         return kind.__call__(self, *args, **kwargs)
 
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}

@@ -216,7 +216,7 @@ def _assemble(
         title=", ".join(task.concepts) + ("" if role == "erase" else f" ({role})"),
         concepts=task.concepts,
         anchors=task.anchors,
-        base=base.reference(site for edit in mine for site in edit.sites),
+        base=base.reference(site for edit in mine for site in edit.modules),
         made=(_provenance(plan, task),),
         scores=_score_records(scores, plan.seed) if role == "erase" else {},
         canary=_canaries(base, mine, task),

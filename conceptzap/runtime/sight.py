@@ -1,0 +1,180 @@
+"""Gates that look at the picture: linear probes on what one module of the UNet makes of each row.
+
+score = q(t) . u - offset(t), u the mean of the module's output over all positions, at unit length;
+q and offset are linear between the gate's times and constant beyond them. Where the score is above
+the threshold the gate opens, in that very call, which is then made again under the edits behind it;
+and it stays open for that row until its denoising run is over. So the text may be anything: what
+counts is what the UNet is about to draw.
+
+A run of a row is over when its timestep rises, when a call has another number of rows, or when the
+pipeline that the edits were applied to is called anew. Rows of equal latents are one picture (the
+halves of a classifier-free batch): what is seen in one of them opens all. Runs of different threads
+are kept apart. A call of a training or of a self-test is a run of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from threading import get_ident
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from conceptzap.edit import Gate
+from conceptzap.errors import MismatchError, SilentEditError
+from conceptzap.runtime.gates import SLOPE, hard
+
+SKIPPED = "something replaced or bypassed the module; undo it and attach again"
+SEEN: ContextVar[list[Tensor] | None] = ContextVar("seen", default=None)
+
+
+@contextmanager
+def margins_seen() -> Iterator[list[Tensor]]:
+    """Inside the block every reading appends its margins [gates, rows], above 0 open; gradients flow.
+
+    Where a gate does not look, its margin is -inf.
+    """
+    found: list[Tensor] = []
+    token = SEEN.set(found)
+    try:
+        yield found
+    finally:
+        SEEN.reset(token)
+
+
+def check(gate: Gate) -> None:
+    """Raise `MismatchError` unless the probes have rising times and one query and offset each."""
+    times, query, offset = (gate.tensors[slot] for slot in ("times", "query", "offset"))
+    sound = times.ndim == 1 and len(times) > 0 and query.ndim == 2 and bool((times.diff() > 0).all())
+    if not sound or not len(times) == len(query) == len(offset) or offset.ndim != 1:
+        raise MismatchError(
+            "a 'sight' gate needs one or more rising times with one query and one offset each",
+            "make the erasure again",
+        )
+
+
+def pooled(output: Tensor | tuple) -> Tensor:
+    """What a module put out, averaged over positions, at unit length, fp32: [rows, channels].
+
+    Outputs are [rows, channels, h, w] or [rows, positions, channels]; of a tuple, the first.
+    """
+    output = output[0] if isinstance(output, tuple) else output
+    mean = output.float().flatten(2).mean(2) if output.ndim == 4 else output.float().mean(1)
+    return normalize(mean, dim=-1)
+
+
+def between(asked: Tensor, times: Tensor, values: Tensor) -> Tensor:
+    """Rows of `values` [k, ...] at `asked` [n], linear between the rising times [k]: [n, ...]."""
+    right = torch.searchsorted(times, asked.contiguous()).clamp(max=len(times) - 1)
+    left = (right - 1).clamp(min=0)
+    part = ((asked - times[left]) / (times[right] - times[left]).clamp(min=1e-6)).clamp(0, 1)
+    part = part.view(-1, *(1,) * (values.ndim - 1))
+    return values[left] + part * (values[right] - values[left])
+
+
+def scores(gate: Gate, seen: Tensor, times: Tensor) -> Tensor:
+    """What a gate compares with its threshold, for `pooled` activations [rows, channels]: [rows]."""
+    query, offset = (gate.tensors[slot].float() for slot in ("query", "offset"))
+    if seen.shape[-1] != query.shape[-1]:
+        raise MismatchError(
+            f"a 'sight' gate reads {query.shape[-1]} channels, {gate.params['site']} has {seen.shape[-1]}",
+            "the erasure was made for another architecture",
+        )
+    known = gate.tensors["times"].float()
+    q = between(times, known, query).to(seen.device)  # [rows, channels]
+    return (q * seen).sum(-1) - between(times, known, offset).to(seen.device)
+
+
+@dataclass
+class Run:
+    """Where the rows of a thread's calls are: their latest timesteps [rows], what is open [gates, rows]."""
+
+    times: Tensor
+    opened: Tensor
+
+
+class Sight:
+    """The `sight` gates of an attachment: what they read in this call, and what is open."""
+
+    def __init__(self, gates: Sequence[Gate]) -> None:
+        self.gates = tuple(gates)
+        self.sites = tuple(dict.fromkeys(gate.params["site"] for gate in gates))
+        self._low = torch.tensor([[float(gate.params.get("low", 0))] for gate in gates])  # [gates, 1]
+        self._thresholds = [gate.params["threshold"] for gate in gates]
+        self._runs: dict[int, Run] = {}
+        self._outputs: dict[str, list[Tensor]] = {}
+        self._sample: Tensor | None = None
+        self.looking = False
+        self.factors = torch.zeros(len(self.gates), 0)  # [gates, rows] on the CPU
+
+    def new_run(self) -> None:
+        """What this thread draws next is another picture."""
+        self._runs.pop(get_ident(), None)
+
+    def begin(self, times: Tensor, sample: Tensor) -> None:
+        """A call at timesteps [rows] (on the CPU) for latents [rows, c, h, w]."""
+        run = self._runs.get(get_ident())
+        if run is None or len(run.times) != len(times):
+            run = Run(times, torch.zeros(len(self.gates), len(times), dtype=torch.bool))
+        else:
+            run = Run(times, run.opened & (times <= run.times))  # a timestep that rises begins anew
+        self._runs[get_ident()] = run
+        self._sample, self._outputs = sample, {}
+        self.factors = run.opened.float()
+        self.looking = bool(self._reads().any())
+
+    def see(self, site: str, output: Tensor | tuple) -> None:
+        """Rows of what a module put out in this call; a module may give them in parts."""
+        if not self.looking:
+            return
+        attacked = bool(SLOPE.get()) or SEEN.get() is not None
+        with torch.set_grad_enabled(attacked and torch.is_grad_enabled()):
+            self._outputs.setdefault(site, []).append(pooled(output))
+
+    def decide(self) -> bool:
+        """Open what the call has shown; whether anything opened. One decision a call."""
+        if not self.looking:
+            return False
+        self.looking = False
+        run, margins = self._runs[get_ident()], self._margins()
+        now = hard(margins).cpu() * self._reads()  # [gates, rows]
+        fresh = self._alike(now.detach() > 0) & ~run.opened
+        self.factors = torch.where(run.opened | (fresh & (now == 0)), 1.0, now)
+        run.opened = run.opened | fresh
+        return bool(fresh.any())
+
+    def _reads(self) -> Tensor:
+        """Which gates are still shut and look at these timesteps, [gates, rows]."""
+        run = self._runs[get_ident()]
+        return ~run.opened & (run.times >= self._low)
+
+    def _margins(self) -> Tensor:
+        """How far above its threshold each gate is, [gates, rows]."""
+        seen = {site: torch.cat(parts) for site, parts in self._outputs.items()}
+        self._outputs, times = {}, self._runs[get_ident()].times
+        for site in self.sites:
+            if len(seen.get(site, ())) != len(times):
+                raise SilentEditError(f"{site} did not run, so no gate could look at the picture", SKIPPED)
+        found = [
+            scores(gate, seen[gate.params["site"]], times) - threshold
+            for gate, threshold in zip(self.gates, self._thresholds, strict=True)
+        ]
+        margins = torch.stack(found)  # [gates, rows]
+        if (asked := SEEN.get()) is not None:
+            asked.append(margins.masked_fill(~self._reads().to(margins.device), -torch.inf))
+        return margins
+
+    def _alike(self, opened: Tensor) -> Tensor:
+        """Opened [gates, rows], spread over the rows whose latents are the same: they are one picture."""
+        sample, sources = self._sample, opened.any(0).nonzero()[:, 0].tolist()
+        if sample is None or not sources:
+            return opened
+        spread = opened.clone()
+        for row in sources:
+            same = (sample == sample[row]).flatten(1).all(1).cpu()  # [rows]
+            spread |= opened[:, row, None] & same
+        return spread

@@ -1,0 +1,161 @@
+"""Learn and calibrate the `sight` gate: does what the UNet is about to draw show the concept?
+
+One linear probe a step, by ridge regression on the mean of the middle block's outputs (see
+`runtime.sight`), between pictures of the concept and pictures of everything else, both on the way
+from noise as the base draws them.
+
+Contract: `watch` draws the first steps of some prompts, or of given text states, and returns what
+the middle block made of them; `fit_gate` takes what was seen with and without the concept. Both
+halves of guidance count where the concept must not be seen: a probe that opened for the
+unconditional half would change the other. The threshold stands between the classes by scores of
+probes that had not seen the picture (`FOLDS` parts in turn), which also give both error rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conceptzap.base import Base, Cond
+from conceptzap.edit import Edit, Gate, Json
+from conceptzap.report import Report
+from conceptzap.result import Settings, wilson
+from conceptzap.runtime.attach import attached
+from conceptzap.runtime.sampler import denoise
+from conceptzap.runtime.sight import pooled
+from conceptzap.training import memory
+
+SITE = "unet.mid_block"
+DENOISING, LOOKED = 10, 6  # steps of a walk, and how many of them are looked at: down to t = 401
+GUIDANCE = 4.0
+ROWS = 16  # pictures watched together, where they fit
+RIDGE = 0.1  # of the mean variance of a channel
+FOLDS = 4
+OPENS_BY = 2  # looks by which a picture of the concept should have opened the gate
+SAFETY = 0.35  # where between the two classes the threshold stands
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the middle block made of n pictures on their way.
+
+    `given` [steps, n, channels] of the rows with the prompt, `without` of the unconditional ones;
+    `times` [steps], falling.
+    """
+
+    given: Tensor
+    without: Tensor
+    times: Tensor
+
+    def joined(self, other: Seen) -> Seen:
+        return Seen(
+            torch.cat([self.given, other.given], 1), torch.cat([self.without, other.without], 1), self.times
+        )
+
+    def __len__(self) -> int:
+        return self.given.shape[1]
+
+
+def watch(
+    base: Base,
+    asked: Sequence[str] | Cond,
+    seed: int,
+    report: Report,
+    label: str,
+    edits: Sequence[Edit] = (),
+) -> Seen:
+    """The first steps of prompts, or of n text states, under the edits; picture i has the noise seed + i."""
+    rows = memory.rows_that_fit(base, 2 * ROWS) // 2
+
+    def look(chunk: slice) -> Seen:
+        cond = asked[chunk] if isinstance(asked, Cond) else base.encode(list(asked[chunk]))
+        return _walked(base, cond, range(seed + chunk.start, seed + chunk.stop), edits)
+
+    chunks = memory.in_chunks(len(asked), max(1, rows), look)
+    parts = list(report.count(chunks, -(-len(asked) // max(1, rows)), label))
+    seen = parts[0]
+    for part in parts[1:]:
+        seen = seen.joined(part)
+    return seen
+
+
+@torch.no_grad()
+def _walked(base: Base, cond: Cond, seeds: range, edits: Sequence[Edit]) -> Seen:
+    outputs: list[Tensor] = []
+    settings, uncond = Settings(steps=DENOISING, guidance=GUIDANCE), base.unconditional()
+    with attached(base.unet, edits):
+        hook = base.module(SITE).register_forward_hook(lambda *given: outputs.append(pooled(given[-1]).cpu()))
+        try:
+            walk = denoise(base, cond, uncond, settings, base.noise(seeds))
+            # the call of a step is made when the next one is asked for
+            times = [t for _, (t, _) in zip(range(LOOKED + 1), walk, strict=False)][:LOOKED]
+        finally:
+            hook.remove()
+    halves = torch.stack(outputs[:LOOKED]).unflatten(1, (2, -1))  # [steps, 2, n, channels]
+    return Seen(halves[:, 1], halves[:, 0], torch.tensor(times, dtype=torch.float32))
+
+
+def fit_gate(concept: Seen, others: Seen) -> Gate:
+    """A calibrated `sight` gate for pictures of the concept; its params hold both error rates."""
+    # 1. scores of every picture by probes that have not seen it
+    yes, no = _held_out(concept, others)  # [steps, n of the concept], [steps, n of the others]
+    # 2. the threshold, between the two
+    bottom, top = yes[:OPENS_BY].amax(0).min().item(), no.max().item()
+    threshold = round(top + SAFETY * (bottom - top), 6)
+    # 3. the probes, on everything
+    query, offset = _fit(concept, others)
+    rising = concept.times.argsort()
+    tensors = {
+        "times": concept.times[rising], "query": query[rising].half(), "offset": offset[rising].float(),
+    }  # fmt: skip
+    params = {
+        "site": SITE, "threshold": threshold, "low": int(concept.times.min()),
+        "false_open": _rate(no.amax(0) > threshold), "false_shut": _rate(yes.amax(0) <= threshold),
+    }  # fmt: skip
+    return Gate("sight", params, tensors)
+
+
+def _held_out(concept: Seen, others: Seen) -> tuple[Tensor, Tensor]:
+    """Scores [steps, n] of the concept's pictures and [steps, m] of the others', each held out once."""
+    yes = torch.zeros(concept.given.shape[:2])
+    no = torch.zeros(others.given.shape[:2])
+    for fold in range(FOLDS):
+        train, held = [], []
+        for seen in (concept, others):
+            out = torch.arange(len(seen)) % FOLDS == fold
+            train.append(Seen(seen.given[:, ~out], seen.without[:, ~out], seen.times))
+            held.append(out)
+        probe = _fit(*train)
+        yes[:, held[0]] = _scores(concept.given[:, held[0]], *probe)
+        both = [_scores(part[:, held[1]], *probe) for part in (others.given, others.without)]
+        no[:, held[1]] = torch.maximum(*both)
+    return yes, no
+
+
+def _scores(seen: Tensor, query: Tensor, offset: Tensor) -> Tensor:
+    """[steps, n] of activations [steps, n, channels]."""
+    return torch.einsum("snc,sc->sn", seen.float(), query) - offset[:, None]
+
+
+def _fit(concept: Seen, others: Seen) -> tuple[Tensor, Tensor]:
+    """Queries [steps, channels] and offsets [steps]: 1 for the concept, -1 for others, classes weigh alike."""
+    no = torch.cat([others.given, others.without], 1)
+    seen = torch.cat([concept.given, no], 1).double()  # [steps, n, channels]
+    wanted = torch.cat([torch.ones(len(concept)), -torch.ones(no.shape[1])]).double()
+    weight = torch.where(wanted > 0, 0.5 / len(concept), 0.5 / no.shape[1])[:, None]
+    mean = seen.mean(1, keepdim=True)
+    seen = seen - mean
+    gram = seen.mT @ (weight * seen)  # [steps, channels, channels]
+    ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
+    query = torch.linalg.solve(gram + ridge * eye, seen.mT @ (weight[:, 0] * wanted))
+    return query.float(), (query * mean[:, 0]).sum(-1).float()
+
+
+def _rate(wrong: Tensor) -> dict[str, Json]:
+    k, n = int(wrong.sum()), len(wrong)
+    low, high = wilson(k, n)
+    return {"rate": round(k / max(n, 1), 6), "low": round(low, 6), "high": round(high, 6), "n": n}

@@ -1,0 +1,193 @@
+"""Gates that look at the picture: when they open, for whom, for how long; and rows in the text's place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from threading import Thread
+
+import edits as some
+import pytest
+import torch
+from torch import Tensor
+
+import conceptzap
+from conceptzap.base import Base, Cond
+from conceptzap.edit import Edit, Gate
+from conceptzap.errors import MismatchError, SilentEditError
+from conceptzap.runtime import gates, sight
+from conceptzap.runtime.attach import Attachment, attached, new_run
+
+PROMPTS = (some.ASKED[0], some.OTHER[1])
+# open at 900, shut at 400 and below
+EARLY = {"levels": (-1.0, -1.0, 1.0), "times": (0.0, 400.0, 900.0)}
+
+
+@pytest.fixture
+def early(sd1: Base) -> Iterator[Attachment]:
+    """Rows behind a gate that opens early on, whatever is drawn."""
+    attachment = Attachment(sd1.unet, [some.tokens(sd1, gates=[some.always(sd1, **EARLY)])])
+    yield attachment
+    attachment.remove()
+
+
+@torch.no_grad()
+def call(base: Base, t: int, rows: int = 1) -> Tensor:
+    return base.eps(base.noise(range(rows)), t, base.encode(list(PROMPTS[:rows])))
+
+
+@torch.no_grad()
+def open_at(base: Base, t: int) -> bool:
+    hook = next(h for h in base.unet._forward_pre_hooks.values()).__self__
+    before = hook.ledger.receipt.opened.sum()
+    call(base, t)
+    return bool(hook.ledger.receipt.opened.sum() > before)
+
+
+def test_a_call_that_opens_it_is_made_under_its_edits(base: Base) -> None:
+    gated = some.tokens(base, gates=[some.always(base)])
+    assert some.eps(base, PROMPTS, [gated]).equal(some.eps(base, PROMPTS, [replace(gated, gates=())]))
+
+
+def test_shut_it_leaves_every_bit(base: Base) -> None:
+    gated = some.tokens(base, gates=[some.always(base, (-1.0,))])
+    assert some.eps(base, PROMPTS, [gated]).equal(some.eps(base, PROMPTS))
+
+
+def test_it_tells_rows_apart(base: Base) -> None:
+    gated = some.tokens(base, gates=[some.sight(base)])
+    with attached(base.unet, [gated]) as receipt, torch.no_grad():
+        found = base.eps(base.noise([0, 1]), some.TIME, base.encode(list(PROMPTS)))
+    assert receipt.tallies[0].opened == {0: 1} and receipt.tallies[0].shut == 1
+    assert some.far(found[1], some.eps(base, PROMPTS)[1]) < 1e-5
+    assert some.far(found[0], some.eps(base, PROMPTS, [replace(gated, gates=())])[0]) < 1e-5
+
+
+def test_once_open_it_stays_open_until_the_run_ends(sd1: Base, early: Attachment) -> None:
+    said = [open_at(sd1, t) for t in (300, 900, 500, 500, 100, 300, 200)]
+    assert said == [False, True, True, True, True, False, False]
+
+
+def test_another_number_of_rows_is_another_run(sd1: Base, early: Attachment) -> None:
+    assert open_at(sd1, 900)
+    call(sd1, 300, rows=2)
+    assert not early.receipt.opened[0, 1:].any() and not open_at(sd1, 300)
+
+
+def test_a_new_run_can_be_announced(sd1: Base, early: Attachment) -> None:
+    assert open_at(sd1, 900)
+    new_run(sd1.unet)
+    assert not open_at(sd1, 300)
+
+
+def test_threads_have_runs_of_their_own(sd1: Base, early: Attachment) -> None:
+    assert open_at(sd1, 900)
+    said: list[bool] = []
+    other = Thread(target=lambda: said.append(open_at(sd1, 300)))
+    other.start()
+    other.join()
+    assert said == [False] and open_at(sd1, 300)
+
+
+def test_it_does_not_look_below_its_lowest_time(sd1: Base) -> None:
+    gate = some.always(sd1)
+    late = replace(gate, params=gate.params | {"low": some.TIME + 1})
+    edit = some.tokens(sd1, gates=[late])
+    assert some.eps(sd1, PROMPTS, [edit]).equal(some.eps(sd1, PROMPTS))
+
+
+def test_rows_of_equal_latents_are_one_picture(sd1: Base) -> None:
+    """The halves of a classifier-free batch: what is seen in one opens both."""
+    gated = some.tokens(sd1, gates=[some.sight(sd1)])
+    with attached(sd1.unet, [gated]) as receipt, torch.no_grad():
+        sd1.eps(sd1.noise([1, 0, 1, 0]), some.TIME, sd1.encode(["", "", some.OTHER[1], some.ASKED[0]]))
+    assert sorted(receipt.tallies[0].opened) == [1, 3]
+
+
+def test_a_pipeline_draws_each_picture_as_a_run(sd1: Base) -> None:
+    """What was open when a run was left is shut for one that begins late (image to image)."""
+    pipe = sd1.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    erasure = some.erasure(sd1, [some.tokens(sd1, gates=[some.always(sd1, **EARLY)])])
+    with conceptzap.apply(pipe, erasure) as handle:
+        assert open_at(sd1, 900) and open_at(sd1, 300)
+        pipe("a cat", num_inference_steps=1, guidance_scale=1.0, output_type="latent")  # at t = 1
+        assert handle.receipt.tallies[0].open == 2 and handle.receipt.calls == 3
+
+
+def test_residuals_that_the_unet_takes_from_their_list_are_there_again(sd1: Base) -> None:
+    """Those of a T2I-Adapter."""
+    learned = some.tokens(sd1)
+    found = []
+    for edit in (learned, replace(learned, gates=(some.always(sd1),))):
+        residuals = [torch.full((1, 1, 1, 1), 0.5) for _ in sd1.unet.down_blocks]
+        with torch.no_grad(), attached(sd1.unet, [edit]):
+            found.append(
+                sd1.unet(
+                    sd1.noise([0]), some.TIME, sd1.encode(PROMPTS[:1]).states,
+                    down_intrablock_additional_residuals=residuals,
+                ).sample
+            )  # fmt: skip
+    assert found[0].equal(found[1]) and not found[0].equal(some.eps(sd1, PROMPTS[:1], [learned]))
+
+
+def test_a_module_that_is_not_run_is_found(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    middle = sd1.unet.mid_block
+    with pytest.raises(SilentEditError, match="mid_block"):
+        with attached(sd1.unet, [some.tokens(sd1, gates=[some.always(sd1)])]):
+            middle._forward_pre_hooks.clear()
+            middle._forward_hooks.clear()
+            call(sd1, some.TIME)
+    assert not middle._forward_hooks
+
+
+def test_margins_are_seen_and_have_gradients(sd1: Base) -> None:
+    """For whoever attacks it: how far it is from shutting, also while the text is free."""
+    states = sd1.encode(PROMPTS[:1]).states.requires_grad_()
+    edit = some.tokens(sd1, gates=[some.sight(sd1)])
+    with attached(sd1.unet, [edit]), gates.straight_through(), sight.margins_seen() as found:
+        noise = sd1.eps(sd1.noise([0]), some.TIME, Cond(states))
+    (margin,) = found
+    assert margin.shape == (1, 1) and margin.item() > 0
+    for value in (margin.sum(), noise.sum()):
+        (slope,) = torch.autograd.grad(value, states, retain_graph=True)
+        assert slope.isfinite().all() and slope.any()
+
+
+@pytest.mark.parametrize(
+    ("times", "queries", "offsets"), [((500.0, 100.0), 2, 2), ((100.0, 500.0), 1, 2), ((100.0,), 1, 2)]
+)
+def test_a_probe_of_the_wrong_shape_is_refused(
+    sd1: Base, times: tuple[float, ...], queries: int, offsets: int
+) -> None:
+    gate = some.probe(torch.zeros(queries, 4), torch.zeros(offsets), times)
+    with pytest.raises(MismatchError, match="rising times"):
+        Attachment(sd1.unet, [some.tokens(sd1, gates=[gate])])
+
+
+def test_another_width_and_another_site_are_refused(sd1: Base) -> None:
+    narrow = some.probe(torch.zeros(1, 3), torch.zeros(1))
+    with pytest.raises(MismatchError, match="reads 3 channels"):
+        some.eps(sd1, PROMPTS, [some.tokens(sd1, gates=[narrow])])
+    gate = some.always(sd1)
+    gone = Gate("sight", gate.params | {"site": "unet.nothing"}, gate.tensors)
+    with pytest.raises(MismatchError, match="no module"):
+        Attachment(sd1.unet, [some.tokens(sd1, gates=[gone])])
+    assert "unet" in sd1.fingerprint(Edit("tokens", (), {}, gates=(gate,)).modules)
+
+
+def test_rows_alone_stand_in_place_of_the_text(base: Base) -> None:
+    """All states of another prompt as learned rows: what is drawn is that prompt's, whatever was asked."""
+    other = base.encode([some.OTHER[2]])
+    rows = {f"prompt_{x}": other.states[0] for x in "kv"}
+    edit = replace(some.tokens(base), tensors=rows, params={"alone": True})
+    noise, asked = base.noise([0]), base.encode(PROMPTS[:1])
+    wanted = replace(asked, states=other.states)  # pooled text is none of the cross-attention's
+    with torch.no_grad():
+        plain = base.eps(noise, some.TIME, wanted)
+        with attached(base.unet, [edit]):
+            found = base.eps(noise, some.TIME, asked)
+        with attached(base.unet, [replace(edit, scale=0.5)]):
+            half = base.eps(noise, some.TIME, asked)
+    assert some.far(found, plain) < 2e-5
+    assert some.far(half, plain) > 1e-4
