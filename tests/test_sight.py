@@ -131,13 +131,13 @@ def test_residuals_that_the_unet_takes_from_their_list_are_there_again(sd1: Base
     assert found[0].equal(found[1]) and not found[0].equal(some.eps(sd1, PROMPTS[:1], [learned]))
 
 
-def test_a_module_that_is_not_run_is_found(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_is_not_run_is_found(sd1: Base) -> None:
     middle = sd1.unet.mid_block
-    with pytest.raises(SilentEditError, match="mid_block"):
-        with attached(sd1.unet, [some.tokens(sd1, gates=[some.always(sd1)])]):
-            middle._forward_pre_hooks.clear()
-            middle._forward_hooks.clear()
-            call(sd1, some.TIME)
+    edit = some.tokens(sd1, gates=[some.always(sd1)])
+    with pytest.raises(SilentEditError, match="mid_block"), attached(sd1.unet, [edit]):
+        middle._forward_pre_hooks.clear()
+        middle._forward_hooks.clear()
+        call(sd1, some.TIME)
     assert not middle._forward_hooks
 
 

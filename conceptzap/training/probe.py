@@ -13,7 +13,8 @@ probes that had not seen the picture (`FOLDS` parts in turn), which also give bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ from conceptzap.report import Report
 from conceptzap.result import Settings, wilson
 from conceptzap.runtime.attach import attached
 from conceptzap.runtime.sampler import denoise
-from conceptzap.runtime.sight import pooled
+from conceptzap.runtime.sight import pooled, scores
 from conceptzap.training import memory
 
 SITE = "unet.mid_block"
@@ -43,17 +44,24 @@ class Seen:
     """What the middle block made of n pictures on their way.
 
     `given` [steps, n, channels] of the rows with the prompt, `without` of the unconditional ones;
-    `times` [steps], falling.
+    `times` [steps], falling. `latents` [steps, n, c, h, w] before each call, on the CPU.
     """
 
     given: Tensor
     without: Tensor
     times: Tensor
+    latents: Tensor
 
-    def joined(self, other: Seen) -> Seen:
-        return Seen(
-            torch.cat([self.given, other.given], 1), torch.cat([self.without, other.without], 1), self.times
-        )
+    def joined(self, *others: Seen) -> Seen:
+        """These pictures and others that were looked at in the same steps."""
+        parts = {
+            name: torch.cat([getattr(one, name) for one in (self, *others)], 1)
+            for name in ("given", "without", "latents")
+        }
+        return Seen(times=self.times, **parts)
+
+    def rows(self, chosen: Tensor | list[int]) -> Seen:
+        return Seen(self.given[:, chosen], self.without[:, chosen], self.times, self.latents[:, chosen])
 
     def __len__(self) -> int:
         return self.given.shape[1]
@@ -76,26 +84,30 @@ def watch(
 
     chunks = memory.in_chunks(len(asked), max(1, rows), look)
     parts = list(report.count(chunks, -(-len(asked) // max(1, rows)), label))
-    seen = parts[0]
-    for part in parts[1:]:
-        seen = seen.joined(part)
-    return seen
+    return parts[0].joined(*parts[1:])
+
+
+@contextmanager
+def looking(base: Base) -> Iterator[list[Tensor]]:
+    """What a gate would look at in each call of the block, [rows, channels]; gradients flow."""
+    outputs: list[Tensor] = []
+    hook = base.module(SITE).register_forward_hook(lambda *given: outputs.append(pooled(given[-1])))
+    try:
+        yield outputs
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()
 def _walked(base: Base, cond: Cond, seeds: range, edits: Sequence[Edit]) -> Seen:
-    outputs: list[Tensor] = []
     settings, uncond = Settings(steps=DENOISING, guidance=GUIDANCE), base.unconditional()
-    with attached(base.unet, edits):
-        hook = base.module(SITE).register_forward_hook(lambda *given: outputs.append(pooled(given[-1]).cpu()))
-        try:
-            walk = denoise(base, cond, uncond, settings, base.noise(seeds))
-            # the call of a step is made when the next one is asked for
-            times = [t for _, (t, _) in zip(range(LOOKED + 1), walk, strict=False)][:LOOKED]
-        finally:
-            hook.remove()
-    halves = torch.stack(outputs[:LOOKED]).unflatten(1, (2, -1))  # [steps, 2, n, channels]
-    return Seen(halves[:, 1], halves[:, 0], torch.tensor(times, dtype=torch.float32))
+    with attached(base.unet, edits), looking(base) as outputs:
+        walk = denoise(base, cond, uncond, settings, base.noise(seeds))
+        # the call of a step is made when the next one is asked for
+        steps = [(t, x.cpu()) for _, (t, x) in zip(range(LOOKED + 1), walk, strict=False)][:LOOKED]
+    halves = torch.stack(outputs[:LOOKED]).cpu().unflatten(1, (2, -1))  # [steps, 2, n, channels]
+    times = torch.tensor([t for t, _ in steps], dtype=torch.float32)
+    return Seen(halves[:, 1], halves[:, 0], times, torch.stack([x for _, x in steps]))
 
 
 def fit_gate(concept: Seen, others: Seen) -> Gate:
@@ -118,6 +130,12 @@ def fit_gate(concept: Seen, others: Seen) -> Gate:
     return Gate("sight", params, tensors)
 
 
+def best(gate: Gate, seen: Seen) -> Tensor:
+    """The highest score of each picture's looks, [n]."""
+    found = [scores(gate, look, t.expand(len(look))) for look, t in zip(seen.given, seen.times, strict=True)]
+    return torch.stack(found).amax(0)
+
+
 def _held_out(concept: Seen, others: Seen) -> tuple[Tensor, Tensor]:
     """Scores [steps, n] of the concept's pictures and [steps, m] of the others', each held out once."""
     yes = torch.zeros(concept.given.shape[:2])
@@ -126,7 +144,7 @@ def _held_out(concept: Seen, others: Seen) -> tuple[Tensor, Tensor]:
         train, held = [], []
         for seen in (concept, others):
             out = torch.arange(len(seen)) % FOLDS == fold
-            train.append(Seen(seen.given[:, ~out], seen.without[:, ~out], seen.times))
+            train.append(seen.rows(~out))
             held.append(out)
         probe = _fit(*train)
         yes[:, held[0]] = _scores(concept.given[:, held[0]], *probe)
@@ -141,7 +159,7 @@ def _scores(seen: Tensor, query: Tensor, offset: Tensor) -> Tensor:
 
 
 def _fit(concept: Seen, others: Seen) -> tuple[Tensor, Tensor]:
-    """Queries [steps, channels] and offsets [steps]: 1 for the concept, -1 for others, classes weigh alike."""
+    """Queries [steps, channels], offsets [steps]: 1 for the concept, -1 for others, classes weigh alike."""
     no = torch.cat([others.given, others.without], 1)
     seen = torch.cat([concept.given, no], 1).double()  # [steps, n, channels]
     wanted = torch.cat([torch.ones(len(concept)), -torch.ones(no.shape[1])]).double()

@@ -1,0 +1,82 @@
+"""The gate that looks, learned: what is seen on the way, the threshold between, both error rates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import edits as some
+import pytest
+import torch
+
+from conceptzap.base import Base
+from conceptzap.report import Report
+from conceptzap.runtime import sight
+from conceptzap.runtime.attach import attached
+from conceptzap.training import probe
+from conceptzap.training.probe import Seen
+
+CHANNELS, STEPS = 12, 3
+
+
+def seen(n: int, toward: float, seed: int, mixed: int = 0) -> Seen:
+    """n pictures that lean along the first channel, with `mixed` of them the other way."""
+    given = torch.nn.functional.normalize(some.randn(STEPS, n, CHANNELS, seed=seed), dim=-1)
+    given[..., 0] += toward
+    given[:, :mixed, 0] -= 2 * toward
+    without = torch.nn.functional.normalize(some.randn(STEPS, n, CHANNELS, seed=seed + 1), dim=-1)
+    without[..., 0] -= abs(toward)
+    return Seen(given, without, torch.tensor([900.0, 700.0, 500.0]), torch.zeros(STEPS, n, 1, 1, 1))
+
+
+def test_what_is_apart_is_told_apart() -> None:
+    gate = probe.fit_gate(seen(24, 3.0, 0), seen(40, -3.0, 2))
+    assert gate.params["false_open"] | {"high": 0} == {"rate": 0.0, "low": 0.0, "high": 0, "n": 40}
+    assert gate.params["false_shut"]["rate"] == 0.0 and gate.params["low"] == 500
+    sight.check(gate)
+    opens, shuts = probe.best(gate, seen(8, 3.0, 9)), probe.best(gate, seen(8, -3.0, 11))
+    assert opens.min() > gate.params["threshold"] > shuts.max()
+
+
+def test_what_cannot_be_told_apart_is_said() -> None:
+    gate = probe.fit_gate(seen(24, 3.0, 0, mixed=6), seen(40, -3.0, 2, mixed=4))
+    assert gate.params["false_open"]["rate"] + gate.params["false_shut"]["rate"] > 0.05
+
+
+def test_the_unconditional_half_counts_where_the_gate_must_stay_shut() -> None:
+    others = seen(40, -3.0, 2)
+    alike = others.without.clone()
+    alike[..., 0] += 6.0
+    gate = probe.fit_gate(seen(24, 3.0, 0), replace(others, without=alike))
+    assert gate.params["false_open"]["rate"] > 0.5 or gate.params["false_shut"]["rate"] > 0.5
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_looks_at_the_first_steps_of_every_prompt(
+    sd1: Base, monkeypatch: pytest.MonkeyPatch, prediction: str
+) -> None:
+    monkeypatch.setattr(probe, "ROWS", 2)
+    prompts = some.ASKED
+    found = probe.watch(replace(sd1, prediction=prediction), prompts, 0, Report(), "looking")
+    channels = sd1.unet.config.block_out_channels[-1]
+    assert found.given.shape == found.without.shape == (probe.LOOKED, len(prompts), channels)
+    assert found.latents.shape == (probe.LOOKED, len(prompts), *sd1.latent_shape)
+    assert (found.times.diff() < 0).all() and found.latents[0].equal(sd1.noise(range(3)))
+    assert not found.given[0].equal(found.without[0])
+
+
+def test_looks_at_text_states_and_under_edits(sd1: Base) -> None:
+    plain = probe.watch(sd1, some.ASKED, 0, Report(), "looking")
+    states = probe.watch(sd1, sd1.encode(some.ASKED), 0, Report(), "looking")
+    edited = probe.watch(sd1, some.ASKED, 0, Report(), "looking", [some.tokens(sd1)])
+    assert states.given.equal(plain.given) and not edited.given.equal(plain.given)
+
+
+def test_what_is_learned_opens_where_it_is_attached(sd1: Base) -> None:
+    """The same numbers in the gate of an attachment as in the fit."""
+    given = probe.watch(sd1, some.ASKED, 0, Report(), "looking")
+    gate = probe.fit_gate(given, probe.watch(sd1, some.OTHER, 50, Report(), "looking"))
+    edit = some.tokens(sd1, gates=[gate])
+    with torch.no_grad(), sight.margins_seen() as margins, attached(sd1.unet, [edit]):
+        sd1.predict(given.latents[0], given.times[0], sd1.encode(some.ASKED))
+    wanted = sight.scores(gate, given.given[0], given.times[:1].expand(3)) - gate.params["threshold"]
+    assert torch.allclose(margins[0][0], wanted, atol=1e-5)
