@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
@@ -21,27 +23,8 @@ from conceptzap.format.pictures import read_text
 from conceptzap.testing import save_tiny, tiny
 
 LOOK = {"steps": 1, "guidance": 1.0}
-SCRIPT = """
-from pathlib import Path
-
-import conceptzap
-
-made: conceptzap.ErasedFile = conceptzap.erase("Van Gogh", anchors="painting", kind="style", seed=3)
-for picture in conceptzap.generate(["a cat"], erasures=[(made.path, 0.5)], width=64):
-    where: Path = picture.save("cat.png", force=True)
-    size: tuple[int, int] = (picture.seed, picture.seed)
-erasure: conceptzap.Erasure = conceptzap.load("x")
-digest: str = conceptzap.save(conceptzap.stack([erasure, "y"]), "z")
-handle: conceptzap.Handle = conceptzap.apply(conceptzap.demo_pipeline(), erasure, strength=0.5)
-handle.remove()
-title: str = conceptzap.inspect("x").header.title
-out: conceptzap.Exported = conceptzap.export("x", "lora", "y")
-try:
-    conceptzap.erase("cat", report=conceptzap.Report())
-except conceptzap.UsageError as error:
-    print(error.hint, error.exit_code + 1)
-settings = conceptzap.Settings(steps=20)
-"""
+USER = Path(__file__).with_name("user.py")
+WRONG = "wrong: int = conceptzap.load(3.5)"  # two errors, so that it is seen that errors are seen
 UNTYPED = "torch diffusers transformers numpy PIL safetensors accelerate huggingface_hub rich tqdm jinja2"
 
 
@@ -166,20 +149,38 @@ def test_a_pipeline_of_the_demo() -> None:
 # types
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("mypy"), reason="mypy is not installed")
-def test_a_type_checker_knows_every_verb(tmp_path: Path) -> None:
+ROOT = Path(conceptzap.__file__).parents[1]
+CONFIGS = {
+    "mypy": "[mypy]\nstrict = True\nfollow_imports = silent\n"
+    f"[mypy-{','.join(f'{name}.*' for name in UNTYPED.split())}]\nfollow_imports = skip\n",
+    "pyright": json.dumps({"include": ["user.py"], "extraPaths": [str(ROOT)],
+                           "useLibraryCodeForTypes": False, "reportMissingModuleSource": "none"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("checker", CONFIGS)
+def test_a_type_checker_knows_every_verb(checker: str, tmp_path: Path) -> None:
     """Strictly, the libraries left out that say nothing of their types or take minutes to read."""
-    (tmp_path / "user.py").write_text(SCRIPT)
-    skipped = ",".join(f"{name}.*" for name in UNTYPED.split())
-    (tmp_path / "mypy.ini").write_text(
-        f"[mypy]\nstrict = True\nfollow_imports = silent\n[mypy-{skipped}]\nfollow_imports = skip\n"
-    )
-    root = Path(conceptzap.__file__).parents[1]
-    command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "user.py"]
+    if not importlib.util.find_spec(checker):
+        pytest.skip(f"{checker} is not installed: pip install -e '.[dev]'")
+    script = USER.read_text()
+    (tmp_path / "user.py").write_text(f"{script}{WRONG}\n")
+    (tmp_path / "mypy.ini").write_text(CONFIGS["mypy"])
+    (tmp_path / "pyrightconfig.json").write_text(CONFIGS["pyright"])
+    words = {"mypy": ["user.py"], "pyright": ["--pythonpath", sys.executable]}
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env={"MYPYPATH": str(root), "PATH": ""}
-    )
-    assert done.returncode == 0, done.stdout
+        [sys.executable, "-m", checker, *words[checker]], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+    )  # fmt: skip
+    found = re.findall(r"user\.py:(\d+)(?::\d+)?:? (?:- )?error: (.*)", done.stdout)
+    assert {int(line) for line, _ in found} == {script.count("\n") + 1}, done.stdout + done.stderr
+    assert len(found) == 2, done.stdout
+
+
+def test_the_script_uses_every_verb() -> None:
+    used = set(re.findall(r"conceptzap\.(\w+)", USER.read_text()))
+    verbs = {name for name, home in conceptzap._HOME.items() if home == "api"}
+    assert verbs <= used <= set(conceptzap.__all__)
 
 
 def test_types_and_names_agree() -> None:
