@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import edits as some
@@ -10,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from conceptzap import format
 from conceptzap.base import Base
 from conceptzap.edit import Edit, Gate
-from conceptzap.errors import MismatchError, RefusedError
+from conceptzap.errors import FormatError, MismatchError, RefusedError
 from conceptzap.runtime import adapters, gates
 from conceptzap.runtime.attach import attached
 from conceptzap.trust import canary
@@ -240,3 +242,117 @@ def test_a_curve_may_differ_from_site_to_site(sd1: Base, maker: Any) -> None:
 def test_a_curve_for_other_sites_is_refused(sd1: Base) -> None:
     with pytest.raises(MismatchError, match="is for 3 sites"):
         some.eps(sd1, PROMPTS, [curved(some.tokens(sd1), torch.ones(2, 3))])
+
+
+def attending(base: Base) -> Edit:
+    site = base.sites("unet.*.attn2.to_k")[0]
+    out, width = base.module(site).weight.shape
+    tensors = {
+        "query": some.randn(3, width) / 4, "gate": some.randn(width, seed=1) / 4,
+        "down": some.randn(2, width, seed=2) / 4, "up": some.randn(out, 2, seed=3) / 4,
+    }  # fmt: skip
+    return Edit("adapter", (site,), tensors, {"phi": "attend"})
+
+
+def test_positions_attend_to_each_other(base: Base) -> None:
+    """CPE's residual gate: K + up down (sigmoid(Z w) Z), Z = softmax(X Q (X Q)^T) X."""
+    edit, t = attending(base), attending(base).tensors
+    x, plain = seen(base, edit.sites[0], [])
+    _, edited = seen(base, edit.sites[0], [edit])
+    xq = x @ t["query"].T
+    z = (xq @ xq.mT).softmax(-1) @ x
+    wanted = plain + (torch.sigmoid(z @ t["gate"])[..., None] * z) @ t["down"].T @ t["up"].T
+    assert torch.allclose(edited, wanted, atol=1e-5)
+    canary.check(base, some.erasure(base, [edit]))
+
+
+def projecting(base: Base, *names: str, height: float = 1.0, shift: float = -2.0, **more: object) -> Edit:
+    """Weight 1 everywhere, unless it is asked for otherwise: the sigmoid is far on its right."""
+    params = {"phi": "project", "slope": 100.0, "shift": shift, "height": height}
+    prompt = base.encode(names).states.float()
+    return Edit("adapter", base.sites("unet.*.attn2.to_v")[:1], {"prompt": prompt}, params, **more)
+
+
+def test_values_are_made_orthogonal_to_the_concepts(base: Base) -> None:
+    """To all of them at once, position by position; the first position stays."""
+    edit = projecting(base, "van gogh", "cat", "house")
+    (site,) = edit.sites
+    _, plain = seen(base, site, [])
+    _, edited = seen(base, site, [edit])
+    values = edit.tensors["prompt"] @ base.module(site).weight.T  # [3, length, out]
+    assert torch.equal(edited[:, 0], plain[:, 0])
+    inside = torch.einsum("rjo,kjo->rjk", edited, values)[:, 1:]
+    assert inside.abs().max() < 1e-3 * (plain.norm(dim=-1).max() * values.norm(dim=-1).max())
+    q, _ = torch.linalg.qr(values.movedim(0, -1))  # an orthonormal basis of the three at each position
+    wanted = plain - torch.einsum("jok,jpk,rjp->rjo", q, q, plain)
+    assert torch.allclose(edited[:, 1:], wanted[:, 1:], atol=1e-4)
+
+
+def test_what_is_said_twice_is_taken_away_once(base: Base) -> None:
+    """Two concepts are told apart only from where their texts differ: "a" is the same in both."""
+    (site,) = projecting(base, "a cat").sites
+    found = [seen(base, site, [projecting(base, *names)])[1] for names in (["a cat"], ["a cat"] * 2, ["a cat", "a dog"])]
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+    assert torch.allclose(found[0][:, 1], found[2][:, 1], atol=1e-5)
+
+
+def test_a_projection_is_weighted_by_likeness(base: Base) -> None:
+    """AdaVD's equation with its own numbers, written out for one concept."""
+    edit = projecting(base, "van gogh", height=2.0, shift=0.93)
+    (site,) = edit.sites
+    _, v = seen(base, site, [])
+    _, edited = seen(base, site, [edit])
+    c = edit.tensors["prompt"][0] @ base.module(site).weight.T
+    cos = F.cosine_similarity(v, c, dim=-1)
+    w = 2 / (1 + torch.exp(-100 * (cos - 0.93)))
+    wanted = v - (w * (v * c).sum(-1) / (c * c).sum(-1))[..., None] * c
+    assert torch.allclose(edited[:, 1:], wanted[:, 1:], atol=1e-4)
+    canary.check(base, some.erasure(base, [edit]))
+
+
+def test_a_projection_beside_learned_tokens_and_in_longer_texts(sd1: Base) -> None:
+    edit = projecting(sd1, "van gogh")
+    pair = [edit, some.tokens(sd1)]
+    assert some.far(some.eps(sd1, PROMPTS, pair), some.eps(sd1, PROMPTS, pair[::-1])) < 1e-5
+    (site,) = edit.sites
+    cond = sd1.encode(PROMPTS)
+    twice = replace(cond, states=torch.cat([cond.states, cond.states], 1))
+    found = []
+    with attached(sd1.unet, [edit]), torch.no_grad():
+        handle = sd1.module(site).register_forward_hook(lambda m, a, output: found.append(output))
+        for one in (cond, twice):
+            sd1.eps(sd1.noise([0, 1]), some.TIME, one)
+        handle.remove()
+    assert torch.allclose(found[1], torch.cat([found[0], found[0]], 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("maker", [attending, projecting])
+def test_what_needs_positions_is_refused_elsewhere(sd1: Base, maker: Any) -> None:
+    made = maker(sd1) if maker is attending else maker(sd1, "van gogh")
+    with pytest.raises(MismatchError, match="no layer of text"):
+        some.eps(sd1, PROMPTS, [replace(made, sites=sd1.sites(some.BLOCK)[:1])])
+
+
+@pytest.mark.parametrize("maker", [timed, attending, projecting])
+def test_a_file_gives_every_kind_back(sd1: Base, maker: Any, tmp_path: Path) -> None:
+    made = maker(sd1, "van gogh") if maker is projecting else maker(sd1)
+    format.save(some.erasure(sd1, [made]), tmp_path / "a.lprompt.safetensors")
+    (back,) = format.load(tmp_path / "a.lprompt.safetensors").edits
+    assert back.name == made.name
+    assert some.eps(sd1, PROMPTS, [back]).equal(some.eps(sd1, PROMPTS, [made]))
+
+
+@pytest.mark.parametrize(
+    ("params", "without", "said"),
+    [
+        ({"phi": "project"}, "", "parameter 'height' is missing"),
+        ({"phi": "attend"}, "gate", "wrong slots"),
+        ({"phi": "relu"}, "", "wrong slots"),
+        ({"phi": "topk"}, "", "parameter 'k' is missing"),
+    ],
+)
+def test_tensors_and_parameters_go_with_their_phi(sd1: Base, params: dict, without: str, said: str) -> None:
+    edit = attending(sd1)
+    tensors = {slot: t for slot, t in edit.tensors.items() if slot != without}
+    with pytest.raises(FormatError, match=said):
+        format.dumps(replace(some.erasure(sd1, [some.shared(sd1)]), edits=(replace(edit, tensors=tensors, params=params),)))

@@ -238,8 +238,8 @@ def test_an_effect_that_does_not_arrive_is_found(
         "_rows": lambda hook, call, learned, output, start: [output[:, start:]],
         "low_rank": lambda pair, strength, module, x: torch.zeros_like(x if module is None else module.forward(x)),
         "dense": lambda part, module, x: torch.zeros_like(module.forward(x)),
-        "change": lambda part, path, x, y, times: torch.zeros_like(y),
-        "_adapted": lambda hook, call, index, x, y: torch.zeros_like(x),
+        "change": lambda part, path, module, x, y, times: torch.zeros_like(y),
+        "_adapted": lambda hook, call, index, module, x, y: torch.zeros_like(x),
         "masked": lambda parts, strengths, module, x: torch.zeros_like(module.forward(x)),
     }
     monkeypatch.setattr(owner, name, mutes.get(name, _nothing))

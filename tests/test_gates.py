@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conceptzap.base import CROSS_KV, Base
+from conceptzap.base import CROSS_KV, Base, Cond
 from conceptzap.edit import Edit, Gate
 from conceptzap.errors import MismatchError
 from conceptzap.runtime.attach import attached
@@ -216,3 +216,45 @@ def test_gates_are_checked_before_anything_is_attached(sd1: Base, sd2: Base) -> 
     ):
         pass
     assert some.hooks(sd1) == before
+
+
+def soft(base: Base, **params: float) -> Gate:
+    """Of the fitted gate: its score at a prompt about it is full, at one that is not shut."""
+    hard = some.gate(base)
+    states = base.encode([some.ASKED[1], some.OTHER[1]]).states
+    full, low = (scores(hard, states[[row]]).max().item() for row in (0, 1))
+    parts = {key: value for key, value in hard.params.items() if key == "parts"}
+    return Gate("similar", {"threshold": low, "full": full, **parts, **params}, dict(hard.tensors))
+
+
+def test_a_soft_gate_opens_as_far_as_a_text_comes_near(base: Base) -> None:
+    """0 at the threshold, 1 at `full`, the power of the share between them."""
+    ends = base.encode([some.OTHER[1], some.ASKED[1]]).states
+    mixed = torch.stack([torch.lerp(ends[0], ends[1], share) for share in (0.0, 0.3, 0.6, 1.0)])
+    gate, squared = soft(base), soft(base, power=2.0)
+    found = scores(gate, mixed).amax(-1)
+    low, full = gate.params["threshold"], gate.params["full"]
+    wanted = ((found - low) / (full - low)).clamp(0, 1)
+    assert wanted[0] == 0 and wanted[3] > 0.999 and 0 < wanted[1:3].min() < 1
+    for one, power in ((gate, 1), (squared, 2)):
+        edit = Edit("weight", ("unet.x",), {}, gates=(one,))
+        assert torch.allclose(factor(edit, Signal(mixed, torch.zeros(4))), wanted**power, atol=1e-4)
+
+
+def test_an_edit_behind_a_soft_gate_is_as_strong_as_it_is_open(sd1: Base) -> None:
+    edit = some.shared(sd1, gates=[soft(sd1)])
+    states = sd1.encode([some.OTHER[1], some.ASKED[1]]).states
+    cond = Cond(torch.lerp(states[:1], states[1:], 0.5))
+    share = factor(edit, Signal(cond.states, torch.zeros(1))).item()
+    assert 0 < share < 1
+    drawn = []
+    for edits in ([edit], [replace(edit, gates=(), scale=share)]):
+        with attached(sd1.unet, edits), torch.no_grad():
+            drawn.append(sd1.eps(sd1.noise([0]), some.TIME, cond))
+    assert some.far(drawn[0], drawn[1]) < 1e-5
+    assert some.eps(sd1, some.OTHER[1:2], [edit]).equal(some.eps(sd1, some.OTHER[1:2]))
+
+
+def test_a_soft_gate_that_is_full_below_its_threshold_is_refused(sd1: Base) -> None:
+    with pytest.raises(MismatchError, match="full below its threshold"):
+        check(soft(sd1, full=-9.0), some.width(sd1))

@@ -41,15 +41,31 @@ OPS = {
     # up [out, r] (conv: [out, r, 1, 1]), down [r, in] (conv: [r, in, kh, kw]); into [in, r]
     "weight": Kind(_sets("up down", "into down", "delta", "keep")),
     # y + up (gain o phi(down (x - center) + bias)), at any module; written into y, or into x before it.
-    # gain, threshold [r], or [times, r] of which the nearest of times [times] holds
+    # gain, threshold [r], or [times, r] of which the nearest of times [times] holds; see `PHI`
     "adapter": Kind(
-        _sets("up down"),
+        _sets("up down", "up down query gate", "prompt"),
         frozenset({"bias", "center", "gain", "threshold", "times"}),
-        {"phi": (str,), "k": (int,), "reads": (str,), "writes": (str,)},
-        choices={"phi": ("none", "relu", "gelu", "topk"), "reads": ("x", "y"), "writes": ("x", "y")},
+        {
+            "phi": (str,), "k": (int,), "reads": (str,), "writes": (str,),
+            "slope": (float,), "shift": (float,), "height": (float,),
+        },
+        choices={
+            "phi": ("none", "relu", "gelu", "topk", "attend", "project"),
+            "reads": ("x", "y"), "writes": ("x", "y"),
+        },
         ranges={"k": (1, 2**20)},
     ),
 }
+
+# what a phi needs besides: slots that go with it and with no other, and parameters
+PHI = {
+    "topk": (frozenset({"up", "down"}), frozenset({"k"})),
+    # query [q, in], gate [in]
+    "attend": (frozenset({"up", "down", "query", "gate"}), frozenset()),
+    # prompt [concepts, positions, in], whose values are what a layer of text is made orthogonal to
+    "project": (frozenset({"prompt"}), frozenset({"slope", "shift", "height"})),
+}
+PLAIN_PHI = (frozenset({"up", "down"}), frozenset())
 
 GATES = {
     # open where max_j max_i q_i . unit(c_j - mean) > threshold, c_j the text states of a row
@@ -58,6 +74,13 @@ GATES = {
         # parts: widths of the encoders side by side in the states, each brought to unit length
         params={"threshold": (float,), "false_open": (dict,), "false_shut": (dict,), "parts": (list,)},
         required=frozenset({"threshold"}),
+    ),
+    # between 0 at the threshold and 1 at `full`, of the same score: ((score - threshold) / (full -
+    # threshold)) ** power
+    "similar": Kind(
+        _sets("query mean"),
+        params={"threshold": (float,), "full": (float,), "power": (float,), "parts": (list,)},
+        required=frozenset({"threshold", "full"}),
     ),
     # open where low <= t <= high
     "window": Kind(

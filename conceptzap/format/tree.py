@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from conceptzap.edit import ROLES, BaseRef, Edit, Erasure, Gate, Header, Json, Raw
 from conceptzap.errors import FormatError, escape
-from conceptzap.format.schema import GATES, OPS, Kind
+from conceptzap.format.schema import GATES, OPS, PHI, PLAIN_PHI, Kind
 from conceptzap.format.typed import (
     GET_AGAIN,
     NEWER,
@@ -162,11 +162,14 @@ def _edit(name: str, value: Json, slots: Mapping[str, Raw], gates: Mapping[str, 
     stored = fields(value, where, EDIT)
     op = one_of(stored["op"], f"{where}: op", OPS)
     _check_slots(where, OPS[op], slots)
+    params = _params(stored["params"], where, OPS[op])
+    if op == "adapter":
+        _check_phi(where, params, slots)
     return Edit(
         op=op,
         sites=_sites(stored["sites"], where),
         tensors=slots,
-        params=_params(stored["params"], where, OPS[op]),
+        params=params,
         gates=tuple(gates[one_of(gate, f"{where}: gate", gates)] for gate in texts(stored["gates"], where)),
         scale=_scale(stored["scale"], where),
         role=one_of(stored["role"], f"{where}: role", ROLES),
@@ -209,10 +212,22 @@ def _params(value: Json, where: str, kind: Kind) -> dict[str, Json]:
             whole(width, name, 1, 2**20)
         if type(one) in (int, float):
             number(one, name, *kind.ranges.get(key, (-LARGEST, LARGEST)))
-    needed = kind.required | ({"k"} if params.get("phi") == "topk" else set())
+    _check_there(where, kind.required, params)
+    return params
+
+
+def _check_there(where: str, needed: frozenset[str], params: Mapping[str, Json]) -> None:
     if missing := sorted(needed - set(params)):
         raise FormatError(f"{where}: parameter {missing[0]!r} is missing", GET_AGAIN)
-    return params
+
+
+def _check_phi(where: str, params: Mapping[str, Json], slots: Mapping[str, Raw]) -> None:
+    """An adapter's tensors and parameters are those of its phi."""
+    wanted, needed = PHI.get(params.get("phi", ""), PLAIN_PHI)
+    _check_there(where, needed, params)
+    also = OPS["adapter"].optional if "up" in wanted else frozenset()
+    if not wanted <= set(slots) <= wanted | also:
+        raise FormatError(f"{where} has the wrong slots: {escape(', '.join(sorted(slots)))}", NEWER)
 
 
 def _check_slots(where: str, kind: Kind, slots: Mapping[str, Raw]) -> None:

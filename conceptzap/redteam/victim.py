@@ -30,7 +30,7 @@ from conceptzap.runtime.sampler import denoise
 KIND = "attacks"
 TRANSFER, STRAIGHT, EVADE, CONTINUOUS = "transfer", "straight-through", "evade", "continuous"
 Tensors = dict[str, Tensor]
-TEXT_GATES = ("match", "token")
+TEXT_GATES = ("match", "similar", "token")
 
 
 @dataclass(frozen=True)

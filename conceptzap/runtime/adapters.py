@@ -5,7 +5,11 @@
 A feature of h that is not above its `threshold` is 0. `gain` and `threshold` are numbers a feature, [r],
 or at each of some timesteps, [times, r], of which the nearest holds. x is the first of the module's
 inputs, y its output or the first of its outputs. Features are the last dimension, of pictures
-[rows, c, h, w] the channels. What is written into x the module itself then reads: at
+[rows, c, h, w] the channels.
+
+phi `attend` first lets the positions of a text look at each other: x becomes g o A x with
+A = softmax(x Q^T Q x^T) and g = sigmoid(A x . gate) (CPE, Lee et al. 2025); `project` takes the place of
+all of it at a layer of text (`projected`). What is written into x the module itself then reads: at
 `up_blocks.i.resnets.j`, whose x is [decoder | skip], that is how a skip connection is edited.
 """
 
@@ -19,10 +23,11 @@ from torch import Tensor, nn
 
 from conceptzap.edit import Edit
 from conceptzap.errors import MismatchError, RefusedError
-from conceptzap.runtime.ops import Part
+from conceptzap.runtime.ops import Part, original
 
 OTHER = "the erasure was made for another architecture"
 PHI = {"none": lambda h: h, "relu": F.relu, "gelu": F.gelu}
+SAME = 1e-3  # what is left of a value, as a share of it, that counts as nothing
 # how modules without a weight say their widths: features that go out, features that come in
 WIDTHS = (
     ("out_channels", "in_channels"),
@@ -36,9 +41,13 @@ def is_adapter(edit: Edit) -> bool:
     return edit.op == "adapter"
 
 
+def projects(edit: Edit) -> bool:
+    return edit.params.get("phi") == "project"
+
+
 def reads_output(edit: Edit) -> bool:
     """Whether the edit looks at the module's output instead of its input."""
-    return is_adapter(edit) and edit.params.get("reads", "x") == "y"
+    return is_adapter(edit) and (edit.params.get("reads", "x") == "y" or projects(edit))
 
 
 def writes_input(edit: Edit) -> bool:
@@ -89,6 +98,8 @@ def _last(x: Tensor) -> Tensor:
 
 def _activate(edit: Edit, h: Tensor) -> Tensor:
     phi = edit.params.get("phi", "none")
+    if phi == "attend":
+        return h
     if phi == "topk":
         top = h.topk(min(int(edit.params["k"]), h.shape[-1]), dim=-1)
         return torch.zeros_like(h).scatter(-1, top.indices, top.values.relu())
@@ -111,13 +122,59 @@ def _amplified(part: Part, h: Tensor, times: Tensor | None) -> Tensor:
     return h * at_times(part, "gain", times, h) if "gain" in part.edit.tensors else h
 
 
-def change(part: Part, path: str, x: Tensor, y: Tensor | None, times: Tensor | None) -> Tensor:
+def attended(part: Part, x: Tensor) -> Tensor:
+    """g o A x of rows x [rows, length, width]: what each position is told by those like it."""
+    asked = F.linear(x, part.slot("query", x))  # [rows, length, q]
+    told = (asked @ asked.transpose(-1, -2)).softmax(-1) @ x
+    return (told @ part.slot("gate", x)).sigmoid()[..., None] * told
+
+
+def projected(part: Part, module: nn.Module, y: Tensor) -> Tensor:
+    """What each position of y [rows, length, out] says of the concept at that position, to be taken away.
+
+    sum_i (<b_i, y> / <b_i, b_i>) b'_i with b_i the concepts' values W p_i made orthogonal to each other and
+    b'_i the same combinations of w_i W p_i, w_i = height sigmoid(slope (cos(y, W p_i) - shift)) (AdaVD, Wang
+    et al. 2024). The first position, which is the same for all texts, stays; longer texts begin anew.
+    """
+    params, prompt = part.edit.params, part.slot("prompt", y)  # [k, n, width]
+    place = torch.arange(y.shape[1], device=y.device) % prompt.shape[1]
+    values = F.linear(prompt, original(module).to(y))[:, place]  # [k, length, out]
+    own: list[Tensor] = []  # b_i [length, out]
+    weighted: list[Tensor] = []  # b'_i [rows, length, out]
+    total = torch.zeros_like(y)
+    for value in values:
+        near = F.cosine_similarity(y, value, dim=-1)[..., None]  # [rows, length, 1]
+        weight = params["height"] * (params["slope"] * (near - params["shift"])).sigmoid()
+        base, shown = value, weight * value
+        for before, told in zip(own, weighted, strict=True):
+            share = _share(before, value)
+            base, shown = base - share * before, shown - share * told
+        # where a concept says what another said, as in the first words of one wording, nothing is left
+        own.append(torch.where(base.norm(dim=-1) > SAME * value.norm(dim=-1), base.mT, 0).mT)
+        weighted.append(shown)
+        total = total + _share(own[-1], y) * shown
+    return total.masked_fill((place == 0)[:, None], 0)
+
+
+def _share(direction: Tensor, of: Tensor) -> Tensor:
+    """<b, v> / <b, b> over the last dimension, which stays with length 1."""
+    length = direction.float().square().sum(-1, keepdim=True).clamp_min(1e-12)
+    return ((direction.float() * of.float()).sum(-1, keepdim=True) / length).to(of)
+
+
+def change(
+    part: Part, path: str, module: nn.Module, x: Tensor, y: Tensor | None, times: Tensor | None
+) -> Tensor:
     """What an adapter of strength 1 adds to y (y None: to x), in its shape, at timesteps [rows]."""
     edit, wanted = part.edit, x if y is None else y
+    if projects(edit):
+        return -projected(part, module, wanted)
     features = _last(y if y is not None and reads_output(edit) else x)  # [rows, ..., d]
     width = edit.tensors["down"].shape[1]
     if features.shape[-1] != width:
         raise MismatchError(f"{path} has {features.shape[-1]} features, the erasure reads {width}", OTHER)
+    if "query" in edit.tensors:
+        features = attended(part, features)
     if "center" in edit.tensors:
         features = features - part.slot("center", features)
     bias = part.slot("bias", features) if "bias" in edit.tensors else None
@@ -163,9 +220,11 @@ def check(edit: Edit, module: nn.Module, site: str) -> None:
     if writes_input(edit) and reads_output(edit):
         message = f"at {site} an adapter cannot write the input and read the output"
         raise MismatchError(message, "make the erasure again")
+    if edit.params.get("phi") in ("project", "attend") and not isinstance(module, nn.Linear):
+        raise MismatchError(f"{site} is no layer of text, which alone has positions", OTHER)
     out, into = widths(module)
     read, written = (out if reads_output(edit) else into), (into if writes_input(edit) else out)
-    wanted = _expected(edit, read, written)
+    wanted = {"prompt": (None, None, into)} if projects(edit) else _expected(edit, read, written)
     for name, tensor in edit.tensors.items():
         have, want = tuple(tensor.shape), wanted[name]
         if len(have) != len(want) or any(w not in (None, h) for h, w in zip(have, want, strict=True)):
@@ -184,4 +243,5 @@ def _expected(edit: Edit, read: int | None, written: int | None) -> dict[str, tu
         if name in edit.tensors
     }
     pair = {"up": (written, rank), "down": (rank, read)}
-    return pair | {"bias": (rank,), "center": (read,), "times": (steps,)} | timed
+    asking = {"query": (None, read), "gate": (read,)}
+    return pair | asking | {"bias": (rank,), "center": (read,), "times": (steps,)} | timed

@@ -1,11 +1,11 @@
 """Gates: a factor 0..1 on an edit, read once per UNet call from each row's text states and timestep.
 
-`match` and `window` are hard (0 or 1, a row is in or out), `curve` is soft, `token` is hard per text
-position; `sight` looks at the picture (`sight.py`). A gate never sees the prompt's string, so
+`match` and `window` are hard (0 or 1, a row is in or out), `similar` and `curve` are soft, `token` is hard
+per text position; `sight` looks at the picture (`sight.py`). A gate never sees the prompt's string, so
 embeddings handed in directly are judged like any.
 
 A `Panel` holds all gates of an attachment, each once however many edits share it. Its text part
-(`match`, `token`) is one matrix product over the stacked queries, done once a text; its timed part
+(`match`, `similar`, `token`) is one matrix product over the stacked queries, done once a text; its timed part
 (`window`, `curve`) is a few numbers a step, on the CPU.
 """
 
@@ -23,7 +23,8 @@ from torch.nn.functional import normalize
 from conceptzap.edit import Edit, Gate
 from conceptzap.errors import MismatchError
 
-TEXT = ("match", "token")
+WHOLE = ("match", "similar")  # text gates of a whole row
+TEXT = (*WHOLE, "token")
 TIMED = ("window", "curve")
 SIGHT = "sight"
 CONTENT = (*TEXT, SIGHT)  # kinds that ask what a picture is of
@@ -46,6 +47,12 @@ def straight_through(slope: float = 1.0) -> Iterator[None]:
 def margins(gate: Gate, states: Tensor) -> Tensor:
     """How far a text gate is from shutting, [rows]: above 0 it is open. Gradients flow."""
     return scores(gate, states).amax(-1) - gate.params["threshold"]
+
+
+def _soft(gate: Gate, margin: Tensor) -> Tensor:
+    """The factor of a `similar` gate, 0 to 1, at margins above its threshold [rows]."""
+    span = gate.params["full"] - gate.params["threshold"]
+    return (margin / span).clamp(0, 1) ** gate.params.get("power", 1.0)
 
 
 def hard(margin: Tensor) -> Tensor:
@@ -76,6 +83,8 @@ def check(gate: Gate, width: int) -> None:
                 f"the gate {gate.kind!r} reads text states {query[-1]} wide, this base has {width}",
                 "the erasure was made for another architecture",
             )
+    if gate.kind == "similar" and not gate.params["full"] > gate.params["threshold"]:
+        raise MismatchError("a 'similar' gate is full below its threshold", "make the erasure again")
     if gate.kind == "curve":
         times = gate.tensors["times"]
         fits = shapes["values"][:1] == shapes["times"] and len(shapes["values"]) <= 2
@@ -223,7 +232,7 @@ class Panel:
     def __init__(self, edits: Iterable[Edit]) -> None:
         self.edits = tuple(edits)
         gates = {gate.name: gate for edit in self.edits for gate in edit.gates}
-        self.match = {name: gate for name, gate in gates.items() if gate.kind == "match"}
+        self.match = {name: gate for name, gate in gates.items() if gate.kind in WHOLE}
         self.token = {name: gate for name, gate in gates.items() if gate.kind == "token"}
         self.timed = {name: gate for name, gate in gates.items() if gate.kind in TIMED}
         self.sight = {name: gate for name, gate in gates.items() if gate.kind == SIGHT}
@@ -265,10 +274,13 @@ class Panel:
         for names, thresholds, detectors in self._detectors:
             found = detectors.scores(states)  # [gates, rows, length]
             margin = found - thresholds.to(found.device)[:, None, None]
-            rows = hard(margin.amax(-1)).cpu()  # the one wait for the device
+            most = margin.amax(-1).cpu()  # [gates, rows]; the one wait for the device
+            rows = hard(most)
             for line, name in enumerate(names):
                 if name in order:
-                    match[order[name]] = rows[line]
+                    gate = self.match[name]
+                    soft = gate.kind == "similar"
+                    match[order[name]] = _soft(gate, most[line]) if soft else rows[line]
                 else:
                     opened[name] = hard(margin[line])
         places = {i: torch.stack([opened[n] for n in ns]).prod(0) for i, ns in self.behind_token.items()}

@@ -210,7 +210,7 @@ class LayerHook(Hook):
             return None
         key = (self.letter, shifting, "beside", learned)
         once = self.of_text and not moving
-        new = call.once(key, x, self._input) if once else self._input(call, x)
+        new = call.once(key, x, self._input) if once else self._input(call, x, module)
         return adapters.regiven(args, kwargs, new)
 
     def _text(self, x: Tensor) -> Tensor:
@@ -218,12 +218,12 @@ class LayerHook(Hook):
         extra = self.cross.extra if self.cross else 0
         return x[:, : x.shape[1] - extra] if extra else x
 
-    def _input(self, call: Call, x: Tensor) -> Tensor:
+    def _input(self, call: Call, x: Tensor, module: nn.Module | None = None) -> Tensor:
         total = text = self._text(x)  # [rows, length, width]
         if shifting := call.among(self.shifting):
             total = total + self._low_rank(call, shifting, "into", None, text)
         for index in call.among(self.moving):
-            total = total + self._adapted(call, index, text, None)
+            total = total + self._adapted(call, index, module, text, None)
         if not (learned := call.among(self.learned)):
             return total
         rows = [self._prompt(call, index, x) for index in learned]
@@ -285,15 +285,15 @@ class LayerHook(Hook):
             changes.append(ops.masked(parts, call.distinct(masks), module, x))
         for index in others:
             if adapters.is_adapter(self.ledger.edits[index]):
-                changes.append(self._adapted(call, index, x, y))
+                changes.append(self._adapted(call, index, module, x, y))
             else:
                 changes.append(self._weighed(call, index, ops.dense(self.ledger.parts[index], module, x)))
         return sum(changes[1:], changes[0])
 
-    def _adapted(self, call: Call, index: int, x: Tensor, y: Tensor | None) -> Tensor:
+    def _adapted(self, call: Call, index: int, module: nn.Module, x: Tensor, y: Tensor | None) -> Tensor:
         """What an adapter adds to the output y or, where there is none yet, to the input x."""
         part = self.ledger.parts[index]
-        return self._weighed(call, index, adapters.change(part, self.path, x, y, call.times))
+        return self._weighed(call, index, adapters.change(part, self.path, module, x, y, call.times))
 
     def _weighed(self, call: Call, index: int, change: Tensor) -> Tensor:
         strength = call.strength((index,), change)

@@ -49,8 +49,8 @@ DEFAULT_BASE = "demo"
 NOTHING = "nothing (the empty prompt)"
 # what a gate opens for, by its kind
 OPENS = {
-    "match": "prompts about it", "token": "its words", "window": "some steps", "curve": "some steps",
-    "sight": "pictures of it",
+    "match": "prompts about it", "similar": "prompts near it", "token": "its words",
+    "window": "some steps", "curve": "some steps", "sight": "pictures of it",
 }  # fmt: skip
 EFFECTS = {"erase": "erases", "key": "restores", "attack": "attacks"}
 
@@ -244,7 +244,8 @@ def _edit_row(edit: Mapping[str, Any], gates: Mapping[str, Any]) -> tuple[str, .
     kinds = dict.fromkeys(gates[name]["kind"] for name in edit["gates"])
     acts = ", ".join(OPENS.get(kind, kind) for kind in kinds) or "every prompt"
     effect = EFFECTS.get(edit["role"], edit["role"])
-    return edit["op"], effect, f"{edit['scale']:g}", acts, tensors, site_list(edit["sites"])
+    op = " ".join(filter(None, (edit["op"], edit["params"].get("phi"))))
+    return op, effect, f"{edit['scale']:g}", acts, tensors, site_list(edit["sites"])
 
 
 def site_list(names: Sequence[str]) -> str:

@@ -21,11 +21,13 @@ from torch import Tensor
 from conceptzap.edit import Gate, Json
 from conceptzap.report import Report
 from conceptzap.result import wilson
+from conceptzap.runtime import gates
 from conceptzap.training.states import States
 
 STEPS = 150  # of Adam
 STRIDE = 8  # of the padding positions that fitting looks at; the threshold looks at all
 MARGIN = 1e-3  # rounding of the scores in half precision and in other batches, of the threshold
+RAMP = 0.05  # of the score that a soft gate is full at: what it takes from shut to full, at least
 SAFETY = 0.35  # where between the two classes the threshold stands; low opens rather than leaks
 
 
@@ -65,6 +67,27 @@ def fit_gate(
         params["parts"] = list(states.parts)
     tensors = {"query": torch.block_diag(*queries), "mean": torch.cat(means)}
     return Gate("match", params, tensors)
+
+
+def soften(gate: Gate, states: States, yes: Sequence[str], no: Sequence[str], power: float) -> Gate:
+    """The `similar` gate of a fitted `match` gate: 0 for all that shall stay, 1 for the concept.
+
+    What lies between is as near as its score is on the way; where the two overlap, all of the concept
+    counts more than what stays.
+    """
+    opens, shuts = (_all_scores(gate, states, prompts) for prompts in (yes, no))
+    full = _own_tokens(states, states.rows(yes), opens).min().item()
+    full -= MARGIN * abs(full)
+    threshold = min(shuts.amax(1).max().item(), full - RAMP * abs(full))
+    params = {"threshold": round(threshold, 6), "full": round(full, 6), "power": float(power)}
+    if "parts" in gate.params:
+        params["parts"] = gate.params["parts"]
+    return Gate("similar", params, gate.tensors)
+
+
+def _all_scores(gate: Gate, states: States, prompts: Sequence[str]) -> Tensor:
+    """A gate's score at every position of prompts, [prompts, length]."""
+    return torch.cat([gates.scores(gate, states.hidden[rows].float()) for rows in states.chunks(prompts)])
 
 
 def _unit(states: States, rows: list[int], number: int, positions: Sequence[int] | slice) -> Tensor:

@@ -117,12 +117,33 @@ def gate(
 
     `states` are those of `read`, where they are at hand.
     """
+    prompts, shut = _sides(told, keep_prompts)
+    states = states or States.of(base, [*prompts, *shut], report)
+    return detector.fit_gate(states, prompts, shut, seed, directions, report)
+
+
+def near(
+    base: Base,
+    told: Sequence[Lesson],
+    seed: int,
+    keep_prompts: int = 400,
+    directions: int = 2,
+    power: float = 1.0,
+    report: Report | None = None,
+) -> Gate:
+    """The same as a soft gate: the nearer a prompt comes to the concept, the wider it is open."""
+    prompts, shut = _sides(told, keep_prompts)
+    states = States.of(base, [*prompts, *shut], report)
+    hard = detector.fit_gate(states, prompts, shut, seed, directions, report)
+    return detector.soften(hard, states, prompts, shut, power)
+
+
+def _sides(told: Sequence[Lesson], keep_prompts: int) -> tuple[list[str], list[str]]:
+    """Prompts that a gate opens for, and those that it stays shut for."""
     prompts = [prompt for lesson in told for prompt in lesson.prompts]
     anchors = [prompt for lesson in told for prompt in lesson.anchors]
     kept = [prompt for lesson in told for prompt in lesson.kept(keep_prompts // len(told))]
-    shut = list(dict.fromkeys(["", *anchors, *kept]))
-    states = states or States.of(base, [*prompts, *shut], report)
-    return detector.fit_gate(states, prompts, shut, seed, directions, report)
+    return prompts, list(dict.fromkeys(["", *anchors, *kept]))
 
 
 def _lesson(
