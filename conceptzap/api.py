@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ def erase(
     planned = planning.resolve(
         concepts, anchors=anchors, keep=keep, kind=kind, method=method, preset=preset,
         overrides=overrides, prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
-        base=base if isinstance(base, (str, Path)) else getattr(base, "id", "pipeline"),
+        base=base if isinstance(base, (str, PathLike)) else getattr(base, "id", "pipeline"),
         output=output, force=force, preview=preview, log_with=log_with, sample_every=sample_every,
     )  # fmt: skip
     report = report or Bars()
@@ -316,7 +317,7 @@ def bench(
     attacks: Sequence[str] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     preset: str | None = None,
-    base: str | None = None, prediction: str | None = None,
+    base: Path | str | None = None, prediction: str | None = None,
     seed: int | None = None,
     judges: Sequence[str] = (),
     steps: int | None = None, guidance: float | None = None,
@@ -342,8 +343,8 @@ def bench(
 
     given = {
         "methods": methods, "concepts": concepts, "suites": suites, "attacks": attacks, "set": settings,
-        "preset": preset, "base": base, "prediction": prediction, "seed": seed, "judges": judges,
-        "steps": steps, "guidance": guidance, "batch": batch, "limit": limit,
+        "preset": preset, "base": base and str(base), "prediction": prediction, "seed": seed,
+        "judges": judges, "steps": steps, "guidance": guidance, "batch": batch, "limit": limit,
         "device": device, "dtype": dtype,
     }  # fmt: skip
     lists = {key: _listed(given[key]) for key in ("methods", "concepts", "suites", "attacks", "judges")}
@@ -364,7 +365,7 @@ def lock(
     erasures: Path | str | Iterable[Path | str],
     output: Path | str = "conceptzap.lock",
     *,
-    base: str = "demo",
+    base: Path | str = "demo",
     prediction: str | None = None,
     attacked: Path | str | Iterable[Path | str] = (),
     fail_over: Iterable[str] = (),

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 # read once, when torch and the hub's client are imported
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# the cache of this run alone: what an earlier one drew would be taken for what a test asks about
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["CONCEPTZAP_CACHE"] = tempfile.mkdtemp(prefix="conceptzap-tests-")
 
 # Python programs that the tests start run this source, and reach the network no more than they do
 HERE = Path(__file__).parent
@@ -24,6 +30,12 @@ import pytest
 
 if TYPE_CHECKING:
     from conceptzap.base import Base
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["CONCEPTZAP_CACHE"], ignore_errors=True)
+
 
 # fixtures import what they need: tests without a model start without torch
 

@@ -135,16 +135,11 @@ def test_a_cheat_is_found_out_by_name(
 ) -> None:
     answer, failed = judged(cheat)
     assert answer.code == 7 and legs <= failed, answer.err
+    # the legs are specific: a model that keeps everything fails by E alone
+    assert cheat is not unchanged or failed == legs
     for leg in legs:
         assert f"warning: {leg} fails: " in answer.err, "the command says it"
         assert leg in answer.err.splitlines()[-1], "and ends with it"
-
-
-def test_the_base_unchanged_fails_nothing_but_the_erasure(
-    judged: Callable[[Draw], tuple[Answer, set[str]]]
-) -> None:
-    """The legs are specific: a model that keeps everything fails by E alone."""
-    assert judged(unchanged)[1] == {"E"}
 
 
 def test_what_is_no_cheat_fails_nothing(

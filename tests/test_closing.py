@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ LOOK = Settings(steps=30, batch=4)
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def small(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """A suite of a few pictures in two steps; the prompts that the erased model is asked for."""
     suite, world = suites.load(module.SUITE)
     few = replace(suite, steps=2, erase={"seen": 2, "held-out": 2}, keep={"unrelated": 3, "style": 3})

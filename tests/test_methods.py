@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from small import settings
+from test_exports import is_exported
 
 import conceptzap
-from conceptzap import format
+from conceptzap import exports, format
 from conceptzap.base import Base, load_base
-from conceptzap.errors import Interrupted, UsageError
-from conceptzap.registry import config, family
+from conceptzap.edit import Edit
+from conceptzap.errors import Interrupted, RefusedError, UsageError
+from conceptzap.registry import catalog, config, family
 from conceptzap.report import Report
 from conceptzap.result import Settings
 from conceptzap.runtime import sampler
@@ -55,18 +57,18 @@ def quick() -> Iterator[None]:
         yield
 
 
-def erase(folder: Path, output: Path, name: str, **request: Any) -> Any:
+def erase(base: Base | Path, output: Path, name: str, **request: Any) -> Any:
     request = {
-        "anchors": "dog", "keep": ["horse", "church"], "base": str(folder), "output": output,
+        "anchors": "dog", "keep": ["horse", "church"], "base": base, "output": output,
         "overrides": settings(name), **request,
     }  # fmt: skip
     return conceptzap.erase("cat", method=name, **request)
 
 
 @pytest.fixture(scope="module")
-def all_made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def all_made(here: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     place = tmp_path_factory.mktemp("made")
-    return {name: erase(folder, place / name, name) for name in METHODS}
+    return {name: erase(here, place / name, name) for name in METHODS}
 
 
 @pytest.fixture(params=METHODS)
@@ -84,6 +86,21 @@ def test_a_member_says_what_it_is() -> None:
         assert said["summary"].endswith(".") and said["paper"] == member.PAPER
         assert member.Config.__dataclass_params__.frozen
         assert member.Config() == config.resolve(member.Config)
+
+
+def said(edits: Sequence[Edit]) -> str:
+    """What a method's EDITS must begin with, from what it yields of one role."""
+    ops = " + ".join(sorted({edit.op for edit in edits}))
+    return f"{ops}, gated" if any(edit.gates for edit in edits) else ops
+
+
+def test_what_it_says_it_edits_is_what_it_yields(made: Any) -> None:
+    (record,) = made.erasure.header.made
+    found = catalog.method(record["method"])
+    key = f"; key: {said(format.load(made.key).edits)}" if made.key else ""
+    assert found["edits"] == said(made.erasure.edits) + key
+    assert found["exports"] == (found["edits"].partition(";")[0] == "weight")
+    assert (found["cost"] == "training") == ("steps" in {one["name"] for one in found["settings"]})
 
 
 def test_its_edits_are_known_and_fit(made: Any, here: Base) -> None:
@@ -114,6 +131,22 @@ def test_what_is_loaded_draws_what_was_made_and_leaves_no_trace(made: Any, here:
     assert torch.equal(with_value, sampler.draw(here, *asked, format.load(made.path).edits))
     assert not torch.equal(with_value[0], before[0])
     assert torch.equal(sampler.draw(here, *asked), before)
+
+
+@pytest.mark.parametrize("to", family.members("exports"))
+def test_it_is_reproduced_by_plain_diffusers_or_refused(
+    to: str, made: Any, here: Base, tmp_path: Path
+) -> None:
+    """Its erasure goes out whole where it is nothing but weights, its key never."""
+    for path in files(made):
+        edits = format.load(path).edits
+        if path == made.path and all(map(exports.is_plain, edits)):
+            written = conceptzap.export(path, to, tmp_path / "out", base=here, rank=None)
+            is_exported(here, written.path, edits)
+            continue
+        with pytest.raises(RefusedError):
+            conceptzap.export(path, to, tmp_path / "refused", base=here)
+        assert not list(tmp_path.glob("refused*"))
 
 
 def test_the_stored_settings_make_the_same_file_again(
@@ -148,44 +181,33 @@ class Stopping(Report):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_stopped_erasure_goes_on_to_the_same_bytes(
-    name: str, folder: Path, tmp_path: Path, all_made: dict[str, Any]
+def test_a_stopped_training_of_several_concepts_goes_on_in_the_right_one(
+    name: str, here: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """To the bytes that it would have come to: of the file, of its key, nothing left beside them."""
+    monkeypatch.setattr(Session, "due", lambda self: True)
+    steps = settings(name)["steps"]
+    request = {"method": name, "base": here, "overrides": settings(name), "keep": ["horse"]}
+    whole = conceptzap.erase(["cat", "house"], output=tmp_path / "whole", **request)
+    stop = steps + 2 if len(whole.erasure.header.canary) > 1 else 2
     with pytest.raises(Interrupted) as stopped:
-        erase(folder, tmp_path / "x", name, report=Stopping(2))
+        conceptzap.erase(["cat", "house"], output=tmp_path / "x", report=Stopping(stop), **request)
     assert stopped.value.exit_code == 143 and "--resume" in stopped.value.hint
-    assert [path.name for path in tmp_path.iterdir()] == [".x.training"]
-    again = erase(folder, tmp_path / "x", name, resume=True)
-    whole = all_made[name]
+    assert {path.name for path in tmp_path.iterdir() if path.stem[:5] != "whole"} == {".x.training"}
+    taken = sorted(path.name for path in (tmp_path / ".x.training").iterdir())
+    assert taken == (["1", "2"] if stop > steps else ["1"])
+    again = conceptzap.erase(["cat", "house"], output=tmp_path / "x", resume=True, **request)
     assert [p.read_bytes() for p in files(again)] == [p.read_bytes() for p in files(whole)]
     assert not (tmp_path / ".x.training").exists()
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_a_training_of_several_concepts_goes_on_in_the_right_one(
-    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken: list[int] = []
-    monkeypatch.setattr(Session, "due", lambda self: True)
-    steps = settings(name)["steps"]
-    request = {"method": name, "base": str(folder), "overrides": settings(name), "keep": ["horse"]}
-    whole = conceptzap.erase(["cat", "house"], output=tmp_path / "whole", **request)
-    stop = steps + 1 if len(whole.erasure.header.canary) > 1 else 1
-    with pytest.raises(Interrupted):
-        conceptzap.erase(["cat", "house"], output=tmp_path / "x", report=Stopping(stop), **request)
-    taken = sorted(path.name for path in (tmp_path / ".x.training").iterdir())
-    assert taken == (["1", "2"] if stop > steps else ["1"])
-    again = conceptzap.erase(["cat", "house"], output=tmp_path / "x", resume=True, **request)
-    assert again.path.read_bytes() == whole.path.read_bytes()
-
-
 @pytest.mark.parametrize("name", METHODS)
-def test_settings_out_of_range_are_refused_at_once(name: str, folder: Path, tmp_path: Path) -> None:
+def test_settings_out_of_range_are_refused_at_once(name: str, here: Base, tmp_path: Path) -> None:
     cls = family.load("methods", name).Config
     for field in dataclasses.fields(cls):
         if isinstance(field.default, int) and not isinstance(field.default, bool):
             with pytest.raises(UsageError, match="out of range"):
-                erase(folder, tmp_path / "x", name, overrides={field.name: -1})
+                erase(here, tmp_path / "x", name, overrides={field.name: -1})
     with pytest.raises(UsageError, match="unknown setting"):
-        erase(folder, tmp_path / "x", name, overrides={"stepz": 3})
+        erase(here, tmp_path / "x", name, overrides={"stepz": 3})
     assert not any(tmp_path.iterdir())

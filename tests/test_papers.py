@@ -7,38 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import small
 from command import conceptzap, refused
 from samples import rich
 
 import conceptzap as package
 from conceptzap import format, methods
-from conceptzap.base import Base
-from conceptzap.edit import Edit
 from conceptzap.registry import catalog, config, family, papers
 
 METHODS = list(family.members("methods"))
 SOURCE = (config.PRESETS / "papers.bib").read_text(encoding="utf-8")
-
-
-def said(edits: list[Edit]) -> str:
-    """What a method's EDITS must be, from what it yields."""
-    roles = []
-    for role in ("erase", "key"):
-        mine = [edit for edit in edits if edit.role == role]
-        ops = " + ".join(sorted({edit.op for edit in mine}))
-        gated = ", gated" if any(edit.gates for edit in mine) else ""
-        roles += [f"{'key: ' if role == 'key' else ''}{ops}{gated}"] if mine else []
-    return "; ".join(roles)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_what_it_says_it_edits_is_what_it_yields(name: str, sd1: Base) -> None:
-    found = catalog.method(name)
-    assert found["edits"] == said(small.edits(sd1, name))
-    assert found["exports"] == (found["edits"].partition(";")[0] == "weight")
-    settings = {one["name"] for one in found["settings"]}
-    assert (found["cost"] == "training") == ("steps" in settings)
 
 
 def test_one_method_is_the_default() -> None:

@@ -92,7 +92,7 @@ def test_a_lock_keeps_what_its_base_was_said_to_predict(sd1, tmp_path, monkeypat
     """Else it is verified, and drawn under, as a checkpoint that it is not."""
     file, folder = write(sd1, "church", tmp_path), save_tiny(tmp_path / "base")
     lock = tmp_path / "my.lock"
-    guard.lock([file], str(folder), lock, prediction="v_prediction")
+    guard.lock([file], folder, lock, prediction="v_prediction")
     assert policy.read(lock).prediction == "v_prediction"
     asked = []
     monkeypatch.setattr(opening, "_placed", lambda *given, placed=opening._placed: (

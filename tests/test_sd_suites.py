@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command import conceptzap
+from command import Answer, conceptzap
 from erasures import write
 
 from conceptzap.base import Base
@@ -29,13 +29,18 @@ SUITES = {
 }  # fmt: skip
 
 
+def evaluate(suite: str, judge: str, file: Path, output: Path) -> Answer:
+    return conceptzap(
+        "evaluate", file, "--base", DEMO, "--suite", suite, "--judge", f"stub_judges:{judge}",
+        "--limit", 2, "--steps", 1, "-o", output, "--json",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_it_runs_end_to_end(suite: str, demo_base: Base, tmp_path: Path) -> None:
     concept, printed, slices = SUITES[suite]
-    answer = conceptzap(
-        "evaluate", write(demo_base, concept, tmp_path), "--base", DEMO, "--suite", suite, "--judge",
-        "stub_judges:turning", "--limit", 2, "--steps", 1, "-o", tmp_path / "out", "--json",
-    )  # fmt: skip
+    file = write(demo_base, concept, tmp_path)
+    answer = evaluate(suite, "turning", file, tmp_path / "out")
     # what is attached erases nothing, and where a judge notices, the run says so
     assert answer.code == 0 or "not erased" in answer.json["error"]["message"], answer.err
     result = read(tmp_path / "out" / "result.json")
@@ -48,18 +53,11 @@ def test_it_runs_end_to_end(suite: str, demo_base: Base, tmp_path: Path) -> None
         assert not any(" dog" in line for line in (tmp_path / "out" / "cells.csv").read_text().splitlines())
     sheets = {path.stem.replace("-", "/", 1) for path in (tmp_path / "out" / "images").iterdir()}
     assert sheets == slices
+    sees_nothing(evaluate(suite, "nothing", file, tmp_path / "blind"), slices)
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_a_judge_that_sees_nothing_finds_nothing_erased(
-    suite: str, demo_base: Base, tmp_path: Path
-) -> None:
-    """Whatever was asked for counts as absent, before and after: no figure flatters."""
-    concept, _, slices = SUITES[suite]
-    answer = conceptzap(
-        "evaluate", write(demo_base, concept, tmp_path), "--base", DEMO, "--suite", suite, "--judge",
-        "stub_judges:nothing", "--limit", 1, "--steps", 1, "-o", tmp_path / "out", "--json",
-    )  # fmt: skip
+def sees_nothing(answer: Answer, slices: set[str]) -> None:
+    """Of the same pictures: whatever was asked for counts as absent, before and after; no figure flatters."""
     assert answer.code == 0, answer.err
     scores = answer.json["scores"]
     asks = any(name.startswith("erase/") for name in slices)

@@ -329,7 +329,13 @@ class Base:
         (the demo's) also when it is not one token of its own.
         """
         words = dict.fromkeys(re.findall(r"\w+|[^\w\s]+", text.lower()))
-        return [word for word in words if not self._knows(word)]
+        self._met.update((word, self._knows(word)) for word in words.keys() - self._met.keys())
+        return [word for word in words if not self._met[word]]
+
+    @cached_property
+    def _met(self) -> dict[str, bool]:
+        """Word -> whether it is known, of those that were asked about; prompts repeat theirs."""
+        return {}
 
     def _knows(self, word: str) -> bool:
         tokenizer, ids = self.tokenizers[0], self._ids(word)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from conceptzap.trust.lockfile import NAME, Policy
 
 def lock(
     paths: Sequence[Path],
-    base: str = "demo",
+    base: str | os.PathLike[str] = "demo",
     output: Path | str = NAME,
     *,
     force: bool = False,
@@ -26,7 +27,7 @@ def lock(
     Files and target are checked before the base is loaded. Raises what `policy.write` raises.
     """
     attacked, limits = attested.asked(attacked, fail_over)
-    paths, output = [naming.existing(path) for path in paths], naming.place(output)
+    paths, output, base = [naming.existing(path) for path in paths], naming.place(output), os.fspath(base)
     atomic.check_writable(output, force)
     for path in paths:
         format.read_header(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -134,7 +135,7 @@ def resolve(
     method: str | None = None,
     preset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    base: str = "demo",
+    base: str | os.PathLike[str] = "demo",
     prediction: str | None = None,
     seed: int = 0,
     steps: int | None = None,
@@ -151,7 +152,7 @@ def resolve(
     That includes words that a base on this disk has no token for, as far as that can be told without
     loading it. Also raises `ResourceError` where one of the targets could not be written.
     """
-    usual = resolve.__kwdefaults__
+    usual, base = resolve.__kwdefaults__, os.fspath(base)
     request = {name: value for name, value in locals().items() if value != usual.get(name, value)}
     check_seed(seed)
     if not 0 <= sample_every:
