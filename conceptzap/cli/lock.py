@@ -1,8 +1,7 @@
 """Write a policy that pins a base and erasures.
 
     conceptzap lock van-gogh.lprompt.safetensors
-    conceptzap lock a.lprompt.safetensors b.lprompt.safetensors --base ./my-model -o my.lock
-    conceptzap lock van-gogh --attacked van-gogh-inversion --fail-over ASR=10
+    conceptzap lock van-gogh church --base ./my-model --attacked both-inversion --fail-over ASR=10
 """
 
 from __future__ import annotations
