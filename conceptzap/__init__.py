@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.api import examine as examine
     from conceptzap.api import export as export
     from conceptzap.api import generate as generate
+    from conceptzap.api import harden as harden
     from conceptzap.api import inspect as inspect
     from conceptzap.api import load as load
     from conceptzap.api import lock as lock
@@ -64,6 +65,7 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.verbs.erasing import ErasedFile as ErasedFile
     from conceptzap.verbs.exporting import Exported as Exported
     from conceptzap.verbs.generating import Picture as Picture
+    from conceptzap.verbs.hardening import HardenedFile as HardenedFile
     from conceptzap.verbs.inspecting import Model as Model
 
 __version__ = "0.1.0"
@@ -71,8 +73,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "api": (
         "applied", "apply", "attack", "bench", "cite", "compare", "demo_pipeline", "erase", "evaluate",
-        "examine", "export", "generate", "inspect", "load", "lock", "plan", "remove", "save", "stack",
-        "verify",
+        "examine", "export", "generate", "harden", "inspect", "load", "lock", "plan", "remove", "save",
+        "stack", "verify",
     ),
     "base": ("Base",),
     "edit": ("Edit", "Erasure", "Gate", "Header"),
@@ -92,6 +94,7 @@ _HOMES = {
     "verbs.erasing": ("ErasedFile",),
     "verbs.exporting": ("Exported",),
     "verbs.generating": ("Picture",),
+    "verbs.hardening": ("HardenedFile",),
     "verbs.inspecting": ("Model",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from conceptzap.verbs.erasing import ErasedFile
     from conceptzap.verbs.exporting import Exported
     from conceptzap.verbs.generating import AnyBase
+    from conceptzap.verbs.hardening import HardenedFile
 
 inspect = format.read_header
 examine = inspecting.examine
@@ -82,20 +83,17 @@ def erase(
     method: str | None = None,
     preset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    base: AnyBase = "demo",
-    prediction: str | None = None,
-    seed: int = 0,
-    steps: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
+    base: AnyBase = "demo", prediction: str | None = None,
+    seed: int = 0, steps: int | None = None,
+    device: str = "auto", dtype: str = "auto",
     output: Path | str | None = None,
     force: bool = False,
     preview: bool = True,
-    log_with: Sequence[str] | str = (),
-    sample_every: int = 0,
+    log_with: Sequence[str] | str = (), sample_every: int = 0,
+    harden: str | None = None,
     resume: bool = False,
     report: Report | None = None,
-) -> ErasedFile:
+) -> ErasedFile:  # fmt: skip
     """Take concepts out of a base and write the erasure, its key if it has one, and a picture.
 
     `anchors` are what the concepts become, `keep` what must stay, `kind` style, object, person or
@@ -103,7 +101,8 @@ def erase(
     settings of the `method`, `steps` its optimisation steps. Without `preview` no picture is drawn or
     written. `base` is a name, a path, a diffusers pipeline or a `Base`. With `resume` a stopped
     training is taken up. `log_with` names trackers (jsonl, tensorboard, wandb, trackio) that hear the
-    losses, every `sample_every` steps a sample is drawn; both go into the folder `<stem>.logs`.
+    losses, every `sample_every` steps a sample is drawn; both go into the folder `<stem>.logs`. `harden`,
+    "quick" or "full": it is attacked while it is made, and gets a gate that looks at the picture.
 
     Raises `UsageError` before anything is trained, `Interrupted` with the command that goes on, and
     `ThresholdError` when the closing figures still see the concept: the file is kept, and what was
@@ -114,6 +113,7 @@ def erase(
         overrides=overrides, prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
         base=base if isinstance(base, (str, PathLike)) else getattr(base, "id", "pipeline"),
         output=output, force=force, preview=preview, log_with=log_with, sample_every=sample_every,
+        harden=harden,
     )  # fmt: skip
     report = report or Bars()
     doubts.warn(planned.task, report)
@@ -122,28 +122,34 @@ def erase(
     return erasing.erase(planned, report, resume, base)
 
 
+def harden(
+    erasure: Source, budget: str = "quick", base: AnyBase = "demo", **options: Any
+) -> HardenedFile:
+    """Attack an erasure and write it again, with a gate that looks at the picture beside its own.
+
+    `budget` is "quick" or "full", `options` are those of `verbs.hardening.harden`: output, force, seed.
+    """
+    from conceptzap.verbs import hardening
+
+    return hardening.harden(erasure, budget, base, **{"report": Bars(), **options})
+
+
 def generate(
     prompts: Sequence[str] | str,
     *,
     erasures: Asked | Iterable[Asked] = (),
-    base: AnyBase = "demo",
-    prediction: str | None = None,
-    seed: int = 0,
-    count: int = 1,
-    steps: int | None = None,
-    guidance: float | None = None,
+    base: AnyBase = "demo", prediction: str | None = None,
+    seed: int = 0, count: int = 1,
+    steps: int | None = None, guidance: float | None = None,
     negative: str = "",
-    width: int | None = None,
-    height: int | None = None,
-    sampler: str | None = None,
-    batch: int = 1,
+    width: int | None = None, height: int | None = None,
+    sampler: str | None = None, batch: int = 1,
     strengths: Iterable[float] = (1.0,),
-    device: str = "auto",
-    dtype: str = "auto",
+    device: str = "auto", dtype: str = "auto",
     policy: Path | str | None = None,
     strict: bool = False,
     report: Report | None = None,
-) -> Iterator[Picture]:
+) -> Iterator[Picture]:  # fmt: skip
     """Draw `count` pictures of every prompt, picture k with seed `seed` + k, under the erasures.
 
     `erasures` are paths or values, or pairs of one and its strength (0 to 2); the same one twice
@@ -218,13 +224,11 @@ def export(
     to: str,
     output: Path | str,
     *,
-    base: AnyBase = "demo",
-    prediction: str | None = None,
-    rank: int | None = None,
-    dtype: str = "auto",
+    base: AnyBase = "demo", prediction: str | None = None,
+    rank: int | None = None, dtype: str = "auto",
     force: bool = False,
     report: Report | None = None,
-) -> Exported:
+) -> Exported:  # fmt: skip
     """Write erasures, stacked, in the format `to` of the folder `exports`: "lora" or "checkpoint".
 
     Both hold changes of weights that stand behind no gate, whole or not at all: `RefusedError`
@@ -246,10 +250,8 @@ def evaluate(
     base: AnyBase = "demo",
     *,
     suite: str = "quick",
-    concepts: Sequence[str] | str = (),
-    judges: Sequence[str] | str = (),
-    seed: int = 0,
-    steps: int | None = None, guidance: float | None = None,
+    concepts: Sequence[str] | str = (), judges: Sequence[str] | str = (),
+    seed: int = 0, steps: int | None = None, guidance: float | None = None,
     batch: int | None = None, limit: int | None = None,
     fail_under: Iterable[str] | None = None,
     device: str = "auto", dtype: str = "auto",
@@ -365,12 +367,11 @@ def lock(
     erasures: Path | str | Iterable[Path | str],
     output: Path | str = "conceptzap.lock",
     *,
-    base: Path | str = "demo",
-    prediction: str | None = None,
+    base: Path | str = "demo", prediction: str | None = None,
     attacked: Path | str | Iterable[Path | str] = (),
     fail_over: Iterable[str] = (),
     force: bool = False,
-) -> Policy:
+) -> Policy:  # fmt: skip
     """Write a policy that pins erasure files on a base: these files, this checkpoint, nothing less.
 
     `attacked`: results of `attack` on all of them together, pinned too, with no rate over `fail_over`,

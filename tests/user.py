@@ -56,6 +56,8 @@ def measure(erasure: conceptzap.Erasure) -> None:
     scores: list[float] = [score.value for score in done.result.scores]
     results: dict[str, conceptzap.Result] = conceptzap.compare([done.written["folder"], "other"])
     tried: conceptzap.Attacked = conceptzap.attack(erasure, "inversion", budget="quick")
+    hard: conceptzap.HardenedFile = conceptzap.harden("x", "quick", force=True)
+    print(hard.path, hard.digest, dict(hard.rounds))
     matrix: conceptzap.Bench = conceptzap.bench(methods=["uce"], concepts=["church:house"], limit=4)
     print(scores, list(results), tried.asr.value, len(matrix.failed))
 

@@ -35,6 +35,10 @@ def _trackers(incomplete: str) -> list[str]:
     return [name for name in tracking.PACKAGES if name.startswith(incomplete)]
 
 
+def _budgets(incomplete: str) -> list[str]:
+    return [name for name in ("quick", "full") if name.startswith(incomplete)]
+
+
 def run(
     concepts: Annotated[
         list[str] | None,
@@ -98,6 +102,11 @@ def run(
         int, typer.Option("--sample-every", metavar="N", show_default=False,
                           help="A sample every N steps, to FILE.logs/samples.")
     ] = 0,
+    harden: Annotated[
+        str | None,
+        typer.Option("--harden", metavar="B", autocompletion=_budgets,
+                     help="quick or full: attack it while it is made; a gate that looks at the picture."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a stopped run was.")
     ] = False,
@@ -125,7 +134,7 @@ def run(
                for key, value in request.items()}  # fmt: skip
     words = request.pop("concepts")
     request |= {"output": output, "force": force, "preview": preview,
-                "log_with": log_with or (), "sample_every": sample_every}  # fmt: skip
+                "log_with": log_with or (), "sample_every": sample_every, "harden": harden}  # fmt: skip
     report = Progress()
     plan = api.plan(words, report=report if dry_run else Report(), **request)
     saved = b""

@@ -19,7 +19,7 @@ from conceptzap.evaluation.verdict import DRAWN
 from conceptzap.registry import family
 from conceptzap.report import Report
 from conceptzap.result import Probe, Score, Settings
-from conceptzap.runtime.gates import TEXT, Signal, factor
+from conceptzap.runtime.gates import SIGHT, TEXT, Signal, factor
 from conceptzap.task import Task
 
 SUITE = "smoke"
@@ -84,17 +84,29 @@ def closing(
     # 2. the base's pictures, then the erased model's
     judges, digest = member.load(base), base_digest(base)
     bare, erased = (CachedSampler(base, settings, under, digest=digest) for under in ((), edits))
-    before = observe(bare, judges, asked, "drawing with the base", report)
-    changed = [row for row, acts in enumerate(_acted_on(base, edits, asked, settings)) if acts]
-    after = _observe_again(erased, judges, asked, before, changed, report)
+    labels = ("drawing with the base", "drawing without the concept")
+    if _looking(edits):  # only drawing tells what they open for; what stays shut is the base's own
+        after = observe(erased, judges, asked, labels[1], report)
+        changed = [row for row, names in enumerate(after.fired) if names]
+        before = _observe_again(bare, judges, asked, after, changed, labels[0], report)
+    else:
+        before = observe(bare, judges, asked, labels[0], report)
+        changed = [row for row, acts in enumerate(_acted_on(base, edits, asked, settings)) if acts]
+        after = _observe_again(erased, judges, asked, before, changed, labels[1], report)
     # 3. what became of it
     comparison = pair(asked, before, after, targets)
     _warn_of_undrawn(base, comparison, report)
+    samplers = (erased, bare) if _looking(edits) else (bare, erased)
     drawn = [
-        tuple(_drawn(bare, erased, asked, changed, _spread(rows)))
+        tuple(_drawn(*samplers, asked, changed, _spread(rows), swapped=_looking(edits)))
         for rows in _rows_by_fate(asked)
     ]
     return Closing(_scores(comparison), _verdict(comparison), *drawn)
+
+
+def _looking(edits: Sequence[Edit]) -> bool:
+    """Whether some gate looks at the picture, so that no text says beforehand what is erased."""
+    return any(gate.kind == SIGHT for edit in edits for gate in edit.gates)
 
 
 def _acted_on(
@@ -117,19 +129,19 @@ def _acted_on(
 
 
 def _observe_again(
-    erased: CachedSampler,
+    sampler: CachedSampler,
     judges: Sequence[Judge],
     asked: Sequence[Probe],
     before: Observed,
     changed: Sequence[int],
+    label: str,
     report: Report,
 ) -> Observed:
-    """What the judges see under the edits: the base's own pictures where no edit can act."""
+    """What the judges see of one model: the other's pictures where no edit can act."""
     annotations, features = list(before.annotations), before.features.copy()  # features [n, d]
     fired = [frozenset()] * len(asked)
     if changed:
-        label = "drawing without the concept"
-        new = observe(erased, judges, [asked[row] for row in changed], label, report)
+        new = observe(sampler, judges, [asked[row] for row in changed], label, report)
         features[changed] = new.features
         for row, annotation, names in zip(changed, new.annotations, new.fired, strict=True):
             annotations[row], fired[row] = annotation, names
@@ -149,20 +161,25 @@ def _spread(rows: Sequence[int]) -> list[int]:
 
 
 def _drawn(
-    bare: CachedSampler,
-    erased: CachedSampler,
+    whole: CachedSampler,
+    part: CachedSampler,
     asked: Sequence[Probe],
     changed: Sequence[int],
     rows: Sequence[int],
+    swapped: bool,
 ) -> Iterator[Drawn]:
-    """Some pictures again, out of the batches that were kept of them."""
-    before = _pictures(bare, asked, rows)
+    """Some pictures again, out of the batches that were kept of them.
+
+    `whole` drew all that was asked, `part` what differs; `whole` is the base's sampler unless `swapped`.
+    """
+    first = _pictures(whole, asked, rows)
     again = [asked[row] for row in changed]
-    after = _pictures(erased, again, [changed.index(row) for row in rows if row in changed])
+    second = _pictures(part, again, [changed.index(row) for row in rows if row in changed])
     for row in rows:
         probe = asked[row]
-        other = after[changed.index(row)] if row in changed else before[row]
-        yield Drawn(probe.prompt, probe.seed, before[row], other)
+        other = second[changed.index(row)] if row in changed else first[row]
+        before, after = (other, first[row]) if swapped else (first[row], other)
+        yield Drawn(probe.prompt, probe.seed, before, after)
 
 
 def _pictures(

@@ -1,14 +1,16 @@
 """Learn and calibrate the `sight` gate: does what the UNet is about to draw show the concept?
 
-One linear probe a step, by ridge regression on the mean of the middle block's outputs (see
+One linear probe a step, by ridge regression on the mean of the second up block's outputs (see
 `runtime.sight`), between pictures of the concept and pictures of everything else, both on the way
-from noise as the base draws them.
+from noise as the base draws them. On the demo the middle block tells a prompt apart as well, but not
+the picture without its prompt: there, from t = 700 on, the up block sees a style in the unconditional
+half alone, which no text can mislead.
 
 Contract: `watch` draws the first steps of some prompts, or of given text states, and returns what
-the middle block made of them; `fit_gate` takes what was seen with and without the concept. Both
-halves of guidance count where the concept must not be seen: a probe that opened for the
-unconditional half would change the other. The threshold stands between the classes by scores of
-probes that had not seen the picture (`FOLDS` parts in turn), which also give both error rates.
+the block made of them; `fit_gate` takes what was seen with and without the concept. Both halves of
+guidance count: what opens in one opens the picture. The threshold stands between the classes by
+scores of probes that had not seen the picture (`FOLDS` parts in turn), which also give both error
+rates; and above all that must stay shut, for the text gates are there, too.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from conceptzap.runtime.sampler import denoise
 from conceptzap.runtime.sight import pooled, scores
 from conceptzap.training import memory
 
-SITE = "unet.mid_block"
+SITE = "unet.up_blocks.1"
 DENOISING, LOOKED = 10, 6  # steps of a walk, and how many of them are looked at: down to t = 401
 GUIDANCE = 4.0
 ROWS = 16  # pictures watched together, where they fit
@@ -37,11 +39,12 @@ RIDGE = 0.1  # of the mean variance of a channel
 FOLDS = 4
 OPENS_BY = 2  # looks by which a picture of the concept should have opened the gate
 SAFETY = 0.35  # where between the two classes the threshold stands
+MARGIN = 0.02  # above what must stay shut, where the classes overlap
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the middle block made of n pictures on their way.
+    """What the block made of n pictures on their way.
 
     `given` [steps, n, channels] of the rows with the prompt, `without` of the unconditional ones;
     `times` [steps], falling. `latents` [steps, n, c, h, w] before each call, on the CPU.
@@ -116,7 +119,7 @@ def fit_gate(concept: Seen, others: Seen) -> Gate:
     yes, no = _held_out(concept, others)  # [steps, n of the concept], [steps, n of the others]
     # 2. the threshold, between the two
     bottom, top = yes[:OPENS_BY].amax(0).min().item(), no.max().item()
-    threshold = round(top + SAFETY * (bottom - top), 6)
+    threshold = round(top + max(SAFETY * (bottom - top), MARGIN), 6)
     # 3. the probes, on everything
     query, offset = _fit(concept, others)
     rising = concept.times.argsort()
@@ -131,8 +134,9 @@ def fit_gate(concept: Seen, others: Seen) -> Gate:
 
 
 def best(gate: Gate, seen: Seen) -> Tensor:
-    """The highest score of each picture's looks, [n]."""
-    found = [scores(gate, look, t.expand(len(look))) for look, t in zip(seen.given, seen.times, strict=True)]
+    """The highest score of each picture in any look at either half, [n]."""
+    halves = zip(seen.given, seen.without, seen.times, strict=True)
+    found = [scores(gate, half, t.expand(len(half))) for *both, t in halves for half in both]
     return torch.stack(found).amax(0)
 
 

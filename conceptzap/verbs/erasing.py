@@ -24,10 +24,11 @@ from conceptzap.errors import (
 )
 from conceptzap.evaluation.closing import Closing, closing
 from conceptzap.format import atomic
+from conceptzap.redteam import hardening
 from conceptzap.registry import family
 from conceptzap.report import Report
 from conceptzap.result import Score
-from conceptzap.runtime.gates import Signal, factor
+from conceptzap.runtime.gates import SIGHT, Signal, factor
 from conceptzap.task import Task
 from conceptzap.training import lessons, memory, wordings
 from conceptzap.trust import admission, canary
@@ -84,14 +85,17 @@ def erase(
     with work.resumable(), work.log:
         # 2. the method: prepares and learns
         phases.enter("preparing", f"preparing what {', '.join(task.concepts)} is learned from")
-        edits = _edits(plan, base, task, work)
+        edits, hardened = _edits(plan, base, task, work), {}
+        if plan.harden:
+            phases.enter("hardening", "attacking what was made")
+            edits, hardened = _hardened(plan, base, task, edits, work)
         acting = _of(edits, "erase")
         # 3. is it gone, and what did that cost?
         phases.enter("measuring", "measuring what is erased and what is kept")
         settings = replace(usual(base), batch=CLOSING_BATCH)
         found = closing(base, acting, task, settings, plan.seed, report)
         erasure, key = (
-            _assemble(base, plan, task, edits, role, found.scores) for role in ("erase", "key")
+            _assemble(base, plan, task, edits, role, found.scores, hardened) for role in ("erase", "key")
         )
         # 4. the picture
         phases.enter("drawing", "drawing before and after")
@@ -193,6 +197,15 @@ def _edits(plan: ErasePlan, base: Base, task: Task, work: Work) -> list[Edit]:
     return [plain(edit) for edit in member.erase(base, task, settings, work)]
 
 
+def _hardened(
+    plan: ErasePlan, base: Base, task: Task, edits: Sequence[Edit], work: Work
+) -> tuple[list[Edit], dict[str, Json]]:
+    """The edits with those behind gates that look at the picture, and how they stood the attacks."""
+    done = hardening.harden(base, task, _of(edits, "erase"), plan.harden, work)
+    keys = [edit for edit in edits if edit.role != "erase"]
+    return [*map(plain, done.edits), *keys], done.record
+
+
 def _of(edits: Sequence[Edit], role: str) -> tuple[Edit, ...]:
     return sort_edits(edit for edit in edits if edit.role == role)
 
@@ -207,6 +220,7 @@ def _assemble(
     edits: Sequence[Edit],
     role: str,
     scores: Mapping[str, Score],
+    hardened: Mapping[str, Json],
 ) -> Erasure | None:
     """The erasure of one role as its file will give it back; None where no edit has that role."""
     mine = _of(edits, role)
@@ -217,9 +231,9 @@ def _assemble(
         concepts=task.concepts,
         anchors=task.anchors,
         base=base.reference(site for edit in mine for site in edit.modules),
-        made=(_provenance(plan, task),),
+        made=(_provenance(plan, task) | ({"harden": dict(hardened)} if hardened else {}),),
         scores=_score_records(scores, plan.seed) if role == "erase" else {},
-        canary=_canaries(base, mine, task),
+        canary=canaries(base, mine, task),
     )
     return format.seal(Erasure(header, mine))
 
@@ -245,7 +259,7 @@ def _provenance(plan: ErasePlan, task: Task) -> dict[str, Json]:
     }
 
 
-def _canaries(base: Base, edits: Sequence[Edit], task: Task) -> dict[str, Json]:
+def canaries(base: Base, edits: Sequence[Edit], task: Task) -> dict[str, Json]:
     """One self-test for each set of gates: edits behind different gates open for different concepts."""
     groups: dict[tuple[str, ...], list[Edit]] = {}
     for edit in edits:
@@ -278,6 +292,8 @@ def _wordings(concept: str, anchor: str | None, kind: str) -> list[wordings.Pair
 
 
 def _opens(base: Base, edits: Sequence[Edit], prompt: str) -> bool:
+    if any(gate.kind == SIGHT for edit in edits for gate in edit.gates):
+        return len(canary.acting(base, edits, prompt)) == len(edits)
     times = torch.tensor([float(canary.TIMESTEP)], device=base.device)
     signals = Signal(base.encode([prompt]).states, times)
     return all(bool(factor(edit, signals).any()) for edit in edits)

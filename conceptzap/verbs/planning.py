@@ -25,6 +25,7 @@ from conceptzap.task import Task
 from conceptzap.training import wordings
 from conceptzap.verbs import doubts, tracking
 
+BUDGETS = ("quick", "full")  # of `--harden`
 # settings that count something there has to be at least one of, in whatever method has them
 COUNTS = (
     "steps", "batch", "trajectories", "size", "tokens", "directions",
@@ -43,6 +44,7 @@ class ErasePlan:
 
     `settings` has the fields of the method's Config. `fill_keep`: no keep set was given, so that
     the kind's word list stands in. `preview`: a picture is drawn and written beside the file.
+    `harden`: the budget of the attacks that it must stand while it is made, None for none.
     `log_with`: trackers that hear of the training, `sample_every` so many steps a sample is drawn.
     `request`: the arguments that were given.
     """
@@ -62,6 +64,7 @@ class ErasePlan:
     request: Mapping[str, Any]
     log_with: tuple[str, ...] = ()
     sample_every: int = 0
+    harden: str | None = None
 
     @property
     def given_anchors(self) -> tuple[str | None, ...]:
@@ -94,6 +97,7 @@ class ErasePlan:
             "device": self.device,
             "dtype": self.dtype,
             "preview": self.preview,
+            "harden": self.harden,
             "output": str(self.output.absolute()),
         }
 
@@ -146,6 +150,7 @@ def resolve(
     preview: bool = True,
     log_with: Sequence[str] | str = (),
     sample_every: int = 0,
+    harden: str | None = None,
 ) -> ErasePlan:
     """The plan of a request; raises `UsageError` for one that cannot be meant.
 
@@ -155,6 +160,8 @@ def resolve(
     usual, base = resolve.__kwdefaults__, os.fspath(base)
     request = {name: value for name, value in locals().items() if value != usual.get(name, value)}
     check_seed(seed)
+    if harden not in (None, *BUDGETS):
+        raise UsageError(f"--harden {escape(harden)} is unknown", f"use {' or '.join(BUDGETS)}")
     if not 0 <= sample_every:
         raise UsageError(f"--sample-every {sample_every} is out of range", "use 1 or more")
     method = method or methods.DEFAULT
@@ -167,6 +174,7 @@ def resolve(
         prediction=prediction, seed=seed, device=device, dtype=dtype,
         output=naming.erasure_path(task.concepts, output), force=force, preview=preview,
         request=request, log_with=tracking.check(_listed(log_with)), sample_every=sample_every,
+        harden=harden,
     )  # fmt: skip
     _check_words(plan)
     for path in plan.targets:

@@ -1,0 +1,62 @@
+"""Attack an erasure and write it again, with a gate that looks at the picture.
+
+    conceptzap harden van-gogh
+    conceptzap harden van-gogh --budget full -o van-gogh-full
+
+Tokens that were learned, and descriptions, open no gate that reads the text: this one opens when the
+picture turns to the concept. The other gates and edits stay as they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from conceptzap.cli import _options as options
+
+
+def _budgets(incomplete: str) -> list[str]:
+    return [name for name in ("quick", "full") if name.startswith(incomplete)]
+
+
+def run(
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="An erasure.", show_default=False,
+                       autocompletion=options._erasures),
+    ],
+    budget: Annotated[
+        str, typer.Option("--budget", metavar="B", autocompletion=_budgets, help="quick or full.")
+    ] = "quick",
+    base: options.Base = "demo",
+    prediction: options.Prediction = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", parser=options.path,
+                     help="The file to write.  [FILE-hardened]"),
+    ] = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    from conceptzap import api
+    from conceptzap.terminal import show
+    from conceptzap.terminal.progress import Progress
+
+    made = api.harden(
+        file, budget, base, output=output, force=force, seed=seed, device=device, dtype=dtype,
+        prediction=prediction, report=Progress(),
+    )  # fmt: skip
+    if as_json:
+        record = {"path": show.full(made.path), "bytes": made.bytes, "digest": made.digest}
+        show.emit("harden", {**record, "rounds": dict(made.rounds)})
+        return
+    for concept, rounds in made.rounds.items():
+        through = ", ".join(f"{one['through']:.0%}" for one in rounds)
+        show.note(f"{concept}: came through the rounds of attacks: {through}")
+    show.note(f"{show.size(made.bytes)}, digest {made.digest[:12]}")
+    show.lines([show.full(made.path)])

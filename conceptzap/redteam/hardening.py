@@ -1,0 +1,186 @@
+"""Attack an erasure while it is made, and give it a gate that looks at the picture for what came through.
+
+Behind the gate the anchor's states stand in place of the text's (`alone` rows at every
+cross-attention), so that nothing behind it has to recognise the text. A round searches, as textual
+inversion does (Gal et al. 2022), for free tokens v in place of the concept's name, with the
+embeddings moved by gradients through the text encoder and the erased UNet:
+
+    min_v || eps(x_t, t, c(v); edits) - eps_base(x_t, t, c) ||^2 + w sum_g relu(margin_g + slack)
+
+x_t the base's own latents on the way to pictures of the concept c, g all gates: the text's, and the
+one that looks. What it finds is new where the concept is drawn and the gate stays shut; it joins the
+gate's pictures of the concept, and the gate is fitted again (STEREO's rounds, Srivatsan et al. 2025,
+with a probe in place of the weights). A round that finds nothing new is the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from conceptzap.base import CROSS, Base, Cond
+from conceptzap.edit import Edit, Gate, Json
+from conceptzap.redteam.carrier import Carrier, tables
+from conceptzap.report import Report
+from conceptzap.runtime import gates, sight
+from conceptzap.runtime.attach import attached
+from conceptzap.task import Task
+from conceptzap.training import lessons, objectives, probe
+from conceptzap.training.lessons import Lesson
+from conceptzap.training.probe import Seen
+
+ROWS = 8  # the anchor's states that stand in place of the text
+SLACK = 0.2  # by which a gate has to be shut, for a search to be content
+DRAWN = 0.5  # from here on what was found counts as the concept; 0 the anchor, 1 its name
+GENTLE = 8  # of the found pictures' noise errors that are compared
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How thoroughly: pictures that are looked at, rounds, steps of each search, tokens in turn."""
+
+    concept: int
+    others: int
+    erased: int
+    rounds: int
+    steps: int
+    tokens: tuple[int, ...]
+    batch: int = 6
+    lr: float = 0.03
+    found: int = 8  # prompts that what was found is watched in
+    evade: float = 0.1
+
+
+BUDGETS = {
+    "quick": Budget(concept=24, others=64, erased=8, rounds=2, steps=30, tokens=(1, 4)),
+    "full": Budget(concept=64, others=256, erased=32, rounds=10, steps=100, tokens=(1, 4, 1, 2)),
+}
+
+
+@dataclass(frozen=True)
+class Hardened:
+    """The edits, those behind the gates that look among them, and what was found, concept by concept."""
+
+    edits: tuple[Edit, ...]
+    record: dict[str, Json]
+
+
+def harden(
+    base: Base, task: Task, edits: Sequence[Edit], budget: str, report: Report
+) -> Hardened:
+    """The edits and, for each concept of the task, rows behind a gate that has seen it attacked."""
+    size, more, record = BUDGETS[budget], [], {}
+    for lesson in lessons.lessons(base, task, report):
+        edit, rounds = _hardened(base, lesson, edits, size, report)
+        more.append(edit)
+        record[lesson.concept] = rounds
+    return Hardened((*edits, *more), {"budget": budget, "rounds": record})
+
+
+def _hardened(
+    base: Base, lesson: Lesson, edits: Sequence[Edit], size: Budget, report: Report
+) -> tuple[Edit, list[Json]]:
+    # 1. what the concept looks like on its way, and what else must not open the gate
+    seed = report.seed
+    prompts = objectives.subset(seed, lesson.prompts, size.concept)
+    anchors = objectives.subset(seed, lesson.anchors, size.others // 8)
+    shut = [*lesson.kept(size.others - len(anchors)), *anchors]
+    concept = probe.watch(base, prompts, seed, report, f"looking at {lesson.concept}")
+    others = probe.watch(base, shut, seed + 1000, report, "looking at what stays", edits)
+    gone = prompts[: size.erased]
+    others = others.joined(probe.watch(base, gone, seed + 2000, report, "looking at what is erased", edits))
+    gate, rounds = probe.fit_gate(concept, others), []
+    # 2. attack, look, fit again
+    for number in range(size.rounds):
+        free = size.tokens[number % len(size.tokens)]
+        cond = _search(base, lesson, prompts, concept, edits, gate, free, size, number, report)
+        drawn = _drawn(base, lesson, prompts, concept, edits, cond)
+        found = probe.watch(base, cond[list(range(size.found))], seed + 3000 + 100 * number, report,
+                            "looking at what was found", edits)  # fmt: skip
+        through = drawn * float((probe.best(gate, found) <= gate.params["threshold"]).float().mean())
+        rounds.append({"tokens": free, "drawn": round(drawn, 3), "through": round(through, 3)})
+        if drawn >= DRAWN:
+            concept = concept.joined(found)
+            gate = min(gate, probe.fit_gate(concept, others), key=lambda one: _missed(one, concept))
+        if not through and number + 1 >= len(size.tokens):
+            break
+    return _stand_in(base, lesson, gate), rounds
+
+
+def _missed(gate: Gate, concept: Seen) -> int:
+    return int((probe.best(gate, concept) <= gate.params["threshold"]).sum())
+
+
+def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:
+    """The first states of the anchor's plainest prompt, in place of the text, behind the gate."""
+    text = lesson.anchors[1] if len(lesson.anchors) > 1 else lesson.anchor
+    rows = base.encode([text]).states[0, :ROWS].to("cpu", torch.float16)  # [ROWS, width]
+    return Edit(
+        "tokens", base.sites(CROSS), {"prompt_k": rows, "prompt_v": rows.clone()}, {"alone": True}, (gate,)
+    )
+
+
+def _search(
+    base: Base, lesson: Lesson, prompts: Sequence[str], seen: Seen, edits: Sequence[Edit], gate: Gate,
+    free: int, size: Budget, number: int, report: Report,
+) -> Cond:  # fmt: skip
+    """Text states of the prompts with what was found in place of the concept's name."""
+    carrier = Carrier.instead(base, prompts, lesson.names, free)
+    asked = base.encode(list(prompts))
+    generator = torch.Generator().manual_seed(report.seed * 7919 + number)
+    joined = torch.cat(tables(base), -1)  # [vocabulary, d]
+    start = joined[torch.randint(len(joined), (1, free), generator=generator)]
+    v = nn.Parameter(start + 0.1 * joined.std() * torch.randn(start.shape, generator=generator).to(start))
+    adam = torch.optim.Adam([v], lr=size.lr, foreach=False, fused=False)
+    label = f"attacking, round {number + 1} of {size.rounds}"
+    for _ in report.count(range(size.steps), size.steps, label):
+        rows = torch.randint(len(prompts), (size.batch,), generator=generator)
+        steps = torch.randint(len(seen.times), (size.batch,), generator=generator)
+        x, t = seen.latents[steps, rows].to(base.device), seen.times[steps].long()
+        with torch.no_grad():
+            target = base.predict(x, t, asked[rows])  # [batch, c, h, w]
+        with torch.enable_grad():
+            cond = carrier.rows(rows).states(_split(base, v.expand(size.batch, -1, -1)))
+            with attached(base.unet, edits), probe.looking(base) as looks:
+                error = (base.predict(x, t, cond) - target).pow(2).mean()
+            margin = sight.scores(gate, looks[0], t.float().cpu()) - gate.params["threshold"]
+            loss = error + size.evade * _shutting(edits, cond, margin)
+            adam.zero_grad()
+            torch.autograd.backward(loss, inputs=[v])
+        adam.step()
+    with torch.no_grad():
+        return carrier.states(_split(base, v.detach().expand(len(prompts), -1, -1)))
+
+
+def _split(base: Base, joined: Tensor) -> list[Tensor]:
+    return list(joined.split([table.shape[1] for table in tables(base)], -1))
+
+
+def _shutting(edits: Sequence[Edit], cond: Cond, looks: Tensor) -> Tensor:
+    """How far the gates are from shut, mean over rows: the text's, and the one that looks, [rows]."""
+    text = {g.name: g for edit in edits for g in edit.gates if g.kind in gates.TEXT}
+    margins = [*(gates.margins(gate, cond.states) for gate in text.values()), looks]
+    return sum((margin + SLACK).relu().mean() for margin in margins)
+
+
+@torch.no_grad()
+def _drawn(
+    base: Base, lesson: Lesson, prompts: Sequence[str], seen: Seen, edits: Sequence[Edit], cond: Cond
+) -> float:
+    """How far the erased model sees the concept under `cond`: 0 as under the anchor, 1 as under its name."""
+    chosen = list(range(min(GENTLE, len(prompts))))
+    named = base.encode([prompts[i] for i in chosen])
+    pairs = {pair.concept: pair.anchor for pair in lesson.pairs}
+    anchored = base.encode([pairs[prompts[i]] for i in chosen])
+    far = torch.zeros(2)
+    for step in range(1, len(seen.times), 2):
+        x = seen.latents[step, chosen].to(base.device)
+        t = int(seen.times[step])
+        target, other = base.predict(x, t, named), base.predict(x, t, anchored)
+        with attached(base.unet, edits):
+            found = base.predict(x, t, cond[chosen])
+        far += torch.tensor([(one - target).pow(2).mean().item() for one in (found, other)])
+    return max(0.0, 1.0 - (far[0] / far[1].clamp(min=1e-12)).item())

@@ -1,0 +1,117 @@
+"""From an erasure to one that was attacked: gates that look at the picture join it, in a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conceptzap import format
+from conceptzap.base import Base
+from conceptzap.edit import Edit, Erasure, Header, Json, sort_edits
+from conceptzap.errors import UsageError, escape
+from conceptzap.format import atomic, naming
+from conceptzap.redteam import hardening
+from conceptzap.report import Report
+from conceptzap.result import check_seed
+from conceptzap.runtime.gates import SIGHT
+from conceptzap.task import Task
+from conceptzap.training import lessons, wordings
+from conceptzap.trust import admission
+from conceptzap.trust.admission import Source
+from conceptzap.verbs import erasing
+from conceptzap.verbs.generating import find_base
+from conceptzap.verbs.planning import BUDGETS
+from conceptzap.verbs.work import plain
+
+if TYPE_CHECKING:
+    from conceptzap.verbs.generating import AnyBase
+
+ENDING = "-hardened"
+
+
+@dataclass(frozen=True)
+class HardenedFile:
+    """What `harden` wrote. `rounds`: concept -> what each round of attacks came to."""
+
+    path: Path
+    bytes: int
+    digest: str
+    erasure: Erasure
+    rounds: Mapping[str, Json]
+
+
+def harden(
+    source: Source,
+    budget: str,
+    base: AnyBase,
+    *,
+    output: Path | str | None = None,
+    force: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    prediction: str | None = None,
+    report: Report,
+) -> HardenedFile:
+    """See `api.harden`. Raises `UsageError` for a file that was hardened already, or holds keys only."""
+    # 1. what can be known before the base is loaded
+    check_seed(seed)
+    if budget not in BUDGETS:
+        raise UsageError(f"--budget {escape(budget)} is unknown", f"use {' or '.join(BUDGETS)}")
+    made = admission.read(source)
+    name = naming.bare(Path(source).name) if isinstance(source, (str, Path)) else made.header.title
+    target = naming.erasure_path((), output or f"{name}{ENDING}")
+    atomic.check_writable(target, force)
+    _check(made)
+    # 2. the base, and what of the erasure it admits
+    report.phase(f"loading {base if isinstance(base, (str, Path)) else 'the base'}")
+    here = find_base(base, device, dtype, prediction)
+    admission.admit(here, made, False, report)
+    # 3. attacked, and written once it acts as the file will give it back
+    task = task_of(here, made.header)
+    report.seed = seed
+    done = hardening.harden(here, task, made.with_role("erase"), budget, report)
+    more = [plain(edit) for edit in done.edits if edit not in made.edits]
+    whole = _joined(here, made, more, task, done.record)
+    admission.admit(here, whole, False, report)
+    format.save(whole, target, force)
+    return HardenedFile(target, target.stat().st_size, whole.digest, whole, done.record["rounds"])
+
+
+def _check(made: Erasure) -> None:
+    if any(gate.kind == SIGHT for edit in made.edits for gate in edit.gates):
+        hint = "harden the file that it was made of, with --budget full"
+        raise UsageError(f"{made.header.title!r} was hardened already", hint)
+    if not made.with_role("erase"):
+        raise UsageError(f"{made.header.title!r} erases nothing", "name the erasure, not its key")
+
+
+def task_of(base: Base, header: Header) -> Task:
+    """What an erasure was made to do, by its header; what the base does not know is not kept."""
+    records = [made for made in header.made if made]
+    told = [kind for made in records for kind in made.get("kinds", ())]
+    pairs = list(zip(header.concepts, header.anchors, strict=True))
+    kinds = tuple(told) if len(told) == len(pairs) else tuple(wordings.guess_kind(*pair) for pair in pairs)
+    words = [word for made in records for word in made.get("keep", ())] or lessons.usual_keep(kinds)
+    gone = {concept.lower() for concept in header.concepts}
+    known = (word for word in dict.fromkeys(words) if not base.unknown_words(word))
+    keep = tuple(word for word in known if word.lower() not in gone)
+    return Task(header.concepts, header.anchors, keep, kinds)
+
+
+def _joined(
+    base: Base, made: Erasure, more: list[Edit], task: Task, record: Mapping[str, Json]
+) -> Erasure:
+    """The erasure with more edits, its self-tests and theirs; the scores were earned without them."""
+    edits = sort_edits((*made.edits, *more))
+    header = replace(
+        made.header,
+        base=base.reference(site for edit in edits for site in edit.modules),
+        made=tuple({**one, "harden": dict(record)} for one in made.header.made),
+        canary={**made.header.canary, **erasing.canaries(base, more, task)},
+        scores={},
+        parents=(*made.header.parents, made.digest),
+    )
+    return format.seal(Erasure(header, edits))

@@ -1,0 +1,130 @@
+"""Attacked while it is made: the search, what joins the gate, the file that comes out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import edits as some
+import pytest
+import torch
+
+import conceptzap
+from conceptzap import format
+from conceptzap.base import Base
+from conceptzap.errors import UsageError
+from conceptzap.redteam import hardening
+from conceptzap.redteam.hardening import Budget
+from conceptzap.report import Report
+from conceptzap.task import Task
+from conceptzap.training import lessons, probe
+from conceptzap.trust import canary
+from conceptzap.verbs import hardening as verb
+
+TASK = Task(("van gogh",), ("painting",), ("monet", "cat"), ("style",))
+SMALL = Budget(concept=4, others=8, erased=2, rounds=2, steps=2, tokens=(1, 2), batch=2, found=2)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Few pictures, and two looks instead of six."""
+    monkeypatch.setattr(probe, "LOOKED", 2)
+    monkeypatch.setattr(probe, "FOLDS", 2)
+    monkeypatch.setattr(hardening, "BUDGETS", {"quick": SMALL})
+    yield
+
+
+def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> None:
+    edits = some.eraser(sd1)
+    done = hardening.harden(sd1, TASK, edits, "quick", Report())
+    *old, new = done.edits
+    assert tuple(old) == edits and [gate.kind for gate in new.gates] == ["sight"]
+    assert new.params == {"alone": True}
+    assert new.tensors["prompt_k"].equal(sd1.encode(["a painting"]).states[0, : hardening.ROWS].half())
+    rounds = done.record["rounds"]["van gogh"]
+    assert [one["tokens"] for one in rounds] == [1, 2] and done.record["budget"] == "quick"
+    again = hardening.harden(sd1, TASK, edits, "quick", Report())
+    assert [edit.name for edit in again.edits] == [edit.name for edit in done.edits]
+
+
+def test_what_was_found_joins_the_gate_only_if_it_is_the_concept(
+    sd1: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[int] = []
+    fit = probe.fit_gate
+    monkeypatch.setattr(probe, "fit_gate", lambda c, o: fitted.append(len(c)) or fit(c, o))
+    for drawn in (0.0, 1.0):
+        monkeypatch.setattr(hardening, "_drawn", lambda *given, drawn=drawn: drawn)
+        hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report())
+    assert fitted[:2] == [4, 4] and fitted[2] == 4 + SMALL.found
+
+
+def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
+    """From the same tokens: nearer to what the base draws for the name, with the gates further shut."""
+    lesson = next(iter(lessons.lessons(sd1, TASK)))
+    prompts = lesson.prompts[:4]
+    seen = probe.watch(sd1, prompts, 0, Report(), "looking")
+    gate = probe.fit_gate(seen, probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"))
+
+    def searched(steps: int) -> float:
+        size = replace(SMALL, steps=steps, batch=4, lr=0.05)
+        cond = hardening._search(sd1, lesson, prompts, seen, (), gate, 2, size, 0, Report())
+        x, t = seen.latents[0], int(seen.times[0])
+        with torch.no_grad(), probe.looking(sd1) as looks:
+            error = (sd1.predict(x, t, cond) - sd1.predict(x, t, sd1.encode(prompts))).pow(2).mean()
+        margin = hardening.sight.scores(gate, looks[0], seen.times[:1].expand(4)) - gate.params["threshold"]
+        return float(error + SMALL.evade * hardening._shutting((), cond, margin))
+
+    assert searched(12) < searched(0)
+
+
+def test_drawn_is_one_under_the_name_and_nothing_under_the_anchor(sd1: Base) -> None:
+    lesson = next(iter(lessons.lessons(sd1, TASK)))
+    pairs = lesson.pairs[:4]
+    prompts = [pair.concept for pair in pairs]
+    seen = probe.watch(sd1, prompts, 0, Report(), "looking")
+    for side, wanted in (("concept", 1.0), ("anchor", 0.0)):
+        cond = sd1.encode([getattr(pair, side) for pair in pairs])
+        assert hardening._drawn(sd1, lesson, prompts, seen, (), cond) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_file_is_hardened_into_another(
+    sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit = probe.fit_gate
+    opening = {"threshold": -100.0}  # a tiny random UNet tells nothing apart
+    monkeypatch.setattr(probe, "fit_gate", lambda *given: replace(g := fit(*given), params=g.params | opening))
+    first = some.erasure(sd1)
+    conceptzap.save(first, "vg")
+    made = conceptzap.harden("vg", base=sd1, report=Report())
+    assert made.path == Path(f"vg-hardened{format.SUFFIX}") and made.bytes == made.path.stat().st_size
+    back = format.load(made.path)
+    assert back.digest == made.digest and back.header.parents == (conceptzap.load("vg").digest,)
+    assert len(back.edits) == len(first.edits) + 1 and set(back.header.base.fingerprint) == {"attn2", "text", "unet"}
+    canary.check(sd1, back)
+    shown = conceptzap.inspect(made.path)
+    assert {gate["kind"] for gate in shown.gates.values()} == {"match", "sight"}
+    with pytest.raises(UsageError, match="hardened already"):
+        conceptzap.harden(made.path, base=sd1, report=Report())
+
+
+def test_what_cannot_be_meant_is_said_before_anything_is_loaded(sd1: Base, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--budget much"):
+        conceptzap.harden(some.erasure(sd1), "much")
+    with pytest.raises(UsageError, match="--harden much"):
+        conceptzap.plan("Van Gogh", harden="much")
+    assert conceptzap.plan("Van Gogh", harden="full", output=tmp_path / "x")["harden"] == "full"
+    key = some.erasure(sd1, [some.tokens(sd1, role="key")])
+    with pytest.raises(UsageError, match="erases nothing"):
+        conceptzap.harden(key, output=tmp_path / "x")
+
+
+def test_the_task_of_a_file_is_the_one_it_was_made_for(sd1: Base) -> None:
+    header = replace(some.erasure(sd1).header, made=({"method": "x", "kinds": ["style"], "keep": ["monet", "zebra"]},))
+    task = verb.task_of(sd1, header)
+    assert task == Task(("van gogh",), ("painting",), ("monet",), ("style",))
+    assert json.loads(json.dumps(task.kinds)) == ["style"]
+    assert verb.task_of(sd1, replace(header, made=())).kinds == ("style",)
