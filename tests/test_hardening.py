@@ -14,6 +14,7 @@ import torch
 import conceptzap
 from conceptzap import format
 from conceptzap.base import Base
+from conceptzap.edit import Gate
 from conceptzap.errors import UsageError
 from conceptzap.redteam import hardening
 from conceptzap.redteam.hardening import Budget
@@ -95,15 +96,21 @@ def test_a_file_is_hardened_into_another(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     fit = probe.fit_gate
-    opening = {"threshold": -100.0}  # a tiny random UNet tells nothing apart
-    monkeypatch.setattr(probe, "fit_gate", lambda *given: replace(g := fit(*given), params=g.params | opening))
+
+    def opening(*given: probe.Seen) -> Gate:
+        """A tiny random UNet tells nothing apart."""
+        gate = fit(*given)
+        return replace(gate, params=gate.params | {"threshold": -100.0})
+
+    monkeypatch.setattr(probe, "fit_gate", opening)
     first = some.erasure(sd1)
     conceptzap.save(first, "vg")
     made = conceptzap.harden("vg", base=sd1, report=Report())
     assert made.path == Path(f"vg-hardened{format.SUFFIX}") and made.bytes == made.path.stat().st_size
     back = format.load(made.path)
     assert back.digest == made.digest and back.header.parents == (conceptzap.load("vg").digest,)
-    assert len(back.edits) == len(first.edits) + 1 and set(back.header.base.fingerprint) == {"attn2", "text", "unet"}
+    assert len(back.edits) == len(first.edits) + 1
+    assert set(back.header.base.fingerprint) == {"attn2", "text", "unet"}
     canary.check(sd1, back)
     shown = conceptzap.inspect(made.path)
     assert {gate["kind"] for gate in shown.gates.values()} == {"match", "sight"}
@@ -123,7 +130,8 @@ def test_what_cannot_be_meant_is_said_before_anything_is_loaded(sd1: Base, tmp_p
 
 
 def test_the_task_of_a_file_is_the_one_it_was_made_for(sd1: Base) -> None:
-    header = replace(some.erasure(sd1).header, made=({"method": "x", "kinds": ["style"], "keep": ["monet", "zebra"]},))
+    made = {"method": "x", "kinds": ["style"], "keep": ["monet", "zebra"]}
+    header = replace(some.erasure(sd1).header, made=(made,))
     task = verb.task_of(sd1, header)
     assert task == Task(("van gogh",), ("painting",), ("monet",), ("style",))
     assert json.loads(json.dumps(task.kinds)) == ["style"]
