@@ -122,9 +122,7 @@ def erase(
     return erasing.erase(planned, report, resume, base)
 
 
-def harden(
-    erasure: Source, budget: str = "quick", base: AnyBase = "demo", **options: Any
-) -> HardenedFile:
+def harden(erasure: Source, budget: str = "quick", base: AnyBase = "demo", **options: Any) -> HardenedFile:
     """Attack an erasure and write it again, with a gate that looks at the picture beside its own.
 
     `budget` is "quick" or "full", `options` are those of `verbs.hardening.harden`: output, force, seed.
