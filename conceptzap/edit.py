@@ -22,7 +22,9 @@ Tensors = Mapping[str, "torch.Tensor | Raw"]
 ROLES = ("erase", "key", "attack")
 MAX_ROWS = 1024  # learned tokens behind the text of one cross-attention that can be open at once
 NAME_DIGITS = 12
-FILE_DTYPES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bool": "BOOL"}
+FILE_DTYPES = {
+    "torch.float32": "F32", "torch.float16": "F16", "torch.bool": "BOOL", "torch.uint8": "U8",
+}  # fmt: skip
 
 
 def canonical_json(value: Json) -> str:

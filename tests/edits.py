@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conceptzap.base import CROSS, CROSS_KV, Base
 from conceptzap.edit import Edit, Erasure, Gate, Header, sort_edits
-from conceptzap.runtime import adapters
+from conceptzap.runtime import adapters, ops
 from conceptzap.runtime.attach import attached
 from conceptzap.runtime.sight import pooled
 from conceptzap.training import detector
@@ -124,6 +124,19 @@ def mask(base: Base, pattern: str = FEED, seed: int = 0, gates: Iterable[Gate] =
     site = base.sites(pattern)[0]
     keep = randn(*base.module(site).weight.shape, seed=seed) > -0.5
     return Edit("weight", (site,), {"keep": keep}, gates=tuple(gates))
+
+
+def columns(base: Base, pattern: str = FEED, seed: int = 0, gates: Iterable[Gate] = ()) -> Edit:
+    """A mask over input features."""
+    site = base.sites(pattern)[0]
+    keep = randn(base.module(site).weight.shape[1], seed=seed) > -0.5
+    return Edit("weight", (site,), {"keep": keep}, gates=tuple(gates))
+
+
+def packed(base: Base, pattern: str = FEED, seed: int = 0, gates: Iterable[Gate] = ()) -> Edit:
+    """`mask`, eight weights to a byte."""
+    whole = mask(base, pattern, seed, gates)
+    return Edit("weight", whole.sites, {"bits": ops.pack(whole.tensors["keep"])}, gates=whole.gates)
 
 
 def adapter(base: Base, seed: int = 0, gates: Iterable[Gate] = (), **params: object) -> Edit:

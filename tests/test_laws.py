@@ -29,6 +29,8 @@ WEIGHTS: dict[str, Maker] = {
     "mask": some.mask,
     "convolution": lambda base, **k: some.low_rank(base, some.CONVS, **k),
     "dense convolution": lambda base, **k: some.delta(base, some.CONVS, **k),
+    "columns": some.columns,
+    "packed": lambda base, **k: some.packed(base, some.CONVS, **k),
     "pruned keys": lambda base, **k: some.mask(base, CROSS_KV, **k),
 }
 OTHERS: dict[str, Maker] = {

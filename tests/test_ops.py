@@ -95,6 +95,45 @@ def test_masks_multiply_row_by_row(sd1: Base) -> None:
             assert some.far(mixed[[row]], sd1.eps(latents[[row]], int(t[row]), cond[row])) < 1e-5
 
 
+@pytest.mark.parametrize("pattern", [some.FEED, some.CONVS, CROSS_K])
+@pytest.mark.parametrize("scales", [(1.0, 1.0, 1.0), (0.5, 1.0, 0.25)])
+def test_masks_of_every_form_multiply(base: Base, pattern: str, scales: tuple[float, ...]) -> None:
+    """Over input features, over weights, packed: what several cut is cut once, beside a change of the input."""
+    makers = (some.columns, some.mask, some.packed)
+    made = [
+        replace(maker(base, pattern, seed=seed), scale=scale)
+        for seed, (maker, scale) in enumerate(zip(makers, scales, strict=True))
+    ]
+    module, (site,) = base.module(made[0].sites[0]), made[0].sites
+    whole = [made[0].tensors["keep"].view(1, -1, *(1,) * (module.weight.ndim - 2)), made[1].tensors["keep"]]
+    whole.append(some.mask(base, pattern, seed=2).tensors["keep"])
+    kept = [1 + m.scale * (k.float() - 1) for m, k in zip(made, whole, strict=True)]
+    weight = module.weight * kept[0] * kept[1] * kept[2]
+    x, y = at(base, site, made)
+    conv = {"stride": module.stride, "padding": module.padding} if pattern == some.CONVS else {}
+    run = F.conv2d if conv else F.linear
+    assert torch.allclose(y, run(x, weight, module.bias, **conv), atol=1e-5)
+    assert torch.allclose(module.weight + ops.weight_delta(made, module), weight, atol=1e-6)
+
+
+def test_a_mask_over_features_cuts_them_whatever_the_weights(base: Base) -> None:
+    """Exactly the layer on an input with zeros there, gated row by row; all else keeps its bits."""
+    edit = some.columns(base, gates=[some.gate(base)])
+    (site,), module = edit.sites, base.module(edit.sites[0])
+    x, y = at(base, site, [edit])
+    with torch.no_grad():
+        assert y[0].equal(module(x * edit.tensors["keep"])[0])
+        assert y[1].equal(module(x)[1])
+
+
+def test_bits_are_unpacked_as_they_were(base: Base) -> None:
+    for shape in ((3, 8), (5, 13), (2, 3, 3, 3), (1, 1)):
+        keep = some.randn(*shape) > 0
+        bits = ops.pack(keep)
+        assert bits.dtype == torch.uint8 and bits.shape == (shape[0], -(-keep[0].numel() // 8))
+        assert ops.unpack(bits, shape).equal(keep)
+
+
 @pytest.mark.parametrize("maker", [some.low_rank, some.shared, partial(some.low_rank, pattern=some.CONVS)])
 def test_pairs_are_one_along_the_rank(sd1: Base, maker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten low-rank files cost one pair of products, each at its own strength, in any order."""
@@ -221,6 +260,8 @@ WRONG = {
     "rows at a layer": ("tokens", CROSS_K, {"prompt_k": (2, 32), "prompt_v": (2, 32)}),
     "a weight at an attention": ("weight", CROSS, {"delta": (32, 32)}),
     "a pair of other widths": ("weight", CROSS_K, {"into": (7, 1), "down": (1, 7)}),
+    "a mask over other features": ("weight", CROSS_K, {"keep": (7,)}),
+    "bits of another width": ("weight", CROSS_K, {"bits": (16, 5)}),
     "a delta transposed": ("weight", CROSS_K, {"delta": (32, 16)}),
     "a flat convolution": ("weight", some.CONVS, {"up": (16, 1), "down": (1, 16)}),
     "a shift of a convolution": ("weight", some.CONVS, {"into": (16, 1), "down": (1, 16)}),

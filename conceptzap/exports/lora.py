@@ -29,7 +29,7 @@ from conceptzap.report import Report
 from conceptzap.runtime import ops
 
 DTYPES = (torch.float16, torch.float32)
-DENSE = frozenset({"delta", "keep"})
+DENSE = frozenset({"delta", "keep", "bits"})
 # elsewhere in a UNet no two readers agree on the names
 NAMED = re.compile(r"unet\.((down|up)_blocks\.\d+|mid_block)\.(attentions|resnets)\.\d+\.[\w.]+")
 EXACT = 0.01  # largest relative error at one module of what is meant to be exact

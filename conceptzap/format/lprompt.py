@@ -240,5 +240,6 @@ def _tensors(tensors: Tensors) -> dict[str, torch.Tensor]:
 def _tensor(value: Raw) -> torch.Tensor:
     import torch
 
-    dtype = {"F32": torch.float32, "F16": torch.float16, "BOOL": torch.bool}[value.dtype]
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BOOL": torch.bool, "U8": torch.uint8}
+    dtype = dtypes[value.dtype]
     return torch.frombuffer(bytearray(value.data), dtype=dtype).reshape(value.shape)

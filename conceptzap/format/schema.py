@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 # safetensors name -> bytes an element; floats only, but for the masks of pruning
-DTYPES = {"F32": 4, "F16": 2, "BOOL": 1}
+DTYPES = {"F32": 4, "F16": 2, "BOOL": 1, "U8": 1}
+PACKED = {"bits"}  # slots that hold bytes, and no others do
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ OPS = {
     # prompt_*: [n, context width], shared by all sites; tokens_*: [n, inner width] in K/V space
     # alone: they stand in place of the text, whose bias is log(1 - strength)
     "tokens": Kind(_sets("prompt_k prompt_v", "tokens_k tokens_v"), params={"alone": (bool,)}),
-    # up [out, r] (conv: [out, r, 1, 1]), down [r, in] (conv: [r, in, kh, kw]); into [in, r]
-    "weight": Kind(_sets("up down", "into down", "delta", "keep")),
+    # up [out, r] (conv: [out, r, 1, 1]), down [r, in] (conv: [r, in, kh, kw]); into [in, r];
+    # keep [out, in, ...], or [in] over input features; bits [out, bytes]: such a mask, eight to a byte
+    "weight": Kind(_sets("up down", "into down", "delta", "keep", "bits")),
     # y + up (gain o phi(down (x - center) + bias)), at any module; written into y, or into x before it.
     # gain, threshold [r], or [times, r] of which the nearest of times [times] holds; see `PHI`
     "adapter": Kind(

@@ -6,7 +6,7 @@ loss on the concept's prompts and on attacks. A reconstruction: the paper's body
 so masks are hard-concrete gates over the inputs j of feed-forward layers (Louizos et al. 2018),
 m_j = clamp(sigma((log u - log(1 - u) + log p_j) / beta)(zeta - gamma) + gamma, 0, 1), u uniform,
 min sum || eps_m(x_t, [c, v]) - [eps(x_t, a) - eta (eps(x_t, c) - eps(x_t, a))] ||^2 + sparse mean(1 - m)
-with v none or an attack that is searched in turns; in the end m_j < 1/2 is cut, as one-hot pairs. Masks
+with v none or an attack that is searched in turns; in the end m_j < 1/2 is cut. Masks
 alone erase little here (the built-in checkpoint's Van Gogh and church are still drawn): expect E below 90.
 """
 
@@ -93,8 +93,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     distil.optimise(base, task, cfg, report, groups, sources, terms)
     for site, mask in cut({site: one.detach().cpu() for site, one in logits.items()}).items():
         if mask.any():
-            chosen = torch.eye(len(mask))[mask]  # [k, in]
-            yield Edit("weight", (site,), {"into": -chosen.T.contiguous(), "down": chosen.contiguous()})
+            yield Edit("weight", (site,), {"keep": ~mask})
 
 
 def cut(logits: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -191,8 +191,10 @@ class LayerHook(Hook):
         self.shifting = frozenset(index for index in site.edits if ops.shifts_input(edits[index]))
         self.pairs = frozenset(index for index in site.edits if ops.is_low_rank(edits[index]))
         self.masks = frozenset(index for index in site.edits if ops.is_mask(edits[index]))
+        self.thinning = frozenset(index for index in site.edits if ops.thins(edits[index]))
         self.moving = frozenset(index for index in site.edits if adapters.writes_input(edits[index]))
-        self.others = frozenset(site.edits) - self.shifting - self.pairs - self.masks - self.moving
+        before = self.shifting | self.thinning | self.moving
+        self.others = frozenset(site.edits) - before - self.pairs - self.masks
         self.changing = self.pairs | self.masks | self.others
         self.learned = cross.edits if cross else frozenset()
         written = any(f"tokens_{letter}" in edits[index].tensors for index in self.learned)
@@ -205,10 +207,12 @@ class LayerHook(Hook):
         if call.idle:
             return None
         self.text = self._text(x) if self.writes else None
-        shifting, moving, learned = map(call.among, (self.shifting, self.moving, self.learned))
-        if not shifting and not moving and not learned:
+        shifting, thinning, moving, learned = map(
+            call.among, (self.shifting, self.thinning, self.moving, self.learned)
+        )
+        if not (shifting or thinning or moving or learned):
             return None
-        key = (self.letter, shifting, "beside", learned)
+        key = (self.letter, shifting, thinning, "beside", learned)
         once = self.of_text and not moving
         new = call.once(key, x, self._input) if once else self._input(call, x, module)
         return adapters.regiven(args, kwargs, new)
@@ -219,7 +223,8 @@ class LayerHook(Hook):
         return x[:, : x.shape[1] - extra] if extra else x
 
     def _input(self, call: Call, x: Tensor, module: nn.Module | None = None) -> Tensor:
-        total = text = self._text(x)  # [rows, length, width]
+        text = self._text(x)  # [rows, length, width]
+        total = self._thinned(call, text)
         if shifting := call.among(self.shifting):
             total = total + self._low_rank(call, shifting, "into", None, text)
         for index in call.among(self.moving):
@@ -233,6 +238,12 @@ class LayerHook(Hook):
             raise SilentEditError(f"{path} has no place for the learned tokens", STRIPPED)
         # [rows, length + learned + spare, width]
         return torch.cat([total, *rows, x.new_zeros(len(x), spare, x.shape[2])], 1)
+
+    def _thinned(self, call: Call, x: Tensor) -> Tensor:
+        """x without the features that open masks cut."""
+        if not (thinning := call.among(self.thinning)):
+            return x
+        return ops.thinned([self.ledger.parts[index] for index in thinning], call.strength(thinning, x), x)
 
     def _prompt(self, call: Call, index: int, x: Tensor) -> Tensor:
         """An edit's learned rows in context space, [rows, n, width]; zeros where they are shut.
@@ -273,7 +284,7 @@ class LayerHook(Hook):
         only the one that they made.
         """
         others = call.among(self.others)
-        moved = call.among(self.shifting) or call.among(self.moving)
+        moved = any(map(call.among, (self.shifting, self.thinning, self.moving)))
         readers = any(adapters.reads_output(self.ledger.edits[index]) for index in others)
         if moved and readers and not any(module.children()):
             y = module.forward(x)
@@ -282,7 +293,8 @@ class LayerHook(Hook):
             changes.append(self._low_rank(call, pairs, "up", module, x))
         if masks := call.among(self.masks):
             parts = [self.ledger.parts[index] for index in masks]
-            changes.append(ops.masked(parts, call.distinct(masks), module, x))
+            # what features are cut is cut for these masks, too: masks multiply
+            changes.append(ops.masked(parts, call.distinct(masks), module, self._thinned(call, x)))
         for index in others:
             if adapters.is_adapter(self.ledger.edits[index]):
                 changes.append(self._adapted(call, index, module, x, y))

@@ -1,7 +1,7 @@
 """Ops: what an edit does at a module. Arithmetic only; the hooks decide when and on which rows.
 
 `weight`  y + s dW x, with dW = up down | W into down | delta, on Linear and Conv2d; masks multiply:
-          y + (W o prod_i (1 + s_i (keep_i - 1)) - W) x.
+          y + (W o prod_i (1 + s_i (keep_i - 1)) - W) x; one over input features makes x o keep of x.
 `adapter` y + s up phi(down (x - center) + bias), at any module: `adapters.py`.
 `tokens`  n learned rows behind the text of a cross-attention, as keys and values.
 
@@ -43,7 +43,27 @@ def is_low_rank(edit: Edit) -> bool:
 
 
 def is_mask(edit: Edit) -> bool:
-    return edit.op == "weight" and "keep" in edit.tensors
+    """Whether single weights are kept or cut, as they are in a tensor or packed into bits."""
+    return edit.op == "weight" and ("bits" in edit.tensors or "keep" in edit.tensors) and not thins(edit)
+
+
+def thins(edit: Edit) -> bool:
+    """Whether whole input features are kept or cut: W diag(keep) x = W (keep o x)."""
+    return edit.op == "weight" and "keep" in edit.tensors and edit.tensors["keep"].ndim == 1
+
+
+def pack(keep: Tensor) -> Tensor:
+    """A mask [out, ...] as bits [out, bytes], eight to a byte, the first the lowest."""
+    flat = keep.flatten(1).to(torch.uint8)
+    flat = F.pad(flat, (0, -flat.shape[1] % 8)).unflatten(1, (-1, 8))
+    return (flat << torch.arange(8, dtype=torch.uint8, device=flat.device)).sum(-1).to(torch.uint8)
+
+
+def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
+    """`pack` undone: the mask of that shape, booleans."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    flat = ((bits[..., None] >> places) & 1).bool().flatten(1)
+    return flat[:, : math.prod(shape[1:])].view(*shape)
 
 
 class Part:
@@ -60,13 +80,23 @@ class Part:
 
     def slot(self, name: str, like: Tensor) -> Tensor:
         tensor = self.edit.tensors[name]
-        dtype = tensor.dtype if tensor.dtype == torch.bool else like.dtype
+        dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
         if tensor.requires_grad or (tensor.device, tensor.dtype) == (like.device, dtype):
             return tensor.to(like.device, dtype)
         key = (name, like.device, dtype)
         if key not in self._placed:
             with torch.inference_mode(False):  # it may be used where gradients are recorded
                 self._placed[key] = tensor.to(like.device, dtype)
+        return self._placed[key]
+
+
+    def mask(self, weight: Tensor) -> Tensor:
+        """What of a weight is kept, in its shape, unpacked once where it is packed."""
+        if "keep" in self.edit.tensors:
+            return self.slot("keep", weight)
+        key = ("mask", weight.device, torch.bool)
+        if key not in self._placed:
+            self._placed[key] = unpack(self.edit.tensors["bits"].to(weight.device), weight.shape)
         return self._placed[key]
 
 
@@ -136,7 +166,7 @@ def masked(parts: Sequence[Part], strengths: Distinct, module: nn.Module, x: Ten
     """
     weight = original(module).to(x)
     total: Tensor | None = None
-    keeps = [part.slot("keep", x) for part in parts]
+    keeps = [part.mask(weight) for part in parts]
     for numbers, where in strengths:
         change = _apply(weight * (_product(keeps, numbers) - 1).to(weight.dtype), module, x)
         if where is None:
@@ -144,6 +174,22 @@ def masked(parts: Sequence[Part], strengths: Distinct, module: nn.Module, x: Ten
         where = where.view(*where.shape, *(1,) * (change.ndim - where.ndim))
         total = torch.where(where, change, torch.zeros_like(change) if total is None else total)
     return torch.zeros_like(_apply(weight, module, x)) if total is None else total
+
+
+def thinned(parts: Sequence[Part], strength: Tensor | None, x: Tensor) -> Tensor:
+    """x o prod_i (1 + s_i (keep_i - 1)) over input features; x [rows, ..., in] or pictures.
+
+    `strength` [rows, m] or [rows, length, m], None where all are 1. Where all are 0, x is as it was.
+    """
+    keeps = torch.stack([part.edit.tensors["keep"].to(x) for part in parts])  # [m, in]
+    if strength is None:
+        factor = keeps.prod(0)[None]  # [1, in]
+    else:
+        open_ = strength[..., None]  # [rows, (length,) m, 1]
+        factor = torch.where(open_ == 0, 1, 1 + open_ * (keeps - 1)).prod(-2)  # [rows, (length,) in]
+    if x.ndim == 4:
+        return x * factor[..., None, None]
+    return x * factor.view(len(factor), *(1,) * (x.ndim - factor.ndim), *factor.shape[1:])
 
 
 def _product(keeps: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
@@ -179,16 +225,24 @@ def weight_delta(edits: Iterable[Edit], module: nn.Module) -> Tensor:
     weight = original(module).detach().float()
     total, kept = torch.zeros_like(weight), torch.ones_like(weight)
     for edit in edits:
+        if is_mask(edit) or thins(edit):
+            kept = kept * (1 + edit.scale * (_kept(edit, weight) - 1))
+            continue
         t = {name: tensor.detach().to(weight) for name, tensor in edit.tensors.items()}
-        if "keep" in t:
-            kept = kept * (1 + edit.scale * (t["keep"] - 1))
-        elif "into" in t:
+        if "into" in t:
             total += edit.scale * (weight @ t["into"] @ t["down"])
         elif "up" in t:
             total += edit.scale * (t["up"].flatten(1) @ t["down"].flatten(1)).view_as(weight)
         else:
             total += edit.scale * t["delta"]
     return total + weight * (kept - 1)
+
+
+def _kept(edit: Edit, weight: Tensor) -> Tensor:
+    """A mask as numbers that multiply a weight."""
+    if not thins(edit):
+        return Part(edit).mask(weight).to(weight)
+    return edit.tensors["keep"].to(weight).view(1, -1, *(1,) * (weight.ndim - 2))
 
 
 def _expected(edit: Edit, module: nn.Module) -> dict[str, tuple[int | None, ...]]:
@@ -204,7 +258,8 @@ def _expected(edit: Edit, module: nn.Module) -> dict[str, tuple[int | None, ...]
         "down": (None, width, *kernel),
         "into": (width, None),
         "delta": (out, width, *kernel),
-        "keep": (out, width, *kernel),
+        "keep": (width,) if thins(edit) else (out, width, *kernel),
+        "bits": (out, -(-width * math.prod(kernel) // 8)),
     }
 
 

@@ -9,6 +9,7 @@ from small import edits
 from conceptzap.base import Base
 from conceptzap.errors import UsageError
 from conceptzap.methods import prune
+from conceptzap.runtime import ops
 from conceptzap.runtime.attach import attached
 from conceptzap.training import objectives
 
@@ -33,7 +34,7 @@ def test_a_pruned_input_is_a_zeroed_one(sd1: Base) -> None:
     handles = [
         module.register_forward_pre_hook(lambda m, args: seen.setdefault("x", args[0])),
     ]
-    with torch.no_grad(), attached(sd1.unet, [prune.one_hot(site, mask)]):
+    with torch.no_grad(), attached(sd1.unet, [prune.mask_of(site, mask)]):
         handles.append(module.register_forward_hook(lambda m, a, out: seen.setdefault("y", out)))
         sd1.eps(sd1.noise([0]), 500, sd1.encode(["a cat"]))
     for handle in handles:
@@ -43,8 +44,8 @@ def test_a_pruned_input_is_a_zeroed_one(sd1: Base) -> None:
         assert torch.equal(seen["y"], module(x))
 
 
-def test_scores_are_wandas_by_column(sd1: Base) -> None:
-    """sqrt(sum_i (|W_ij| |A_j|)^2) over the rows i of single scores."""
+def test_scores_are_wandas(sd1: Base) -> None:
+    """|W_ij| ||A_j|| of single weights, sqrt(sum_i (|W_ij| ||A_j||)^2) of their columns."""
     (site, *_) = sd1.sites("unet.*.ff.net.2")
     inputs: list[torch.Tensor] = []
     handle = sd1.module(site).register_forward_pre_hook(lambda m, args: inputs.append(args[0]))
@@ -53,16 +54,23 @@ def test_scores_are_wandas_by_column(sd1: Base) -> None:
     handle.remove()
     norm = inputs[0].flatten(0, -2).norm(dim=0)
     assert torch.allclose(energy[site].sqrt(), norm, rtol=1e-4)
-    weight = sd1.module(site).weight
-    single = weight.abs() * norm
-    assert torch.allclose(single.norm(dim=0), weight.norm(dim=0) * energy[site].sqrt(), rtol=1e-4)
+    weight = sd1.module(site).weight.detach()
+    single = prune.scores(weight, norm, whole=False)
+    assert torch.allclose(single, weight.abs() * norm)
+    assert torch.allclose(single.norm(dim=0), prune.scores(weight, norm, whole=True), rtol=1e-4)
 
 
-def test_masks_are_one_hot_and_no_more_than_their_share(sd1: Base) -> None:
-    for edit in edits(sd1, "prune", share=0.05, trajectories=2, window=0.1):
-        (site,), down = edit.sites, edit.tensors["down"]
-        assert torch.equal(edit.tensors["into"], -down.T)
-        assert torch.equal(down @ down.T, torch.eye(len(down)))
-        assert len(down) <= max(1, round(0.05 * sd1.module(site).weight.shape[1]))
+@pytest.mark.parametrize("whole", [True, False])
+def test_masks_cut_no_more_than_their_share(sd1: Base, whole: bool) -> None:
+    """Of the inputs, or of every row's weights."""
+    for edit in edits(sd1, "prune", share=0.05, trajectories=2, window=0.1, whole=whole):
+        (site,), weight = edit.sites, sd1.module(edit.sites[0]).weight
+        most = max(1, round(0.05 * weight.shape[1]))
+        if whole:
+            assert edit.tensors["keep"].shape == weight.shape[1:] and 1 <= (~edit.tensors["keep"]).sum() <= most
+        else:
+            keep = ops.unpack(edit.tensors["bits"], weight.shape)
+            assert 0 < (~keep).sum() and (~keep).sum(1).max() <= most
+            assert edit.tensors["bits"].numel() == len(weight) * -(-weight.shape[1] // 8)
     with pytest.raises(UsageError, match="no neuron"):
         edits(sd1, "prune", margin=1000.0)
