@@ -56,10 +56,11 @@ def test_what_was_found_joins_the_gate_only_if_it_is_the_concept(
     fitted: list[int] = []
     fit = probe.fit_gate
     monkeypatch.setattr(probe, "fit_gate", lambda c, o: fitted.append(len(c)) or fit(c, o))
-    for drawn in (0.0, 1.0):
-        monkeypatch.setattr(hardening, "_drawn", lambda *given, drawn=drawn: drawn)
+    for drawn in (False, True):
+        fate = torch.full((SMALL.found,), drawn)
+        monkeypatch.setattr(hardening, "_fate", lambda *given, fate=fate: (fate, fate))
         hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report())
-    assert fitted[:2] == [4, 4] and fitted[2] == 4 + SMALL.found
+    assert fitted == [4, 4, 4 + SMALL.found, 4 + 2 * SMALL.found]
 
 
 def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
@@ -81,14 +82,13 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
     assert searched(12) < searched(0)
 
 
-def test_drawn_is_one_under_the_name_and_nothing_under_the_anchor(sd1: Base) -> None:
-    lesson = next(iter(lessons.lessons(sd1, TASK)))
-    pairs = lesson.pairs[:4]
-    prompts = [pair.concept for pair in pairs]
-    seen = probe.watch(sd1, prompts, 0, Report(), "looking")
-    for side, wanted in (("concept", 1.0), ("anchor", 0.0)):
-        cond = sd1.encode([getattr(pair, side) for pair in pairs])
-        assert hardening._drawn(sd1, lesson, prompts, seen, (), cond) == pytest.approx(wanted, abs=1e-4)
+def test_what_came_through_is_the_concept_seen_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen early, seen in the end only, never; and seen by the half with the prompt alone."""
+    without = torch.tensor([[1.0, -1, -1, -1], [1, -1, -1, -1], [1, 1, -1, -1], [1, 1, -1, -1]])
+    given = torch.tensor([[1.0, -1, -1, 1], [1, -1, -1, 1], [1, 1, -1, 1], [1, 1, -1, 1]])
+    monkeypatch.setattr(probe, "looks", lambda *_: (given, without))
+    drawn, through = hardening._fate(None, None)  # type: ignore[arg-type]
+    assert drawn.tolist() == [True, True, False, False] and through.tolist() == [False, True, False, False]
 
 
 def test_a_file_is_hardened_into_another(

@@ -33,8 +33,16 @@ def test_what_is_apart_is_told_apart() -> None:
     assert gate.params["false_open"] | {"high": 0} == {"rate": 0.0, "low": 0.0, "high": 0, "n": 40}
     assert gate.params["false_shut"]["rate"] == 0.0 and gate.params["low"] == 500
     sight.check(gate)
-    opens, shuts = probe.best(gate, seen(8, 3.0, 9)), probe.best(gate, seen(8, -3.0, 11))
-    assert opens.min() > gate.params["threshold"] > shuts.max()
+    opens, _ = probe.looks(gate, seen(8, 3.0, 9))
+    assert opens.min() > 0 > max(half.max() for half in probe.looks(gate, seen(8, -3.0, 11)))
+
+
+def test_one_doubtful_look_dulls_no_other() -> None:
+    others = seen(40, -3.0, 2)
+    others.given[0, 7, 0] = 3.0  # looks like the concept in the first step
+    gate = probe.fit_gate(seen(24, 3.0, 0), others)
+    given, _ = probe.looks(gate, seen(8, 3.0, 9))
+    assert gate.params["false_open"]["rate"] == 0.0 and (given[1:] > 0.2).all()
 
 
 def test_what_cannot_be_told_apart_is_said() -> None:

@@ -8,9 +8,11 @@ embeddings moved by gradients through the text encoder and the erased UNet:
     min_v || eps(x_t, t, c(v); edits) - eps_base(x_t, t, c) ||^2 + w sum_g relu(margin_g + slack)
 
 x_t the base's own latents on the way to pictures of the concept c, g all gates: the text's, and the
-one that looks. What it finds is new where the concept is drawn and the gate stays shut; it joins the
-gate's pictures of the concept, and the gate is fitted again (STEREO's rounds, Srivatsan et al. 2025,
-with a probe in place of the weights). A round that finds nothing new is the last.
+one that looks. What it finds is drawn from noise and looked at. It is the concept where the
+unconditional half, which knows nothing of the text, shows it at the last look; and it came through
+where no look of the first half had opened the gate by then. What is the concept joins the gate's
+pictures of it, and the gate is fitted again (STEREO's rounds, Srivatsan et al. 2025, with a probe in
+place of the weights). When every number of tokens has found nothing new, that is the end.
 """
 
 from __future__ import annotations
@@ -34,8 +36,6 @@ from conceptzap.training.probe import Seen
 
 ROWS = 8  # the anchor's states that stand in place of the text
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
-DRAWN = 0.5  # from here on what was found counts as the concept; 0 the anchor, 1 its name
-GENTLE = 8  # of the found pictures' noise errors that are compared
 
 
 @dataclass(frozen=True)
@@ -92,26 +92,38 @@ def _hardened(
     others = probe.watch(base, shut, seed + 1000, report, "looking at what stays", edits)
     gone = prompts[: size.erased]
     others = others.joined(probe.watch(base, gone, seed + 2000, report, "looking at what is erased", edits))
-    gate, rounds = probe.fit_gate(concept, others), []
+    gate, rounds, idle = probe.fit_gate(concept, others), [], 0
     # 2. attack, look, fit again
     for number in range(size.rounds):
         free = size.tokens[number % len(size.tokens)]
         cond = _search(base, lesson, prompts, concept, edits, gate, free, size, number, report)
-        drawn = _drawn(base, lesson, prompts, concept, edits, cond)
         found = probe.watch(base, cond[list(range(size.found))], seed + 3000 + 100 * number, report,
                             "looking at what was found", edits)  # fmt: skip
-        through = drawn * float((probe.best(gate, found) <= gate.params["threshold"]).float().mean())
-        rounds.append({"tokens": free, "drawn": round(drawn, 3), "through": round(through, 3)})
-        if drawn >= DRAWN:
-            concept = concept.joined(found)
+        drawn, through = _fate(gate, found)
+        rounds.append({
+            "tokens": free, "drawn": round(float(drawn.float().mean()), 3),
+            "through": round(float(through.float().mean()), 3), "n": len(found),
+        })  # fmt: skip
+        idle = 0 if through.any() else idle + 1
+        if drawn.any():
+            concept = concept.joined(found.rows(drawn))
             gate = min(gate, probe.fit_gate(concept, others), key=lambda one: _missed(one, concept))
-        if not through and number + 1 >= len(size.tokens):
+        if idle == len(set(size.tokens)):
             break
     return _stand_in(base, lesson, gate), rounds
 
 
+def _fate(gate: Gate, found: Seen) -> tuple[Tensor, Tensor]:
+    """Which of n pictures show the concept in the end, and which of these came half way unseen: [n] each."""
+    given, without = probe.looks(gate, found)  # [steps, n]
+    early = torch.maximum(given, without)[: len(given) // 2] > 0
+    drawn = without[-1] > 0
+    return drawn, drawn & ~early.any(0)
+
+
 def _missed(gate: Gate, concept: Seen) -> int:
-    return int((probe.best(gate, concept) <= gate.params["threshold"]).sum())
+    """Pictures of the concept that came half way unseen."""
+    return int((torch.maximum(*probe.looks(gate, concept))[: len(concept.times) // 2] <= 0).all(0).sum())
 
 
 def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:
@@ -164,23 +176,3 @@ def _shutting(edits: Sequence[Edit], cond: Cond, looks: Tensor) -> Tensor:
     text = {g.name: g for edit in edits for g in edit.gates if g.kind in gates.TEXT}
     margins = [*(gates.margins(gate, cond.states) for gate in text.values()), looks]
     return sum((margin + SLACK).relu().mean() for margin in margins)
-
-
-@torch.no_grad()
-def _drawn(
-    base: Base, lesson: Lesson, prompts: Sequence[str], seen: Seen, edits: Sequence[Edit], cond: Cond
-) -> float:
-    """How far the erased model sees the concept under `cond`: 0 as under the anchor, 1 as under its name."""
-    chosen = list(range(min(GENTLE, len(prompts))))
-    named = base.encode([prompts[i] for i in chosen])
-    pairs = {pair.concept: pair.anchor for pair in lesson.pairs}
-    anchored = base.encode([pairs[prompts[i]] for i in chosen])
-    far = torch.zeros(2)
-    for step in range(1, len(seen.times), 2):
-        x = seen.latents[step, chosen].to(base.device)
-        t = int(seen.times[step])
-        target, other = base.predict(x, t, named), base.predict(x, t, anchored)
-        with attached(base.unet, edits):
-            found = base.predict(x, t, cond[chosen])
-        far += torch.tensor([(one - target).pow(2).mean().item() for one in (found, other)])
-    return max(0.0, 1.0 - (far[0] / far[1].clamp(min=1e-12)).item())

@@ -4,13 +4,14 @@ One linear probe a step, by ridge regression on the mean of the second up block'
 `runtime.sight`), between pictures of the concept and pictures of everything else, both on the way
 from noise as the base draws them. On the demo the middle block tells a prompt apart as well, but not
 the picture without its prompt: there, from t = 700 on, the up block sees a style in the unconditional
-half alone, which no text can mislead.
+half alone, which no text can mislead. So each step has a threshold of its own: one picture that is
+doubtful early on must not dull the looks that come later.
 
 Contract: `watch` draws the first steps of some prompts, or of given text states, and returns what
 the block made of them; `fit_gate` takes what was seen with and without the concept. Both halves of
-guidance count: what opens in one opens the picture. The threshold stands between the classes by
-scores of probes that had not seen the picture (`FOLDS` parts in turn), which also give both error
-rates; and above all that must stay shut, for the text gates are there, too.
+guidance count: what opens in one opens the picture. Thresholds stand between the classes by scores
+of probes that had not seen the picture (`FOLDS` parts in turn), which also give both error rates; and
+above all that must stay shut, for the text gates are there, too.
 """
 
 from __future__ import annotations
@@ -37,8 +38,7 @@ GUIDANCE = 4.0
 ROWS = 16  # pictures watched together, where they fit
 RIDGE = 0.1  # of the mean variance of a channel
 FOLDS = 4
-OPENS_BY = 2  # looks by which a picture of the concept should have opened the gate
-SAFETY = 0.35  # where between the two classes the threshold stands
+SAFETY = 0.35  # where between the two classes a step's threshold stands
 MARGIN = 0.02  # above what must stay shut, where the classes overlap
 
 
@@ -117,27 +117,32 @@ def fit_gate(concept: Seen, others: Seen) -> Gate:
     """A calibrated `sight` gate for pictures of the concept; its params hold both error rates."""
     # 1. scores of every picture by probes that have not seen it
     yes, no = _held_out(concept, others)  # [steps, n of the concept], [steps, n of the others]
-    # 2. the threshold, between the two
-    bottom, top = yes[:OPENS_BY].amax(0).min().item(), no.max().item()
-    threshold = round(top + max(SAFETY * (bottom - top), MARGIN), 6)
+    # 2. a threshold for each step, between the two; in the file it is part of the offset
+    bottom, top = yes.amin(1), no.amax(1)  # [steps]
+    level = top + (SAFETY * (bottom - top)).clamp(min=MARGIN)
+    yes, no = yes - level[:, None], no - level[:, None]
     # 3. the probes, on everything
     query, offset = _fit(concept, others)
+    offset = offset + level
     rising = concept.times.argsort()
     tensors = {
         "times": concept.times[rising], "query": query[rising].half(), "offset": offset[rising].float(),
     }  # fmt: skip
     params = {
-        "site": SITE, "threshold": threshold, "low": int(concept.times.min()),
-        "false_open": _rate(no.amax(0) > threshold), "false_shut": _rate(yes.amax(0) <= threshold),
+        "site": SITE, "threshold": 0.0, "low": int(concept.times.min()),
+        "false_open": _rate(no.amax(0) > 0), "false_shut": _rate(yes.amax(0) <= 0),
     }  # fmt: skip
     return Gate("sight", params, tensors)
 
 
-def best(gate: Gate, seen: Seen) -> Tensor:
-    """The highest score of each picture in any look at either half, [n]."""
-    halves = zip(seen.given, seen.without, seen.times, strict=True)
-    found = [scores(gate, half, t.expand(len(half))) for *both, t in halves for half in both]
-    return torch.stack(found).amax(0)
+def looks(gate: Gate, seen: Seen) -> tuple[Tensor, Tensor]:
+    """How far the gate is from shut in each look at each picture, with the prompt and without: [steps, n]."""
+    margins = [
+        [scores(gate, look, t.expand(len(look))) for look, t in zip(half, seen.times, strict=True)]
+        for half in (seen.given, seen.without)
+    ]
+    given, without = (torch.stack(half) - gate.params["threshold"] for half in margins)
+    return given, without
 
 
 def _held_out(concept: Seen, others: Seen) -> tuple[Tensor, Tensor]:
