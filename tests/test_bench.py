@@ -30,7 +30,9 @@ from conceptzap.result import Result, Score, Settings
 from conceptzap.runtime import sampler
 from conceptzap.verbs import benching
 
-QUICK = [m["name"] for m in catalog.methods() if m["cost"] == "closed form"][:2]
+CLOSED = [m["name"] for m in catalog.methods() if m["cost"] == "closed form"]
+KEEPING = {"rank", "keep_prompts"}  # settings that the quick ones have
+QUICK = [n for n in CLOSED if {one["name"] for one in catalog.method(n)["settings"]} >= KEEPING][:2]
 WORDS = ("--suite", "imagenette", *STUB, *CHEAP)
 LOOK = Settings(steps=1, guidance=2.0)
 FILES = {"folder", "json", "csv", "page"}
