@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import faults, needs_axe
 from command import Answer, conceptzap, contents, refused
 from evaluations import CHEAP, STUB
 from test_cli_flow import closed_form
@@ -138,6 +139,11 @@ def test_the_page_shows_e_against_p_and_links_to_what_lies_beside_it(whole: tupl
     assert not [tag for tag, attrs in tags if tag == "script" or "src" in attrs]
     for text in ("erased (E)", "kept (P)", "its synonyms", "n = 6", "seconds", "peak memory", *QUICK):
         assert text in page
+
+
+@needs_axe
+def test_nothing_keeps_anybody_from_reading_it(whole: tuple[Path, Answer], tmp_path: Path) -> None:
+    assert faults((whole[0] / "bench.html").read_text(), tmp_path) == []
 
 
 def test_attacks_are_columns(whole: tuple[Path, Answer], tiny_folder: Path, tmp_path: Path) -> None:

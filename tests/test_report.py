@@ -10,7 +10,6 @@ import io
 import json
 import re
 import shlex
-import shutil
 import subprocess
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -19,6 +18,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import (
+    CHROMIUM,
+    DARK,
+    FLAGS,
+    SCREEN,
+    WIDTHS,
+    faults,
+    framed,
+    needs_axe,
+    needs_chromium,
+)
 from erasures import nudge
 from PIL import Image
 from test_attention import learned
@@ -35,17 +45,7 @@ from conceptzap.report import Report
 from conceptzap.trust import canary
 from conceptzap.verbs.evaluating import read
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--hide-scrollbars", "--force-color-profile=srgb", "--enable-logging=stderr", "--v=0",
-    "--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1300,6000",
-)  # fmt: skip
 SIDE, CELL = 16, 8  # pixels of a picture of the tiny base, and of each of them on the page
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="NO CHROMIUM IS INSTALLED: the report is not looked at in a browser"
-)
 
 
 def with_tokens(base: Base) -> Erasure:
@@ -311,7 +311,7 @@ def look(path: Path, folder: Path, *flags: str) -> Look:
 
 
 @needs_chromium
-@pytest.mark.parametrize("flags", [(), ("--blink-settings=preferredColorScheme=0",)], ids=["light", "dark"])
+@pytest.mark.parametrize("flags", [(), (DARK,)], ids=["light", "dark"])
 def test_a_browser_shows_the_grids_without_errors_or_network(
     flags: tuple[str, ...], out: Path, page: str, tmp_path: Path
 ) -> None:
@@ -324,8 +324,7 @@ def test_a_browser_shows_the_grids_without_errors_or_network(
             assert any(x == right and y < under for y, x in above for under, right in below), title
 
 
-WIDTHS, SCREEN = (390, 768, 1280), 844  # pixels of a telephone, a tablet, a laptop; of a telephone's height
-TRIED = """<script>addEventListener("load", () => {
+TRIED = """addEventListener("load", () => {
   const tall = [...document.querySelectorAll(".slice, table, .many, .wide, .cards, .verdict")];
   const found = { width: innerWidth, wide: document.documentElement.scrollWidth,
     tall: Math.max(...tall.map((one) => one.getBoundingClientRect().height)) };
@@ -343,27 +342,13 @@ TRIED = """<script>addEventListener("load", () => {
   found.large = [large.open, large.querySelector(".over").style.clipPath,
     large.querySelector("img").naturalWidth, large.querySelector("code").textContent];
   parent.postMessage(found, "*");
-});</script>"""
-WRAPPER = """<!doctype html><title>0</title><script>const found = [];
-addEventListener("message", (event) => { found.push(event.data); document.body.append(JSON.stringify(event.data), "\\n"); });
-</script>"""
+});"""
 
 
 @pytest.fixture(scope="module")
 def tried(page: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     """Width -> what a script found that measured the page there, and clicked at it."""
-    folder = tmp_path_factory.mktemp("tried")
-    free = re.sub(r"<meta http-equiv=[^>]*>", "", page).replace("</body>", f"{TRIED}</body>")
-    (folder / "page.html").write_text(free, encoding="utf-8")
-    frames = (f'<iframe src="page.html" width="{width}" height="{SCREEN}"></iframe>' for width in WIDTHS)
-    (folder / "all.html").write_text(f"{WRAPPER}<body>{''.join(frames)}</body>")
-    done = subprocess.run(
-        [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000",
-         "--dump-dom", (folder / "all.html").as_uri()],
-        capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    found = [json.loads(html.unescape(line)) for line in re.findall(r'\{"width.*\}', done.stdout)]
-    return {one["width"]: one for one in found}
+    return framed(page, [TRIED], tmp_path_factory.mktemp("tried"))
 
 
 @needs_chromium
@@ -383,6 +368,21 @@ def test_it_answers_clicks(width: int, tried: dict[int, dict[str, Any]], done: E
     is_open, clip, pixels, command = found["large"]
     assert is_open and clip == "inset(0px 0px 0px 70%)" and pixels == SIDE
     assert command.startswith("conceptzap generate --with church.lprompt.safetensors")
+
+
+@needs_axe
+@pytest.mark.parametrize(("flags", "widths"), [((), WIDTHS), ((DARK,), WIDTHS[-1:])], ids=["light", "dark"])
+def test_nothing_keeps_anybody_from_reading_it(
+    flags: tuple[str, ...], widths: tuple[int, ...], page: str, tmp_path: Path
+) -> None:
+    assert faults(page, tmp_path, *flags, widths=widths) == []
+
+
+@needs_axe
+def test_what_keeps_people_from_reading_would_be_told(tmp_path: Path) -> None:
+    bad = "<!doctype html><html><body><img src=x><p style='color:#ccc;background:#fff'>grey</p></body></html>"
+    told = faults(bad, tmp_path, widths=WIDTHS[:1])
+    assert any("image-alt" in one for one in told) and any("color-contrast" in one for one in told)
 
 
 @needs_chromium
