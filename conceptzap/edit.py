@@ -196,7 +196,8 @@ class Header:
 
     `made`: one record per erasure that went in (method, config, seed, versions); `scores`: name ->
     value, low, high, n, seeds; `parents`: digests a stack came from; `canary`: edit name -> the
-    self-test (`canary.py`); `extra`: unknown header fields, kept and shown.
+    self-test (`canary.py`); `extra`: unknown header fields, kept and shown; `thumbnail`: a small
+    picture as a data URI, "" for none.
     """
 
     title: str
@@ -208,6 +209,7 @@ class Header:
     parents: tuple[str, ...] = ()
     canary: Mapping[str, Json] = field(default_factory=dict)
     extra: Mapping[str, Json] = field(default_factory=dict)
+    thumbnail: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -242,14 +244,14 @@ class Erasure:
     def scaled(self, strength: float) -> Erasure:
         """The same erasure, weaker or stronger (0 to 2; 0 is absent, 1 as made), as a new value.
 
-        It loses its scores, which were earned at another strength. Its self-test is still that of the
+        It loses its scores and its picture, of another strength. Its self-test is still that of the
         edits at strength 1, for what a gated one does at a half follows from nothing stored. One of
         strength 0 does nothing that could be tested, so no base admits its file.
         """
         if strength == 1:
             return self
         tests = self.header.canary if strength else {}
-        header = replace(self.header, scores={}, canary=tests)
+        header = replace(self.header, scores={}, canary=tests, thumbnail="")
         return Erasure(header, sort_edits(edit.scaled(strength) for edit in self.edits))
 
     def with_role(self, role: str) -> tuple[Edit, ...]:

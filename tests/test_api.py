@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command import conceptzap as command
+from PIL import Image
 from small import settings
 
 import conceptzap
@@ -189,6 +192,9 @@ def test_what_is_made(world: Path) -> None:
     assert info.digest == made.digest and info.header.made[0]["config"]["rank"]
     assert {str(t.dtype) for edit in made.edits for t in edit.tensors.values()} == {"torch.float16"}
     assert (world / "cat.png").is_file() and not list(world.glob(".*"))
+    start, _, data = made.header.thumbnail.partition(",")
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        assert start == "data:image/webp;base64" and picture.size == (128, 64)
 
 
 def test_a_leak_is_exit_7_with_what_was_made(
@@ -377,6 +383,7 @@ def test_the_preview_shows_what_there_is(here: Base) -> None:
 def test_without_a_preview_there_is_none(world: Path, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("mine")
     made = erase(world, "cat", output=tmp_path / "x", preview=False)
+    assert made.erasure.header.thumbnail == ""
     assert made.preview is None and (tmp_path / "x.png").read_text() == "mine"
     planned = planning.resolve("cat", preview=False, method="zap", output=tmp_path / "y")
     assert planned.record()["preview"] is False and "--no-preview" in planned.resume_command()

@@ -271,6 +271,35 @@ def test_digest_is_the_hash_of_the_file_without_it():
 # -- the container, as others see it ---------------------------------------------------------------
 
 
+PICTURE = "data:image/webp;base64,UklGRg=="
+
+
+def pictured(text: str) -> Erasure:
+    return replace(small(), header=replace(small().header, thumbnail=text))
+
+
+def test_a_thumbnail_is_a_label_that_the_digest_covers():
+    data = format.dumps(pictured(PICTURE))
+    found = format.parse(data)
+    assert found.header.thumbnail == PICTURE and format.dumps(found) == data
+    metadata, _, _ = container.split(data)
+    assert metadata["modelspec.thumbnail"] == PICTURE and PICTURE not in metadata["lprompt"]
+    assert found.digest != format.digest_of(small()) == format.digest_of(pictured(""))
+    place = data.index(PICTURE.encode())
+    for bit in range(8 * len(PICTURE)):
+        flipped = bytearray(data)
+        flipped[place + bit // 8] ^= 1 << bit % 8
+        with pytest.raises(FormatError):
+            format.parse(bytes(flipped))
+    assert found.scaled(0.5).header.thumbnail == "" and stack([found, rich()]).header.thumbnail == ""
+
+
+@pytest.mark.parametrize("text", ["http://x/a.png", "data:text/html;base64,AAAA", PICTURE + "A" * 2**16, "x"])
+def test_a_thumbnail_is_a_small_picture_or_nothing(text: str):
+    with pytest.raises(FormatError, match="no small picture"):
+        format.dumps(pictured(text))
+
+
 def test_safetensors_reads_our_bytes(tmp_path):
     path = tmp_path / "a.lprompt.safetensors"
     format.save(rich(), path)

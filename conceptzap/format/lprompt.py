@@ -9,6 +9,7 @@ Files of an older `layout` are read, and keep their digest; what is written is o
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,9 @@ ARCHITECTURES = {
     "sd2": ("stable-diffusion-v2-512", "sd_v2", "True"),
     "sdxl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "False"),
 }
+THUMBNAIL = "modelspec.thumbnail"
+PICTURE = re.compile(r"data:image/(webp|jpeg|png);base64,[A-Za-z0-9+/]+={0,2}")
+LARGEST_PICTURE = 2**16  # characters
 VERBS = {"erase": "erases", "key": "restores", "attack": "attacks"}
 
 
@@ -110,7 +114,7 @@ def parse(data: bytes) -> Erasure:
     _check_format(metadata)
     tensors = container.cut(entries, buffer)
     full, number = layout.expand(container.strict_json(metadata.get("lprompt", "")))
-    erasure = tree.read(full, tensors)
+    erasure = _with_picture(tree.read(full, tensors), metadata.get(THUMBNAIL, ""))
     again, own = _tree(erasure)
     head, digest = _head(erasure, _text(again, number), container.entries_of(own), buffer)
     if head != data[: len(data) - len(buffer)]:
@@ -133,6 +137,15 @@ def _check_format(metadata: dict[str, str]) -> None:
     if found.startswith("lprompt/"):
         raise FormatError(f"it is {escape(found)}, this conceptzap reads {FORMAT}", UPGRADE)
     raise FormatError("it is a safetensors file, but not an erasure", container.NOT_OURS)
+
+
+def _with_picture(erasure: Erasure, picture: str) -> Erasure:
+    """The erasure with the thumbnail that its file has; raises `FormatError` for what is none."""
+    if not picture:
+        return erasure
+    if len(picture) > LARGEST_PICTURE or not PICTURE.fullmatch(picture):
+        raise FormatError("its thumbnail is no small picture", container.GET_AGAIN)
+    return replace(erasure, header=replace(erasure.header, thumbnail=picture))
 
 
 def _altered(claimed: str, digest: str) -> FormatError:
@@ -201,6 +214,7 @@ def _labels(erasure: Erasure, buffer: bytes | memoryview) -> dict[str, str]:
         "modelspec.hash_sha256": f"0x{hashlib.sha256(buffer).hexdigest()}",
         "modelspec.implementation": "conceptzap",
         "modelspec.sai_model_spec": "1.0.1",
+        **({THUMBNAIL: header.thumbnail} if header.thumbnail else {}),
         "modelspec.title": header.title,
         "ss_base_model_version": version,
         "ss_output_name": header.title,

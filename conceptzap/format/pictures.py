@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,17 @@ def encode_png(array: np.ndarray, text: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(_checked(array)).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
+
+
+def thumbnail(images: Sequence[np.ndarray], side: int = 64) -> str:
+    """Pictures [h, w, 3] uint8 beside each other, `side` px high, as a data URI: equal for equal input."""
+    small = []
+    for image in map(_checked, images):
+        size = (max(1, round(image.shape[1] * side / image.shape[0])), side)
+        small.append(np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)))
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(small, 1)).save(buffer, "WEBP", quality=50, method=6)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _storable(text: str) -> str:

@@ -22,7 +22,7 @@ from conceptzap.errors import (
     UsageError,
     escape,
 )
-from conceptzap.evaluation.closing import Closing, closing
+from conceptzap.evaluation.closing import Closing, Drawn, closing
 from conceptzap.format import atomic
 from conceptzap.redteam import hardening
 from conceptzap.registry import family
@@ -94,12 +94,15 @@ def erase(
         phases.enter("measuring", "measuring what is erased and what is kept")
         settings = replace(usual(base), batch=CLOSING_BATCH)
         found = closing(base, acting, task, settings, plan.seed, report)
-        erasure, key = (
-            _assemble(base, plan, task, edits, role, found.scores, hardened) for role in ("erase", "key")
-        )
         # 4. the picture
         phases.enter("drawing", "drawing before and after")
-        picture = _preview(base, plan, task, erasure, found, report)
+        shown = _drawn(base, plan, task, acting, found, report)
+        thumbnail = preview_.thumbnail(shown[0]) if shown else ""
+        erasure, key = (
+            _assemble(base, plan, task, edits, role, found.scores, hardened, thumbnail)
+            for role in ("erase", "key")
+        )
+        picture = preview_.sheet(base, task, erasure, *shown) if shown else None
         # 5. the files, once the value acts as they will give it back
         phases.enter("writing", "checking and writing")
         admission.admit(base, erasure, True, report)
@@ -126,16 +129,15 @@ def erase(
     )
 
 
-def _preview(
-    base: Base, plan: ErasePlan, task: Task, erasure: Erasure, found: Closing, report: Report
-) -> bytes | None:
-    """The before/after picture, of what was judged or drawn for it; None where none is wanted."""
+def _drawn(
+    base: Base, plan: ErasePlan, task: Task, edits: Sequence[Edit], found: Closing, report: Report
+) -> tuple[Sequence[Drawn], Sequence[Drawn]] | None:
+    """Pictures of the concepts and of the rest, judged or drawn for this; None where none are wanted."""
     if not plan.preview:
         return None
-    concept, kept = found.concept, found.kept
-    if not concept:
-        concept, kept = preview_.draw(base, task, erasure.edits, plan.seed, usual(base), report)
-    return preview_.sheet(base, task, erasure, concept, kept)
+    if found.concept:
+        return found.concept, found.kept
+    return preview_.draw(base, task, edits, plan.seed, usual(base), report)
 
 
 def _checked(made: ErasedFile) -> ErasedFile:
@@ -221,6 +223,7 @@ def _assemble(
     role: str,
     scores: Mapping[str, Score],
     hardened: Mapping[str, Json],
+    thumbnail: str,
 ) -> Erasure | None:
     """The erasure of one role as its file will give it back; None where no edit has that role."""
     mine = _of(edits, role)
@@ -234,6 +237,7 @@ def _assemble(
         made=(_provenance(plan, task) | ({"harden": dict(hardened)} if hardened else {}),),
         scores=_score_records(scores, plan.seed) if role == "erase" else {},
         canary=canaries(base, mine, task),
+        thumbnail=thumbnail if role == "erase" else "",
     )
     return format.seal(Erasure(header, mine))
 

@@ -64,6 +64,11 @@ def sheet(
     return pictures.encode_png(pictures.contact_sheet(title, blocks, scale), text)
 
 
+def thumbnail(concept: Sequence[Drawn]) -> str:
+    """The first picture of the concept, before and after, as the file carries it."""
+    return pictures.thumbnail([concept[0].before, concept[0].after])
+
+
 @torch.no_grad()
 def sample(
     base: Base, task: Task, edits: Sequence[Edit], seed: int, settings: Settings
