@@ -11,7 +11,7 @@ from conceptzap.result import Probe, Result, Score, wilson
 # metric, slice, smallest value that stands, what it means when it is less
 FLOORS = (
     ("validity", "", 0.98, "the pictures are broken, so that nothing in them means nothing"),
-    ("diversity", "keep", 0.8, "the pictures resemble one another far more than the base's"),
+    ("diversity", "keep", 0.8, "the pictures resemble one another far more than the original's"),
     ("diversity", "erase", 0.3, "the concept's pictures are nearly all the same"),
     ("E", "", 0.9, "the concept is still drawn"),
     ("P", "", 0.9, "what was to stay is damaged"),
@@ -38,7 +38,7 @@ def failures(scores: Iterable[Score]) -> tuple[dict[str, str], ...]:
     ]
     drift = found.get(("drift", ""))
     if drift and drift.value >= DRIFTED:
-        why = f"{drift.value:.2f} >= {DRIFTED}: kept pictures are no longer the base's"
+        why = f"{drift.value:.2f} >= {DRIFTED}: kept pictures are no longer the original's"
         failed.append(_failure("drift", "", why))
     sealed, overall = found.get(("E", SEALED)), _open(found)
     if sealed and overall is not None and overall - sealed.value > SEALED_GAP:
@@ -114,7 +114,7 @@ def sentence(result: Result) -> str:
         parts = [f"{name} {verb} gone from {gone} of {asked} pictures"]
     if right:
         parts.append(f"{kept} of {right} others kept")
-    return "; ".join(parts) or "no judge recognised anything in the base's pictures"
+    return "; ".join(parts) or "no judge recognised anything in the original's pictures"
 
 
 # thresholds
