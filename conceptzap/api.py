@@ -117,6 +117,7 @@ def erase(
     )  # fmt: skip
     report = report or Bars()
     doubts.warn(planned.task, report)
+    report.phase("loading torch")
     from conceptzap.verbs import erasing
 
     return erasing.erase(planned, report, resume, base)
@@ -395,5 +396,4 @@ def verify(path: Path | str = "conceptzap.lock", *, device: str = "auto") -> Pol
 
 def _listed(given: Any) -> tuple[Any, ...]:
     """One thing or several, as several."""
-    alone = isinstance(given, (str, Path, Erasure))
-    return (given,) if alone else tuple(given)
+    return (given,) if isinstance(given, (str, Path, Erasure)) else tuple(given)

@@ -7,12 +7,17 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from command import conceptzap
 
+from conceptzap.base import Base
+from conceptzap.result import Settings
 from conceptzap.terminal import progress, speech
 from conceptzap.terminal.progress import Progress, Pulse
+from conceptzap.trust import admission, canary
+from conceptzap.verbs import erasing
 
 
 class Terminal(io.StringIO):
@@ -142,6 +147,52 @@ def test_on_a_terminal_a_phase_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pulse.spinner is not None and pulse.timer is None
     pulse.stop()
     assert "loading demo" in stream.getvalue()
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["log", "terminal"])
+def test_erase_is_never_silent(
+    watched: bool, clock: type[Timer], tiny_folder: Path, own_cache: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whenever something slow is begun, a bar or a spinner turns, or a line is due in 10 s at most."""
+    reports: list[Progress] = []
+    silent: list[str] = []
+
+    class Heard(Progress):
+        def __init__(self) -> None:
+            super().__init__()
+            reports.append(self)
+
+    def alive() -> bool:
+        moving = [pulse.spinner or pulse.timer in Timer.running for pulse in speech._moving]
+        meter = reports[0].meter
+        return any(moving) or (meter is not None and meter.bar is not None)
+
+    def listened(home: object, name: str) -> None:
+        real = getattr(home, name)
+
+        def call(*given: object, **more: object) -> object:
+            if not alive():
+                silent.append(name)
+            seen.add(name)
+            return real(*given, **more)
+
+        monkeypatch.setattr(home, name, call)
+
+    seen: set[str] = set()
+    slow = {erasing: "find_base fitting_task _edits closing _drawn _write", Base: "predict encode decode",
+            admission: "admit", canary: "make"}  # fmt: skip
+    for home, names in slow.items():
+        for name in names.split():
+            listened(home, name)
+    monkeypatch.setattr(progress, "Progress", Heard)
+    monkeypatch.setattr(progress, "animated", lambda: watched)
+    monkeypatch.setattr(erasing, "usual", lambda base: Settings(steps=1, guidance=1.0))
+    words = ("erase", "church", "--method", "uce", "--base", tiny_folder, "-o", tmp_path / "x")
+    answer = conceptzap(*words)
+    assert answer.code == 0, answer
+    assert silent == [] and seen == {name for names in slow.values() for name in names.split()}
+    assert watched or all(timer.seconds <= 10 for timer in Timer.running)
 
 
 def test_generate_counts_its_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:

@@ -49,7 +49,8 @@ def build() -> typer.Typer:
     app.callback()(_root)
     for name in sorted(family.members("cli"), key=_position):
         module = importlib.import_module(f"{__name__}.{name}")
-        app.command(name, help=_with_examples(module.__doc__ or ""))(module.run)
+        text = _with_examples(module.__doc__ or "")
+        app.command(name, cls=_everywhere.Command, help=text)(module.run)
     return app
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from conceptzap.errors import UsageError
 from conceptzap.terminal import speech as show
@@ -74,6 +74,30 @@ class Program(TyperGroup):
             if getattr(param, "is_flag", False) and param.default is None:
                 param.default = False
         return params
+
+
+# options, by their parameters, that stand last in any command's help
+SELDOM = frozenset(
+    "batch device dtype height limit log_with prediction sample_every sampler save_config set_"
+    " strict toml width".split()
+)
+
+
+class Command(TyperCommand):
+    """Its help has the options in groups, what is seldom needed last."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": [], "Advanced": []}
+        for param in self.get_params(ctx):
+            name, text = param.get_help_record(ctx) or ("", "")
+            if param.param_type_name == "argument":
+                groups["Arguments"].append((param.display_name_raw, text))
+            elif name:
+                groups["Advanced" if param.name in SELDOM else "Options"].append((name, text))
+        for heading, records in groups.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
 
 
 class Counted(TyperOption):
