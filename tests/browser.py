@@ -36,7 +36,9 @@ needs_axe = pytest.mark.skipif(
     reason="chromium or axe-core is missing: npm install --prefix build/axe axe-core",
 )
 WRAPPER = f"""<!doctype html><title>0</title><script>
-addEventListener("message", (event) => {{ document.body.append("{FOUND}" + JSON.stringify(event.data), "\\n"); }});
+addEventListener("message", (event) => {{
+  document.body.append("{FOUND}" + JSON.stringify(event.data), "\\n");
+}});
 </script>"""
 FAULTS = """addEventListener("load", () => axe.run(document, { resultTypes: ["violations"] }).then((done) => {
   const shown = (one) => one.nodes.map((node) => node.html.slice(0, 200) + " " + node.failureSummary);
@@ -56,8 +58,8 @@ def framed(
     frames = (f'<iframe src="page.html" width="{width}" height="{SCREEN}"></iframe>' for width in widths)
     (folder / "all.html").write_text(f"{WRAPPER}<body>{''.join(frames)}</body>")
     done = subprocess.run(
-        [str(CHROMIUM), *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000",
-         "--dump-dom", (folder / "all.html").as_uri()],
+        [str(CHROMIUM), *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}",
+         "--virtual-time-budget=20000", "--dump-dom", (folder / "all.html").as_uri()],
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     found = [json.loads(html.unescape(line)) for line in re.findall(f"{FOUND}(\\{{.*\\}})", done.stdout)]

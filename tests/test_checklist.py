@@ -31,8 +31,8 @@ MET = {
         "test_colour_and_bars_on_a_terminal[NO_COLOR]", "test_no_terminal_no_bars",
     ),
     "6 40 and 200 columns, ASCII": (
-        "test_tables_fit_narrow_and_wide_terminals[40]", "test_help_fits_too", "test_other_encodings_get_ascii",
-        "test_on_a_narrow_terminal_no_word_is_broken",
+        "test_tables_fit_narrow_and_wide_terminals[40]", "test_help_fits_too",
+        "test_other_encodings_get_ascii", "test_on_a_narrow_terminal_no_word_is_broken",
     ),
     "7 errors: what, why, hint, no traceback": (
         "test_usage_errors", "test_a_traceback_only_when_asked_for", "test_a_hint_is_part_of_the_traceback",
@@ -41,7 +41,9 @@ MET = {
         "test_every_error_of_ours_has_its_code", "test_signals_have_their_exit_codes",
         "test_not_erased_is_exit_7_and_keeps_the_file",
     ),
-    "9 errors in JSON": ("test_what_erase_refuses", "test_a_bad_file_among_several_is_reported_and_the_others_shown"),
+    "9 errors in JSON": (
+        "test_what_erase_refuses", "test_a_bad_file_among_several_is_reported_and_the_others_shown",
+    ),
     "10 out of memory": ("test_out_of_memory", "test_a_training_out_of_memory_says_the_sizes"),
     "11 a config's unknown key: file, line, nearest": (
         "test_a_key_that_is_unknown_is_shown_by_its_line", "test_a_config_file_that_is_wrong_says_where",
@@ -78,7 +80,9 @@ MET = {
     "23 help: alone, -h, two examples, groups": (
         "test_alone_it_shows_its_help", "test_help_leads_with_two_examples", "test_help_has_groups",
     ),
-    "24 every option explained, the advanced apart": ("test_every_option_is_explained", "test_help_has_groups"),
+    "24 every option explained, the advanced apart": (
+        "test_every_option_is_explained", "test_help_has_groups",
+    ),
     "25 completion without torch": (
         "test_completion_needs_no_torch", "test_files_are_completed_wherever_they_lie",
         "test_the_completion_script_is_shown",
@@ -90,7 +94,9 @@ MET = {
     "28 a quick start": ("test_it_starts_without_torch",),
     "29 nothing is silent for long": ("test_erase_is_never_silent",),
     "30 equal inputs, equal bytes": ("test_the_same_seed_gives_the_same_bytes", "test_stack_is_order_free"),
-    "31 no telemetry, no server": ("test_the_tests_themselves", "test_it_fetches_nothing_and_runs_one_script_alone"),
+    "31 no telemetry, no server": (
+        "test_the_tests_themselves", "test_it_fetches_nothing_and_runs_one_script_alone",
+    ),
     "32 one line of progress": ("test_a_log_gets_a_line_now_and_then", "test_generate_counts_its_steps"),
     "33 samples, trackers, metrics (where asked for: the folder holds what was asked for)": (
         "test_losses_and_samples", "test_tensorboard", "test_a_stopped_run_goes_on_with_its_trackers",

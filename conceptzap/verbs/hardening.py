@@ -112,6 +112,7 @@ def _joined(
         made=tuple({**one, "harden": dict(record)} for one in made.header.made),
         canary={**made.header.canary, **erasing.canaries(base, more, task)},
         scores={},
+        thumbnail="",
         parents=(*made.header.parents, made.digest),
     )
     return format.seal(Erasure(header, edits))
