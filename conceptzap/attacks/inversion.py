@@ -3,7 +3,8 @@
 Pham et al. 2024 (CCE): on pictures of the concept x_0 and captions c(v) that have free tokens v for
 its name, min_v E || noise - eps(x_t, t, c(v)) ||^2 (Gal et al. 2022), on the model that is attacked,
 with 1 free token. Differs: also with 4, the pictures are the base's own, and all probes share what was
-found. The embeddings need be no tokens, so every form is continuous; `transfer` never sees the erasure.
+found; `taught` has the base's own estimate for the noise, which takes a tenth of the steps. The embeddings
+need be no tokens, so every form is continuous; `transfer` never sees the erasure.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from conceptzap.report import Report
 
 PAPER = "2308.01508"
 FORMS = (TRANSFER, STRAIGHT, EVADE)
-PAPER_SETTINGS = {"rounds": 5, "steps": 1000, "pictures": 25, "batch": 16, "lr": 0.005}
+PAPER_SETTINGS = {"rounds": 5, "steps": 1000, "pictures": 25, "batch": 16, "lr": 0.005, "taught": False}
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class Config:
     fewest: int = 1  # free tokens, of the first search
     most: int = 4  # of the second; the same number makes only one
     rounds: int = 2  # tries, one after each round
-    steps: int = 40  # of a round
-    lr: float = 0.02
+    steps: int = 50  # of a round
+    lr: float = 0.01
     decay: float = 0.0
-    batch: int = 6
+    batch: int = 4
+    taught: bool = True  # towards the base's estimate of the noise, not the noise itself
     pictures: int = 12  # of the concept, that are learned from
     evade: float = 0.3  # weight of the gates' margins
 
@@ -46,13 +48,14 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
         taught = Carrier.instead(victim.base, prompts, victim.words, free)
         asked = Carrier.instead(victim.base, victim.prompts, victim.words, free)
         for form in victim.forms(FORMS):
-            yield from _searched(victim, cfg, form, taught, asked, clean, report)
+            yield from _searched(victim, cfg, form, taught, asked, (prompts, clean), report)
 
 
 def _searched(
-    victim: Victim, cfg: Config, form: str, taught: Carrier, asked: Carrier, clean: torch.Tensor,
-    report: Report,
-) -> Iterator[Attempt]:  # fmt: skip
+    victim: Victim, cfg: Config, form: str, taught: Carrier, asked: Carrier, shown: tuple, report: Report
+) -> Iterator[Attempt]:
+    prompts, clean = shown
+    wanted = victim.knows.encode(prompts) if cfg.taught else None
     ids = discrete.begin(victim, 1, taught.free, _common(victim), taught.free)
     start = {"v": discrete.joined(victim, ids)}  # [1, k, d]
 
@@ -61,10 +64,11 @@ def _searched(
         free = discrete.split(victim, v["v"].expand(len(rows), -1, -1))
         cond = taught.rows(rows).states(free)
         t = search.times(victim, len(rows), generator)
-        error = search.noise_error(victim, form, cond, clean[rows], generator, t)
+        aim = None if wanted is None else wanted[rows]
+        error = search.noise_error(victim, form, cond, clean[rows], generator, t, aim)
         return (error + cfg.evade * victim.evasion(form, cond)).mean()
 
-    about = ["inversion", taught.free, cfg.batch, cfg.pictures, cfg.evade]
+    about = ["inversion", taught.free, cfg.batch, cfg.pictures, cfg.evade, cfg.taught]
     word = "token" if taught.free == 1 else "tokens"
     for found in search.search(victim, form, about, start, loss, search.Pace.of(cfg), report):
         free = discrete.split(victim, found["v"].expand(len(asked), -1, -1))

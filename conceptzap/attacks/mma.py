@@ -2,8 +2,8 @@
 
 Yang et al. 2024 (MMA-Diffusion, text): from random tokens, max_p cos(f(p), f(c)); each step takes the
 gradient of the cosine to the one-hot tokens, the best candidates for every place, tries some single
-exchanges and keeps the best. The concept's words are barred. Differs: `evade` adds the margins of the
-erasure's gates; fewer candidates in `quick`.
+exchanges and keeps the best. The concept's words are barred. Differs: it is searched once more without
+that bar; `evade` adds the margins of the erasure's gates; fewer candidates in `quick`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from conceptzap.base import Cond
 from conceptzap.redteam import discrete
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import Carrier, allowed, tables
+from conceptzap.redteam.carrier import Carrier, tables
 from conceptzap.redteam.victim import EVADE, TRANSFER, Victim
 from conceptzap.report import Report
 
@@ -38,17 +38,20 @@ class Config:
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     carrier = Carrier.alone(victim.base, len(victim.probes), cfg.tokens)
     for form in victim.forms(FORMS):
+        for variant, usable in discrete.vocabularies(victim).items():
 
-        def make(form: str = form) -> dict[str, Tensor]:
-            return {"tokens": _searched(victim, cfg, form, carrier, report)}
+            def make(form: str = form, usable: Tensor = usable) -> dict[str, Tensor]:
+                return {"tokens": _searched(victim, cfg, form, carrier, usable, report)}
 
-        kept = victim.once(["mma", form, *vars(cfg).values()], make, form)
-        ids = kept["tokens"].cpu()
-        yield Attempt(form, "", carrier.texts(ids), cond=carrier.written(ids), found={"tokens": ids})
+            kept = victim.once(["mma", form, variant, *vars(cfg).values()], make, form)
+            ids = kept["tokens"].cpu()
+            shown = carrier.texts(ids)
+            yield Attempt(form, variant, shown, cond=carrier.written(ids), found={"tokens": ids})
 
 
-def _searched(victim: Victim, cfg: Config, form: str, carrier: Carrier, report: Report) -> Tensor:
-    usable = allowed(victim.base, victim.words)
+def _searched(
+    victim: Victim, cfg: Config, form: str, carrier: Carrier, usable: Tensor, report: Report
+) -> Tensor:
     wanted = victim.base.encode(victim.prompts)
     ids = discrete.begin(victim, len(carrier), cfg.tokens, usable)  # [n, k]
 

@@ -2,7 +2,7 @@
 
 M-ErasureBench (inverted latents): x_T from DDIM inversion of a picture of the concept under the empty
 prompt (Song et al. 2021), on the base (`transfer`) and on the erased model, drawn with the concept's
-own prompt.
+own prompt. Differs: also without guidance, which is how it was inverted.
 """
 
 from __future__ import annotations
@@ -28,4 +28,6 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     clean = victim.remembered(report)  # [n, c, h, w]
     nothing = victim.base.encode([""]).repeat(len(clean))
     for form in victim.forms(inverting.FORMS):
-        yield Attempt(form, latents=inverting.start(victim, form, clean, nothing))
+        latents = inverting.start(victim, form, clean, nothing)
+        yield Attempt(form, "guided", latents=latents)
+        yield Attempt(form, "unguided", latents=latents, guidance=1.0)

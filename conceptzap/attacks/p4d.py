@@ -2,8 +2,7 @@
 
 Chin et al. 2024 (Prompting4Debugging): min_p || eps_base(x_t, t, c) - eps(x_t, t, p) ||^2 at random t, p
 being free tokens (P4D-N), projected to the nearest tokens with a straight-through gradient. Differs:
-all prompts are searched at once, each with tokens of its own; the concept's words are barred, so that
-a prompt that names it is not what is found; `continuous` leaves the projection out.
+all prompts are searched at once, each with tokens of its own; `continuous` leaves the projection out.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
 def _searched(
     victim: Victim, cfg: Config, form: str, carrier: Carrier, clean: Tensor, report: Report
 ) -> Iterator[Attempt]:
-    usable = allowed(victim.base, victim.words)
+    usable = allowed(victim.base, ())
     asked = victim.knows.encode(victim.prompts)
     start = {"v": discrete.joined(victim, discrete.begin(victim, len(carrier), cfg.tokens, usable))}
 

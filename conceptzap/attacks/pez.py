@@ -1,7 +1,8 @@
 """Hard prompts by gradients through the text encoder alone: tokens that mean what the concept's prompt means.
 
 Wen et al. 2023 (PEZ): max_p cos(f(p), f(c)), the gradient taken at the nearest tokens and applied to the free
-embeddings. Differs: f(c) is the text feature of the concept's own prompt, the concept's words are barred.
+embeddings, the best tokens of all steps kept. Differs: f(c) is the text feature of the concept's own prompt,
+and it is searched twice, with the concept's words barred and without.
 No diffusion model is in the loop; the erasure is seen by the forms `evade` and `continuous` through its gates
 alone, and `straight-through` would be `transfer`.
 """
@@ -12,24 +13,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from conceptzap.redteam import discrete, search
+from conceptzap.redteam import discrete
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import Carrier, allowed
-from conceptzap.redteam.victim import CONTINUOUS, EVADE, TRANSFER, Victim
+from conceptzap.redteam.carrier import Carrier
+from conceptzap.redteam.victim import CONTINUOUS, EVADE, TRANSFER, Tensors, Victim
 from conceptzap.report import Report
 
 PAPER = "2302.03668"
 FORMS = (TRANSFER, EVADE, CONTINUOUS)
-PAPER_SETTINGS = {"rounds": 5, "steps": 600, "tokens": 16}
+PAPER_SETTINGS = {"steps": 3000, "tokens": 16}
 
 
 @dataclass(frozen=True)
 class Config:
     tokens: int = 8
-    rounds: int = 3
-    steps: int = 40  # of a round; 3000 in all in the paper
+    steps: int = 80
     lr: float = 0.1
     decay: float = 0.1
     evade: float = 0.3
@@ -37,29 +37,45 @@ class Config:
 
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     carrier = Carrier.alone(victim.base, len(victim.probes), cfg.tokens)
-    usable = allowed(victim.base, victim.words)
-    wanted = victim.base.encode(victim.prompts)
     for form in victim.forms(FORMS):
-        yield from _searched(victim, cfg, form, carrier, (usable, wanted), report)
+        for variant, usable in discrete.vocabularies(victim).items():
+            if form == CONTINUOUS and variant != discrete.NAMED:
+                continue  # embeddings are no words
+
+            def make(form: str = form, usable: Tensor = usable) -> Tensors:
+                return _searched(victim, cfg, form, carrier, usable, report)
+
+            kept = victim.once(["pez", form, variant, *vars(cfg).values()], make, form)
+            yield _read(form, variant, carrier, kept)
 
 
 def _searched(
-    victim: Victim, cfg: Config, form: str, carrier: Carrier, about: tuple, report: Report
-) -> Iterator[Attempt]:
-    usable, wanted = about
-    start = {"v": discrete.joined(victim, discrete.begin(victim, len(carrier), cfg.tokens, usable))}
-
-    def loss(v: dict, generator: torch.Generator, step: int) -> Tensor:
-        free = v["v"] if form == CONTINUOUS else discrete.projected(victim, v["v"], usable)
+    victim: Victim, cfg: Config, form: str, carrier: Carrier, usable: Tensor, report: Report
+) -> Tensors:
+    """The best tokens [n, k], or embeddings an encoder, of all steps."""
+    wanted = victim.base.encode(victim.prompts)
+    v = nn.Parameter(discrete.joined(victim, discrete.begin(victim, len(carrier), cfg.tokens, usable)))
+    adam = torch.optim.AdamW([v], lr=cfg.lr, weight_decay=cfg.decay, foreach=False, fused=False)
+    best, kept = torch.full((len(carrier),), torch.inf), v.detach().clone()
+    for _ in report.count(range(cfg.steps), cfg.steps, f"searching, {form}"):
+        free = v if form == CONTINUOUS else discrete.projected(victim, v, usable)
         cond = carrier.states(discrete.split(victim, free))
-        return (cfg.evade * victim.evasion(form, cond) - discrete.alike(cond, wanted)).sum()
+        cost = cfg.evade * victim.evasion(form, cond) - discrete.alike(cond, wanted)  # [n]
+        better = cost.detach().cpu() < best
+        best = torch.where(better, cost.detach().cpu(), best)
+        kept = torch.where(better.to(v.device)[:, None, None], v.detach(), kept)
+        adam.zero_grad(set_to_none=True)
+        torch.autograd.backward(cost.sum(), inputs=[v])
+        adam.step()
+    if form == CONTINUOUS:
+        return discrete.kept(discrete.split(victim, kept))
+    return {"tokens": discrete.nearest(victim, kept, usable)}
 
-    key = ["pez", cfg.tokens, cfg.evade]
-    for found in search.search(victim, form, key, start, loss, search.Pace.of(cfg), report):
-        if form == CONTINUOUS:
-            free = discrete.split(victim, found["v"])
-            with torch.no_grad():
-                yield Attempt(form, "", cond=carrier.states(free), found=discrete.kept(free))
-        else:
-            ids = discrete.nearest(victim, found["v"], usable).cpu()
-            yield Attempt(form, "", carrier.texts(ids), cond=carrier.written(ids), found={"tokens": ids})
+
+def _read(form: str, variant: str, carrier: Carrier, kept: Tensors) -> Attempt:
+    if "tokens" in kept:
+        ids = kept["tokens"].cpu()
+        return Attempt(form, variant, carrier.texts(ids), cond=carrier.written(ids), found={"tokens": ids})
+    with torch.no_grad():
+        free = [kept[name] for name in sorted(kept)]
+        return Attempt(form, "", cond=carrier.states(free), found=kept)

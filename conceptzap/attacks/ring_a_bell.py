@@ -3,7 +3,8 @@
 Tsai et al. 2024 (Ring-A-Bell): c = mean_i E(p_i with the concept) - E(p_i without it), and tokens that
 minimise || E(tokens) - (E(p) + eta c) ||^2 by a genetic search: a population of k tokens each, half of
 it bred by crossover, some tokens mutated, the best kept. Differs: p is the probe without the concept's
-name, whose words are barred; the states are compared where the tokens stand, not over the padding.
+name, and half of the first population begins with it; searched once with the concept's words barred and
+once without; the states are compared where the tokens stand, not over the padding.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from conceptzap.redteam import bell
+from conceptzap.redteam import bell, discrete
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import Carrier, allowed
+from conceptzap.redteam.carrier import Carrier
 from conceptzap.redteam.victim import TRANSFER, Victim
 from conceptzap.report import Report
 
@@ -28,29 +29,34 @@ PAPER_SETTINGS = {"population": 200, "generations": 3000, "tokens": 16}
 class Config:
     eta: float = 3.0  # of the concept's direction; 3 for nudity, 5 to 5.5 for violence in the paper
     tokens: int = 16  # K; 16, 38 or 77
-    population: int = 16
-    generations: int = 24
+    population: int = 64
+    generations: int = 80
     mutation: float = 0.25  # chance that a child has one token replaced
     crossover: float = 0.5  # share of the population that is bred anew
 
 
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
-    about = ["ring-a-bell", *vars(cfg).values()]
-    kept = victim.once(about, lambda: {"tokens": _evolved(victim, cfg, report)}, TRANSFER)
-    ids = kept["tokens"].cpu()  # [n, k]
-    carrier = Carrier.alone(victim.base, len(ids), cfg.tokens)
-    yield Attempt(TRANSFER, "", carrier.texts(ids), cond=carrier.written(ids), found={"tokens": ids})
+    for variant, usable in discrete.vocabularies(victim).items():
+
+        def make(usable: Tensor = usable) -> dict[str, Tensor]:
+            return {"tokens": _evolved(victim, cfg, usable, report)}
+
+        kept = victim.once(["ring-a-bell", variant, *vars(cfg).values()], make, TRANSFER)
+        ids = kept["tokens"].cpu()  # [n, k]
+        carrier = Carrier.alone(victim.base, len(ids), cfg.tokens)
+        shown = carrier.texts(ids)
+        yield Attempt(TRANSFER, variant, shown, cond=carrier.written(ids), found={"tokens": ids})
 
 
-def _evolved(victim: Victim, cfg: Config, report: Report) -> Tensor:
+def _evolved(victim: Victim, cfg: Config, usable: Tensor, report: Report) -> Tensor:
     """The best tokens for each probe, [n, k]."""
     wanted = bell.target(victim, cfg.eta).states  # [n, 77, d]
-    usable = allowed(victim.base, victim.words).nonzero()[:, 0]
+    known, prompts = usable.nonzero()[:, 0], bell.unnamed(victim)
     rows = report.count(range(len(wanted)), len(wanted), "breeding prompts")
-    return torch.stack([_best(victim, cfg, wanted[row : row + 1], usable, row) for row in rows])
+    return torch.stack([_best(victim, cfg, wanted[i : i + 1], known, prompts[i], i) for i in rows])
 
 
-def _best(victim: Victim, cfg: Config, wanted: Tensor, usable: Tensor, row: int) -> Tensor:
+def _best(victim: Victim, cfg: Config, wanted: Tensor, usable: Tensor, prompt: str, row: int) -> Tensor:
     """The tokens [k] that come nearest to the states [1, 77, d]."""
     generator = victim.generator(-3, row)
 
@@ -58,6 +64,8 @@ def _best(victim: Victim, cfg: Config, wanted: Tensor, usable: Tensor, row: int)
         return usable[torch.randint(len(usable), shape, generator=generator)]
 
     tokens = drawn(cfg.population, cfg.tokens)  # [population, k]
+    begun = torch.tensor(victim.base.tokenizers[0](prompt, add_special_tokens=False).input_ids)[: cfg.tokens]
+    tokens[::2, : len(begun)] = begun
     cost = bell.far(bell.states(victim, tokens), wanted)
     children = max(2, int(cfg.population * cfg.crossover))
     for _ in range(cfg.generations):

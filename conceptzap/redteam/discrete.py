@@ -9,8 +9,16 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, one_hot
 
 from conceptzap.base import Cond
-from conceptzap.redteam.carrier import tables
+from conceptzap.redteam.carrier import allowed, tables
 from conceptzap.redteam.victim import Victim
+
+
+NAMED, UNNAMED = "named", "unnamed"
+
+
+def vocabularies(victim: Victim) -> dict[str, Tensor]:
+    """The tokens [vocabulary] of a prompt that may not hold the concept's words, and of one that may."""
+    return {UNNAMED: allowed(victim.base, victim.words), NAMED: allowed(victim.base, ())}
 
 
 def begin(victim: Victim, n: int, free: int, usable: Tensor, stream: int = 0) -> Tensor:

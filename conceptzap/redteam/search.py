@@ -101,8 +101,21 @@ def times(victim: Victim, n: int, generator: torch.Generator, low: int = 0, high
 
 
 def noise_error(
-    victim: Victim, form: str, cond: Cond, clean: Tensor, generator: torch.Generator, t: Tensor
+    victim: Victim,
+    form: str,
+    cond: Cond,
+    clean: Tensor,
+    generator: torch.Generator,
+    t: Tensor,
+    wanted: Cond | None = None,
 ) -> Tensor:
-    """|| noise - eps(x_t, t, cond) ||^2, the mean over each row: [n]."""
+    """|| noise - eps(x_t, t, cond) ||^2, the mean over each row: [n].
+
+    With `wanted`, texts that call for the clean pictures, the noise is the one that who knows the
+    concept sees for them: its mean given x_t, so that one sample says as much as many.
+    """
     x, noise = victim.noised(clean, t, generator)
+    if wanted is not None:
+        with torch.no_grad():
+            noise = victim.knows.eps(x, t, wanted)
     return (victim.eps(form, x, t, cond) - noise).pow(2).flatten(1).mean(1)
