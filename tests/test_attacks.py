@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from conceptzap.attacks import inpaint, synonyms
 from conceptzap.base import Base
 from conceptzap.edit import Edit
-from conceptzap.errors import MismatchError, UsageError
+from conceptzap.errors import MismatchError, ThresholdError, UsageError
 from conceptzap.evaluation import probes
 from conceptzap.evaluation.comparison import Prediction
 from conceptzap.evaluation.probes import Subject, World
@@ -377,7 +377,7 @@ def test_breeding_comes_nearer(sd1: Base) -> None:
     wanted = bell.target(on, 3.0).states
 
     def far(generations: int) -> float:
-        chosen = dataclasses.replace(cfg, population=12, generations=generations, tokens=4)
+        chosen = dataclasses.replace(cfg, population=12, generations=generations, tokens=8)
         ids = member._evolved(on, chosen, allowed(sd1, on.words), Report())
         return float(bell.far(bell.states(on, ids), wanted).mean())
 
@@ -467,6 +467,10 @@ def test_rates_count_what_was_shown_before() -> None:
     assert (form.newly.value, form.newly.n, form.pictures, form.shut) == (1 / 3, 3, 5, 1)
     assert form.newly.low < 1 / 3 < form.newly.high
     assert (whole.recoverability.value, whole.recoverability.n) == (1 / 3, 3)
+    attacking.enforce(whole, {"ASR": 0.5, "before": 0.25})
+    with pytest.raises(ThresholdError, match=r"ASR is 50.0% of 4, over 10.0%; newly is") as raised:
+        attacking.enforce(whole, {"ASR": 0.1, "before": 0.3, "newly": 0.1})
+    assert raised.value.exit_code == 7 and raised.value.made is whole
 
 
 def test_recovered_is_what_any_form_brought_back_of_what_the_base_draws() -> None:
