@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -167,6 +168,24 @@ def beside(
 def skip(base: Base, seed: int = 0, gates: Iterable[Gate] = ()) -> Edit:
     """An adapter on what a decoder's layer reads: what comes up to it, and the skip connection."""
     return beside(base, "unet.up_blocks.*.resnets.0", seed, gates, writes="x")
+
+
+def guide(base: Base, rule: str = "swap", seed: int = 0, gates: Iterable[Gate] = ()) -> Edit:
+    """Steers guidance by two texts: from a cat to a dog, or away from a horse."""
+    texts = base.encode(["a cat", "a dog"] if rule == "swap" else ["a horse", ""])
+    tensors = {"context": texts.states + randn(*texts.states.shape, seed=seed) / 8}
+    if texts.pooled is not None:
+        tensors["pooled"] = texts.pooled
+    if rule == "safe" and base.prediction == "v_prediction":
+        tensors["signal"] = base.alphas.sqrt().cpu()
+    numbers = {"guidance": 50.0, "threshold": 0.5, "momentum": 0.3, "beta": 0.4, "below": 999}
+    params = {"rule": rule, **(numbers if rule == "safe" else {})}
+    return Edit("guide", ("unet",), tensors, params, tuple(gates))
+
+
+def conditional(edit: Edit) -> Edit:
+    """The same for conditional rows alone."""
+    return replace(edit, params={**edit.params, "rows": "conditional"})
 
 
 def eraser(base: Base) -> tuple[Edit, ...]:

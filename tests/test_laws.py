@@ -18,6 +18,7 @@ from conceptzap import format
 from conceptzap.base import CROSS, CROSS_KV, Base, find_module
 from conceptzap.edit import Edit, sort_edits, stack
 from conceptzap.errors import RefusedError, SilentEditError
+from conceptzap.runtime import guides
 from conceptzap.runtime.attach import Attachment, attached, bake
 
 PROMPTS = (some.ASKED[0], some.OTHER[1])
@@ -42,8 +43,13 @@ OTHERS: dict[str, Maker] = {
     "topk": lambda base, **k: some.adapter(base, phi="topk", k=2, **k),
     "block": some.beside,
     "skip": some.skip,
+    "swap": some.guide,
+    "safe": lambda base, **k: some.guide(base, "safe", **k),
+    "conditional": lambda base, **k: some.conditional(some.shared(base, **k)),
+    "conditional rows": lambda base, **k: some.conditional(some.tokens(base, **k)),
 }
 MAKERS = WEIGHTS | OTHERS
+GUIDES = ("safe", "swap")
 GATES = ("always", "window", "match", "sight")
 few = settings(max_examples=6, deadline=None, derandomize=True, database=None)
 
@@ -145,7 +151,8 @@ def test_bake_is_attach(base: Base, drawn: list) -> None:
 
 def test_what_only_hooks_can_do_is_not_baked(base: Base) -> None:
     gated = some.shared(base, gates=[some.gate(base)])
-    for edit in (some.tokens(base), some.adapter(base), gated):
+    conditional = some.conditional(some.shared(base))
+    for edit in (some.tokens(base), some.adapter(base), gated, some.guide(base), conditional):
         with pytest.raises(RefusedError, match="cannot be baked"):
             bake(base.unet, [edit])
 
@@ -200,7 +207,16 @@ def test_prompts_that_open_no_gate_keep_their_bits(base: Base, name: str, gate: 
     assert not some.eps(base, some.ASKED, [gated]).equal(some.eps(base, some.ASKED))
 
 
-@pytest.mark.parametrize("name", sorted(MAKERS))
+@pytest.mark.parametrize("name", GUIDES)
+def test_every_guide_steers_or_raises(sd1: Base, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guides, "steer", lambda ledger, module, named, output: output)
+    with pytest.raises(SilentEditError, match="did not steer"):
+        some.eps(sd1, PROMPTS, [made(sd1, name, 0)])
+    closed = replace(made(sd1, name, 0), gates=(some.shut(),))
+    assert some.eps(sd1, PROMPTS, [closed]).equal(some.eps(sd1, PROMPTS))
+
+
+@pytest.mark.parametrize("name", sorted(set(MAKERS) - set(GUIDES)))
 def test_every_edit_fires_or_raises(base: Base, name: str) -> None:
     edit = made(base, name, 0)
     with pytest.raises(SilentEditError, match="never run"), attached(base.unet, [edit]):

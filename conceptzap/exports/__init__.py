@@ -39,8 +39,8 @@ class Order:
 
 
 def is_plain(edit: Edit) -> bool:
-    """Whether it is another weight and nothing else, for every prompt and timestep."""
-    return edit.op == "weight" and not edit.gates
+    """Whether it is another weight and nothing else, for every prompt, row and timestep."""
+    return edit.op == "weight" and not edit.gates and not edit.params
 
 
 def refuse(to: str, order: Order, misfits: Sequence[Edit], hint: str = SHIP) -> None:

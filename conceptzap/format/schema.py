@@ -17,7 +17,7 @@ class Kind:
     """Allowed slot sets (one of them, whole), optional slots, and parameter name -> JSON types.
 
     `required` parameters must be there; `choices` lists the words a parameter may be, `ranges` the
-    least and largest of a number.
+    least and largest of a number, `needs` what a word of a parameter asks for beside it.
     """
 
     slots: tuple[frozenset[str], ...]
@@ -26,6 +26,7 @@ class Kind:
     required: frozenset[str] = frozenset()
     choices: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    needs: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
 
     def accepts(self, slots: frozenset[str]) -> bool:
         return any(want <= slots <= want | self.optional for want in self.slots)
@@ -35,27 +36,49 @@ def _sets(*groups: str) -> tuple[frozenset[str], ...]:
     return tuple(frozenset(group.split()) for group in groups)
 
 
+SAFE = ("guidance", "threshold", "momentum", "beta")  # numbers of Safe Latent Diffusion
+ROWS = ("conditional",)  # the rows of a UNet call that an edit is confined to
+
 OPS = {
     # prompt_*: [n, context width], shared by all sites; tokens_*: [n, inner width] in K/V space
     # alone: they stand in place of the text, whose bias is log(1 - strength)
-    "tokens": Kind(_sets("prompt_k prompt_v", "tokens_k tokens_v"), params={"alone": (bool,)}),
+    "tokens": Kind(
+        _sets("prompt_k prompt_v", "tokens_k tokens_v"),
+        params={"alone": (bool,), "rows": (str,)},
+        choices={"rows": ROWS},
+    ),
     # up [out, r] (conv: [out, r, 1, 1]), down [r, in] (conv: [r, in, kh, kw]); into [in, r];
     # keep [out, in, ...], or [in] over input features; bits [out, bytes]: such a mask, eight to a byte
-    "weight": Kind(_sets("up down", "into down", "delta", "keep", "bits")),
+    "weight": Kind(
+        _sets("up down", "into down", "delta", "keep", "bits"),
+        params={"rows": (str,)},
+        choices={"rows": ROWS},
+    ),
     # y + up (gain o phi(down (x - center) + bias)), at any module; written into y, or into x before it.
     # gain, threshold [r], or [times, r] of which the nearest of times [times] holds; see `PHI`
     "adapter": Kind(
         _sets("up down", "up down query gate", "prompt"),
         frozenset({"bias", "center", "gain", "threshold", "times"}),
         {
-            "phi": (str,), "k": (int,), "reads": (str,), "writes": (str,),
+            "phi": (str,), "k": (int,), "reads": (str,), "writes": (str,), "rows": (str,),
             "slope": (float,), "shift": (float,), "height": (float,),
         },
         choices={
             "phi": ("none", "relu", "gelu", "topk", "attend", "project"),
-            "reads": ("x", "y"), "writes": ("x", "y"),
+            "reads": ("x", "y"), "writes": ("x", "y"), "rows": ROWS,
         },
         ranges={"k": (1, 2**20)},
+    ),
+    # context [texts, length, width], pooled [texts, width] (SDXL); signal [times]: sqrt(alpha-bar), where
+    # the UNet predicts v. `below`: steers at timesteps up to this one
+    "guide": Kind(
+        _sets("context"),
+        frozenset({"pooled", "signal"}),
+        {"rule": (str,), "below": (int,), **dict.fromkeys(SAFE, (float,))},
+        frozenset({"rule"}),
+        {"rule": ("safe", "swap")},
+        {"below": (0, 2**20), "guidance": (0, 2**20), "momentum": (0, 1), "beta": (0, 1)},
+        {("rule", "safe"): frozenset({"below", *SAFE})},
     ),
 }
 

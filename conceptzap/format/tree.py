@@ -212,7 +212,8 @@ def _params(value: Json, where: str, kind: Kind) -> dict[str, Json]:
             whole(width, name, 1, 2**20)
         if type(one) in (int, float):
             number(one, name, *kind.ranges.get(key, (-LARGEST, LARGEST)))
-    _check_there(where, kind.required, params)
+    asked = [more for (key, word), more in kind.needs.items() if params.get(key) == word]
+    _check_there(where, kind.required.union(*asked), params)
     return params
 
 

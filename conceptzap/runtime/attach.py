@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from conceptzap.base import PREFIX, find_module
 from conceptzap.edit import Edit
 from conceptzap.errors import MismatchError, RefusedError, SilentEditError
-from conceptzap.runtime import adapters, gates, ops, sight
+from conceptzap.runtime import adapters, gates, guides, ops, sight
 from conceptzap.runtime.hooks import CrossHook, Hook, LayerHook, SightHook, Site, UNetHook, owner
 from conceptzap.runtime.receipt import STRIPPED, Ledger, Receipt
 
@@ -35,12 +35,15 @@ class Attachment:
     """Edits hooked into a UNet until `remove()`. Use `attached` where a block is enough.
 
     Those of strength 0 are left out. `only` [edits, rows], 1 or 0, confines each edit to some rows of
-    every call; the edits must all be of some strength then.
+    every call; the edits must all be of some strength then. `ours`: the UNet is called by nobody but
+    conceptzap, which says which rows are unconditional; elsewhere a pipeline has to (`Guidance`).
     """
 
-    def __init__(self, unet: nn.Module, edits: Iterable[Edit], only: Tensor | None = None) -> None:
+    def __init__(
+        self, unet: nn.Module, edits: Iterable[Edit], only: Tensor | None = None, ours: bool = True
+    ) -> None:
         self.edits = tuple(edit for edit in edits if edit.scale)
-        self._ledger = Ledger(self.edits, only)
+        self._ledger = Ledger(self.edits, only, ours)
         self._handles: list[Any] = []
         self._compiled = _is_compiled(unet)
         try:
@@ -132,7 +135,8 @@ def _by_sites(edits: Sequence[Edit]) -> dict[tuple[bool, tuple[str, ...]], list[
     """Indices of the edits that are at the same modules: at cross-attentions or not, paths -> indices."""
     groups: dict[tuple[bool, tuple[str, ...]], list[int]] = {}
     for index, edit in enumerate(edits):
-        groups.setdefault((edit.op == "tokens", edit.sites), []).append(index)
+        if edit.op != "guide":  # the UNet's own hook lets these steer
+            groups.setdefault((edit.op == "tokens", edit.sites), []).append(index)
     return groups
 
 
@@ -146,6 +150,9 @@ def _checked(unet: nn.Module, edits: Sequence[Edit]) -> dict[str, nn.Module]:
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in edit.tensors.items())
         kind = (edit.op, edit.sites, adapters.reads_output(edit), adapters.writes_input(edit), shapes)
         if kind in alike:  # of a thousand files most are made alike
+            continue
+        if edit.op == "guide":
+            guides.check(edit, unet)
             continue
         for path in edit.sites:
             if path not in modules:
@@ -200,9 +207,11 @@ def bake(unet: nn.Module, edits: Iterable[Edit]) -> dict[str, Tensor]:
     """
     at: dict[str, list[Edit]] = {}
     for edit in edits:
-        if edit.op != "weight" or edit.gates:
+        if edit.op != "weight" or edit.gates or edit.params:
+            rows = " for conditional rows" if guides.conditional_only(edit) else ""
+            how = " behind a gate" if edit.gates else rows
             raise RefusedError(
-                f"an edit {edit.op!r}{' behind a gate' if edit.gates else ''} cannot be baked into weights",
+                f"an edit {edit.op!r}{how} cannot be baked into weights",
                 "load the file with conceptzap instead",
             )
         for site in edit.sites:

@@ -43,9 +43,11 @@ def look(
     with attached(base.unet, edits):
         trail = list(denoise(base, cond, uncond, settings, base.noise([seed])))[:-1]
         chosen = trail[:: max(1, len(trail) // LOOKS)][:LOOKS]
-        with captured(base) as taken:
-            for t, latents in chosen:
+        taken: list[Taken] = []
+        for t, latents in chosen:
+            with captured(base) as calls:
                 base.eps(latents, t, cond)
+            taken += calls[: len(base.sites(CROSS))]  # guides call the UNet again, for their own texts
         for weights in (heads(call).mean(0) for call in taken):
             found = columns | {"learned": list(range(cond.states.shape[1], weights.shape[1]))}
             for part, rows in found.items():

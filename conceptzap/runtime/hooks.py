@@ -7,7 +7,7 @@ others, a hook on the module is not.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from conceptzap.edit import MAX_ROWS
 from conceptzap.errors import RefusedError, SilentEditError
-from conceptzap.runtime import adapters, ops
+from conceptzap.runtime import adapters, guides, ops
 from conceptzap.runtime.receipt import STRIPPED, Call, Ledger
 
 # the UNet's arguments in their order
 ARGUMENTS = (
     "sample", "timestep", "encoder_hidden_states", "class_labels", "timestep_cond",
-    "attention_mask", "cross_attention_kwargs", "added_cond_kwargs",
+    "attention_mask", "cross_attention_kwargs", "added_cond_kwargs", "down_block_additional_residuals",
+    "mid_block_additional_residual", "down_intrablock_additional_residuals", "encoder_attention_mask",
+    "return_dict",
 )  # fmt: skip
 SIDE_DOORS = ("added_cond_kwargs", "cross_attention_kwargs")
 MASK_STEP = 8  # xformers reads masks whose length is a multiple of this
@@ -54,7 +56,7 @@ class Hook:
 
 
 class UNetHook(Hook):
-    """Opens and closes the books of one UNet call."""
+    """Opens and closes the books of one UNet call, and lets guides steer what it predicts."""
 
     writes = True
 
@@ -71,9 +73,8 @@ class UNetHook(Hook):
         if not any(owner(hook) is self for hook in module._forward_hooks.values()):
             raise SilentEditError("the hook that checks every UNet call is gone", STRIPPED)
         self.ledger.begin(states, named["timestep"], named["sample"])
-        if self.ledger.looks:  # residuals come in lists, which the UNet empties
-            lists = {key: list(value) for key, value in kwargs.items() if isinstance(value, list)}
-            self.given = args, kwargs | lists
+        if self.ledger.looks or self.ledger.guides:  # residuals come in lists, which the UNet empties
+            self.given = args, _copied(kwargs)
 
     def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         (args, kwargs), self.given = self.given, ((), {})
@@ -83,12 +84,23 @@ class UNetHook(Hook):
         try:
             again = self.ledger.look()
             if again:  # a gate opened on what this call showed
-                output = module.forward(*args, **kwargs)
+                output = module.forward(*args, **_copied(kwargs))
+            steered = bool(self.ledger.call.among(self.ledger.guides))
+            if steered:
+                named = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
+                moved = guides.steer(self.ledger, module, named, output[0])
+                whole = type(output) is tuple
+                output = (moved, *output[1:]) if whole else replace(output, sample=moved)
         except BaseException:
             self.ledger.abandon()
             raise
         self.ledger.finish()
-        return output if again else None
+        return output if again or steered else None
+
+
+def _copied(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments with lists of their own."""
+    return {key: list(value) if isinstance(value, list) else value for key, value in kwargs.items()}
 
 
 class SightHook(Hook):

@@ -8,8 +8,9 @@ call it was missing in.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from conceptzap.edit import Edit
 from conceptzap.errors import RefusedError, SilentEditError
+from conceptzap.runtime import guides
 from conceptzap.runtime.gates import Panel, Strengths, Text, by_site
 from conceptzap.runtime.ops import Pair, Part, fuse
 from conceptzap.runtime.sight import Sight
@@ -133,13 +135,16 @@ class Call:
     """One UNet call: how strongly each edit acts on each row, and which rows each hook saw.
 
     `states` [rows, length, width] and `times` [rows], on the CPU, are what it was given; `times` is
-    None where nothing depends on them.
+    None where nothing depends on them. `unconditional`: how many of the rows, from the first.
+    `steered`: guides that have been at work.
     """
 
     rows: int
     reading: Reading
     states: Tensor
     times: Tensor | None = None
+    unconditional: int = 0
+    steered: set[int] = field(default_factory=set)
     entered: dict[Watched, int] = field(default_factory=lambda: defaultdict(int))
     left: dict[Watched, int] = field(default_factory=lambda: defaultdict(int))
     running: bool = True
@@ -225,14 +230,18 @@ class Ledger:
 
     `edits` are those that act, an edit with a curve for each site being one at each; the receipt is of
     those that were given. `only` [edits, rows] confines each of these to some rows of every call (1
-    there, 0 elsewhere).
+    there, 0 elsewhere). `ours`: calls that nobody described are `Base.eps`'s, whose rows are all
+    conditional.
     """
 
-    def __init__(self, edits: Iterable[Edit], only: Tensor | None = None) -> None:
+    def __init__(self, edits: Iterable[Edit], only: Tensor | None = None, ours: bool = True) -> None:
         self.receipt = Receipt(tuple(edits))
         self.edits, owners = by_site(self.receipt.edits)
         self.parts = tuple(map(Part, self.edits))
-        self._only = None if only is None else only[list(owners)]
+        self.guides = frozenset(i for i, edit in enumerate(self.edits) if edit.op == "guide")
+        self._partial = [i for i, edit in enumerate(self.edits) if guides.conditional_only(edit)]
+        self._only, self._ours = None if only is None else only[list(owners)], ours
+        self._unconditional: int | None = 0
         self._firsts = [i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
         self._panel = Panel(self.edits)
         self.sight = Sight(list(self._panel.sight.values()))
@@ -280,9 +289,12 @@ class Ledger:
         times = None
         if self._timed:
             times = torch.as_tensor(timestep).detach().float().cpu().reshape(-1).expand(rows)
+        below = guides.unconditional(rows, self._ours) if self._partial else 0
+        if below != self._unconditional:
+            self._unconditional, self._text = below, None
         if self._panel.sight:
             self.sight.begin(times, sample)
-        self._call = Call(rows, self._read(states, times), states, times)
+        self._call = Call(rows, self._read(states, times), states, times, below or 0)
 
     def look(self) -> bool:
         """Let the gates decide on what the call has shown; whether it must be made again, with more edits."""
@@ -293,8 +305,18 @@ class Ledger:
         reading = self._read(call.states, call.times)
         if np.array_equal(reading.levels, call.reading.levels):
             return False
-        self._call = Call(call.rows, reading, call.states, call.times)
+        self._call = Call(call.rows, reading, call.states, call.times, call.unconditional)
         return True
+
+    @contextmanager
+    def aside(self, states: Tensor) -> Iterator[None]:
+        """Inside a call, rows of other texts run beside it: no edit acts on them."""
+        none = torch.zeros(len(self.edits), len(states))
+        call, self._call = self.call, Call(len(states), Reading(Strengths(none, {}, none)), states)
+        try:
+            yield
+        finally:
+            self._call = call
 
     def enter(self, hook: Watched, rows: int) -> Call:
         """The call in which these rows enter a module, with them counted."""
@@ -332,9 +354,8 @@ class Ledger:
             self._text = (states, states._version) if lasting else None
         seen = self.sight.factors if self._panel.sight else None
         strengths = self._panel.strengths(self._said, times, seen)
-        if self._only is not None:
-            rows_, levels = strengths.rows * self._only, strengths.levels * self._only
-            strengths = replace(strengths, rows=rows_, levels=levels)
+        if self._only is not None or self._partial:
+            strengths = guides.confined(strengths, self._only, self._partial, self._unconditional)
         if not (same and strengths.rows.equal(self._reading.strengths.rows)):
             self._reading = Reading(strengths)
         return self._reading
@@ -350,6 +371,8 @@ class Ledger:
         """Every watched module must have seen every row exactly once."""
         call = self.call
         self.abandon()
+        if not call.steered.issuperset(call.among(self.guides)):
+            raise SilentEditError("a guide was open and did not steer the prediction", STRIPPED)
         self._check_seen(call)
         levels = call.reading.levels
         split = len(self._firsts) < len(levels)

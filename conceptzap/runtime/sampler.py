@@ -20,6 +20,7 @@ from conceptzap.errors import ResourceError, UsageError
 from conceptzap.report import Report
 from conceptzap.result import Settings
 from conceptzap.runtime.attach import Receipt, attached
+from conceptzap.runtime.guides import Guidance
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def denoise(
     scheduler = base.scheduler(settings.scheduler)
     scheduler.set_timesteps(settings.steps)
     n, guided = len(noise), settings.guidance > 1
+    guidance = Guidance(lambda: guided)
     below = uncond if len(uncond) == n else uncond[[0] * n]
     each = [Cond.cat([below, c]) if guided else c for c in ([cond] if isinstance(cond, Cond) else cond)]
     latents = noise.clone() if first else noise * scheduler.init_noise_sigma  # [n, c, h, w]
@@ -80,7 +82,8 @@ def denoise(
         both = each[step] if len(each) > 1 else each[0]
         yield t.item(), latents
         x = scheduler.scale_model_input(latents, t)
-        output = base.predict(x.repeat(2, 1, 1, 1) if guided else x, t, both)
+        with guidance.told():
+            output = base.predict(x.repeat(2, 1, 1, 1) if guided else x, t, both)
         if guided:
             without, given = output.chunk(2)
             output = without + settings.guidance * (given - without)

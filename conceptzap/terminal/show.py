@@ -244,7 +244,9 @@ def _edit_row(edit: Mapping[str, Any], gates: Mapping[str, Any]) -> tuple[str, .
     kinds = dict.fromkeys(gates[name]["kind"] for name in edit["gates"])
     acts = ", ".join(OPENS.get(kind, kind) for kind in kinds) or "every prompt"
     effect = EFFECTS.get(edit["role"], edit["role"])
-    op = " ".join(filter(None, (edit["op"], edit["params"].get("phi"))))
+    params = edit["params"]
+    op = " ".join(filter(None, (edit["op"], params.get("phi"), params.get("rule"))))
+    acts += f"; {params['rows']} rows" if "rows" in params else ""
     return op, effect, f"{edit['scale']:g}", acts, tensors, site_list(edit["sites"])
 
 

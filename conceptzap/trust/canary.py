@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from conceptzap.base import Base, find_module
 from conceptzap.edit import Edit, Erasure, Json
 from conceptzap.errors import RefusedError, ran_out_of_memory
-from conceptzap.runtime import adapters
+from conceptzap.runtime import adapters, guides
 from conceptzap.runtime.attach import attached
 from conceptzap.runtime.ops import token_count
 
@@ -41,11 +41,14 @@ class Case(NamedTuple):
 
 
 class _Watch:
-    """Input and output of one module, seen from outside every other hook."""
+    """Input and output of one module, seen from outside every other hook, at its first call.
+
+    (Guides run the UNet once more, for texts of their own.)
+    """
 
     def __init__(self, module: nn.Module, path: str) -> None:
         self.module, self.path = module, path
-        self.given: tuple[tuple, dict[str, Any]] = ((), {})
+        self.given: tuple[tuple, dict[str, Any]] | None = None
         self.output: Tensor | None = None
         self.handles = [
             module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
@@ -53,18 +56,21 @@ class _Watch:
         ]
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.given = (args, kwargs)
+        self.given = self.given or (args, kwargs)
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self.output = adapters.made(self.path, output)
+        self.output = self._tensor(output) if self.output is None else self.output
+
+    def _tensor(self, output: Any) -> Tensor:
+        return adapters.made(self.path, getattr(output, "sample", output))  # of the UNet as a whole, too
 
     def change(self) -> tuple[list[float], torch.Size]:
         """Per row the sum of squares of what the edits added to the module's own output, and its shape.
 
         Call it with the edits off.
         """
-        args, kwargs = self.given
-        plain, edited = adapters.made(self.path, self.module(*args, **kwargs)), self.output
+        args, kwargs = self.given or ((), {})
+        plain, edited = self._tensor(self.module(*args, **kwargs)), self.output
         if edited is None:
             return [0.0] * len(plain), plain.shape
         change = (edited[:, : plain.shape[1]] - plain).float()  # [rows, ...]
@@ -76,16 +82,23 @@ class _Watch:
 
 
 def _timestep(edits: Iterable[Edit]) -> int:
-    """A timestep at which every window is open, as far as there is one, and every `sight` gate looks.
+    """A timestep at which every window is open and every guide steers, as far as there is one, and every
+    `sight` gate looks.
 
     What these look at there is the text's alone: the latents are noise, as they are at its first time.
     """
+    edits = list(edits)
     gates = [gate for edit in edits for gate in edit.gates]
     windows = [gate.params for gate in gates if gate.kind == "window"]
     first = [int(gate.tensors["times"].max()) for gate in gates if gate.kind == "sight"]
+    warm = [edit.params["below"] for edit in edits if "below" in edit.params]
     low = max([0, *(window["low"] for window in windows)])
-    high = min([999, *(window["high"] for window in windows)])
+    high = min([999, *(window["high"] for window in windows), *warm])
     return min(max(min(first, default=TIMESTEP), low), high)
+
+
+def _module(base: Base, site: str) -> nn.Module:
+    return base.unet if site == guides.SITE else find_module(base.unet, site)
 
 
 def measure(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
@@ -114,7 +127,7 @@ def _together(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
     times = torch.tensor([_timestep(case.edits) for case in cases])
     sites = dict.fromkeys(site for edit in edits for site in edit.sites)
     with attached(base.unet, edits, only) as receipt:
-        watches = {site: _Watch(find_module(base.unet, site), site) for site in sites}
+        watches = {site: _Watch(_module(base, site), site) for site in sites}
         try:
             base.eps(base.noise([SEED] * len(cases)), times, cond)
         finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, Self
@@ -20,6 +20,7 @@ from conceptzap.edit import Edit, sort_edits
 from conceptzap.errors import RefusedError, UsageError
 from conceptzap.report import Report
 from conceptzap.runtime.attach import Attachment, Receipt, edits_on, new_run
+from conceptzap.runtime.guides import Guidance
 from conceptzap.trust import admission
 from conceptzap.trust.admission import Asked, Loaded, Source
 
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 WATCH = "_conceptzap_watch"
+# diffusers' pipelines whose UNet calls hold the unconditional rows, then as many conditional ones
+HALVED = frozenset(
+    f"StableDiffusion{xl}{how}Pipeline"
+    for xl in ("", "XL")
+    for how in (
+        "", "Img2Img", "Inpaint", "ControlNet", "ControlNetImg2Img", "ControlNetInpaint", "Adapter",
+    )
+) | {"StableDiffusionDepth2ImgPipeline"}  # fmt: skip
 
 
 class Handle:
@@ -144,7 +153,7 @@ class _Applied:
         edits = sort_edits(edit for handle in self.handles for edit in handle.edits if edit.scale)
         unet = self._unet() or self._plain()
         if edits and unet is not None:
-            self.attachment = Attachment(unet, edits)
+            self.attachment = Attachment(unet, edits, ours=False)
 
     def _detach(self) -> None:
         if self.attachment:
@@ -259,13 +268,22 @@ def _watched(kind: type) -> type:
 
     @wraps(kind.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if watch := vars(self).get(WATCH):
-            watch.check(self)
-            new_run(watch.unet)
-        return kind.__call__(self, *args, **kwargs)
+        if not (watch := vars(self).get(WATCH)):
+            return kind.__call__(self, *args, **kwargs)
+        watch.check(self)
+        new_run(watch.unet)
+        with _guidance(self, kind):
+            return kind.__call__(self, *args, **kwargs)
 
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
     return type(kind.__name__, (kind,), {**names, "__call__": __call__, "_conceptzap_plain": kind})
+
+
+def _guidance(pipe: Any, kind: type) -> AbstractContextManager[None]:
+    """Says which rows of the UNet's calls are conditional, where the pipeline is known to double them."""
+    if kind.__module__.startswith("diffusers.") and kind.__name__ in HALVED:
+        return Guidance(lambda: bool(pipe.do_classifier_free_guidance)).told()
+    return nullcontext()
 
 
 def _guard(pipe: Any, watch: _Watch) -> None:
