@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edits import eraser, tokens, window
+from edits import always, eraser, gate, tokens, window
 
 from conceptzap.base import Base
 from conceptzap.evaluation import closing as module
@@ -73,3 +73,26 @@ def test_only_gates_that_read_the_text_alone_say_beforehand(gated: bool, demo_ba
     asked = suites.load(module.SUITE)
     probes = module.probes.expand(*asked, [asked[1].find("Van Gogh")])
     assert all(module._acted_on(demo_base, [edit], probes, LOOK))
+
+
+def test_under_gates_that_look_it_is_the_base_that_is_not_asked_in_vain(
+    demo_base: Base, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same figures and pictures as by the text alone, which opens the same here."""
+    edits = [tokens(demo_base, gates=[gate(demo_base)])]
+    found = closing(demo_base, edits, TASK, LOOK, 0)
+    looking = [tokens(demo_base, gates=[gate(demo_base), always(demo_base)])]
+    bare: list[str] = []
+    draw = CachedSampler._draw
+    monkeypatch.setattr(
+        CachedSampler, "_draw",
+        lambda self, asked: bare.extend(p.prompt for p in asked if not self.edits) or draw(self, asked),
+    )
+    for path in own_cache.rglob("*.png"):
+        path.unlink()
+    again = closing(demo_base, looking, TASK, LOOK, 0)
+    assert bare and all("gogh" in prompt.lower() for prompt in bare)
+    assert (again.scores, again.verdict) == (found.scores, found.verdict)
+    for one, other in zip((*found.concept, *found.kept), (*again.concept, *again.kept), strict=True):
+        assert np.abs(one.before.astype(int) - other.before).max() <= 1  # other batches, other rounding
+        assert np.abs(one.after.astype(int) - other.after).max() <= 1

@@ -91,18 +91,17 @@ def test_what_came_through_is_the_concept_seen_late(monkeypatch: pytest.MonkeyPa
     assert drawn.tolist() == [True, True, False, False] and through.tolist() == [False, True, False, False]
 
 
+def opening(gate: Gate) -> Gate:
+    """Open for whatever is drawn: a tiny random UNet tells nothing apart."""
+    return replace(gate, params=gate.params | {"threshold": -100.0})
+
+
 def test_a_file_is_hardened_into_another(
     sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     fit = probe.fit_gate
-
-    def opening(*given: probe.Seen) -> Gate:
-        """A tiny random UNet tells nothing apart."""
-        gate = fit(*given)
-        return replace(gate, params=gate.params | {"threshold": -100.0})
-
-    monkeypatch.setattr(probe, "fit_gate", opening)
+    monkeypatch.setattr(probe, "fit_gate", lambda *given: opening(fit(*given)))
     first = some.erasure(sd1)
     conceptzap.save(first, "vg")
     made = conceptzap.harden("vg", base=sd1, report=Report())
@@ -116,6 +115,22 @@ def test_a_file_is_hardened_into_another(
     assert {gate["kind"] for gate in shown.gates.values()} == {"match", "sight"}
     with pytest.raises(UsageError, match="hardened already"):
         conceptzap.harden(made.path, base=sd1, report=Report())
+
+
+def test_erase_hardens_what_it_makes(
+    sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ungated weights, too: they are attacked as they are, and the gate is beside them."""
+    fit = probe.fit_gate
+    monkeypatch.setattr(probe, "fit_gate", lambda *given: opening(fit(*given)))
+    made = conceptzap.erase(
+        "van gogh", anchors="painting", kind="style", keep=["monet", "cat"], method="uce", base=sd1,
+        harden="quick", preview=False, output=tmp_path / "vg", report=Report(),
+    )  # fmt: skip
+    ops = {edit.op: [gate.kind for gate in edit.gates] for edit in made.erasure.edits}
+    assert ops == {"weight": [], "tokens": ["sight"]}
+    assert made.erasure.header.made[0]["harden"]["budget"] == "quick" and "hardening" in made.phases
+    canary.check(sd1, format.load(made.path))
 
 
 def test_what_cannot_be_meant_is_said_before_anything_is_loaded(sd1: Base, tmp_path: Path) -> None:

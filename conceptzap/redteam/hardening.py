@@ -35,6 +35,7 @@ from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
 
 ROWS = 8  # the anchor's states that stand in place of the text
+NUDGE = 0.3  # of the embeddings' deviation, by which a search begins beside the name
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
 
 
@@ -143,9 +144,7 @@ def _search(
     carrier = Carrier.instead(base, prompts, lesson.names, free)
     asked = base.encode(list(prompts))
     generator = torch.Generator().manual_seed(report.seed * 7919 + number)
-    joined = torch.cat(tables(base), -1)  # [vocabulary, d]
-    start = joined[torch.randint(len(joined), (1, free), generator=generator)]
-    v = nn.Parameter(start + 0.1 * joined.std() * torch.randn(start.shape, generator=generator).to(start))
+    v = nn.Parameter(_start(base, lesson, free, generator))
     adam = torch.optim.Adam([v], lr=size.lr, foreach=False, fused=False)
     label = f"attacking, round {number + 1} of {size.rounds}"
     for _ in report.count(range(size.steps), size.steps, label):
@@ -165,6 +164,18 @@ def _search(
         adam.step()
     with torch.no_grad():
         return carrier.states(_split(base, v.detach().expand(len(prompts), -1, -1)))
+
+
+def _start(base: Base, lesson: Lesson, free: int, generator: torch.Generator) -> Tensor:
+    """The name's own embeddings, all encoders' side by side, a little moved: [1, free, d].
+
+    From there the search has only to leave the gates; from words at random it hardly arrives.
+    """
+    ids = base.tokenizers[0](lesson.concept, add_special_tokens=False).input_ids
+    ids = (ids * free)[-free:]
+    joined = torch.cat(tables(base), -1)  # [vocabulary, d]
+    noise = torch.randn((1, free, joined.shape[1]), generator=generator).to(joined)
+    return joined[ids][None] + NUDGE * joined.std() * noise
 
 
 def _split(base: Base, joined: Tensor) -> list[Tensor]:
