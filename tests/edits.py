@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from conceptzap.base import CROSS, CROSS_KV, Base
+from conceptzap.base import CROSS, CROSS_K, CROSS_KV, CROSS_V, Base
 from conceptzap.edit import Edit, Erasure, Gate, Header, sort_edits
 from conceptzap.runtime import adapters, ops
 from conceptzap.runtime.attach import attached
@@ -163,6 +163,22 @@ def beside(
     down = randn(4, out if reads == "y" else into, seed=seed + 1) / 4
     tensors = {"up": randn(into if writes == "x" else out, 4, seed=seed) / 4, "down": down}
     return Edit("adapter", (site,), tensors, {"phi": "gelu", **params}, gates=tuple(gates))
+
+
+def attending(base: Base, seed: int = 0, gates: Iterable[Gate] = ()) -> Edit:
+    """At the keys of one cross-attention, whose positions look at each other first."""
+    site = base.sites(CROSS_K)[0]
+    out, into = base.module(site).weight.shape
+    shapes = {"query": (3, into), "gate": (into,), "down": (2, into), "up": (out, 2)}
+    tensors = {slot: randn(*shape, seed=seed + i) / 4 for i, (slot, shape) in enumerate(shapes.items())}
+    return Edit("adapter", (site,), tensors, {"phi": "attend"}, gates=tuple(gates))
+
+
+def projecting(base: Base, seed: int = 0, gates: Iterable[Gate] = ()) -> Edit:
+    """Values of one cross-attention without what they have in common with a text's, all of it."""
+    params = {"phi": "project", "slope": 100.0, "shift": -2.0, "height": 1.0}
+    prompt = base.encode([ASKED[seed % len(ASKED)]]).states.float()
+    return Edit("adapter", base.sites(CROSS_V)[:1], {"prompt": prompt}, params, gates=tuple(gates))
 
 
 def skip(base: Base, seed: int = 0, gates: Iterable[Gate] = ()) -> Edit:

@@ -244,19 +244,9 @@ def test_a_curve_for_other_sites_is_refused(sd1: Base) -> None:
         some.eps(sd1, PROMPTS, [curved(some.tokens(sd1), torch.ones(2, 3))])
 
 
-def attending(base: Base) -> Edit:
-    site = base.sites("unet.*.attn2.to_k")[0]
-    out, width = base.module(site).weight.shape
-    tensors = {
-        "query": some.randn(3, width) / 4, "gate": some.randn(width, seed=1) / 4,
-        "down": some.randn(2, width, seed=2) / 4, "up": some.randn(out, 2, seed=3) / 4,
-    }  # fmt: skip
-    return Edit("adapter", (site,), tensors, {"phi": "attend"})
-
-
 def test_positions_attend_to_each_other(base: Base) -> None:
     """CPE's residual gate: K + up down (sigmoid(Z w) Z), Z = softmax(X Q (X Q)^T) X."""
-    edit, t = attending(base), attending(base).tensors
+    edit, t = some.attending(base), some.attending(base).tensors
     x, plain = seen(base, edit.sites[0], [])
     _, edited = seen(base, edit.sites[0], [edit])
     xq = x @ t["query"].T
@@ -266,11 +256,10 @@ def test_positions_attend_to_each_other(base: Base) -> None:
     canary.check(base, some.erasure(base, [edit]))
 
 
-def projecting(base: Base, *names: str, height: float = 1.0, shift: float = -2.0, **more: object) -> Edit:
+def projecting(base: Base, *names: str, **params: Any) -> Edit:
     """Weight 1 everywhere, unless it is asked for otherwise: the sigmoid is far on its right."""
-    params = {"phi": "project", "slope": 100.0, "shift": shift, "height": height}
-    prompt = base.encode(names).states.float()
-    return Edit("adapter", base.sites("unet.*.attn2.to_v")[:1], {"prompt": prompt}, params, **more)
+    made = some.projecting(base)
+    return replace(made, tensors={"prompt": base.encode(names).states.float()}, params={**made.params, **params})
 
 
 def test_values_are_made_orthogonal_to_the_concepts(base: Base) -> None:
@@ -326,14 +315,14 @@ def test_a_projection_beside_learned_tokens_and_in_longer_texts(sd1: Base) -> No
     assert torch.allclose(found[1], torch.cat([found[0], found[0]], 1), atol=1e-5)
 
 
-@pytest.mark.parametrize("maker", [attending, projecting])
+@pytest.mark.parametrize("maker", [some.attending, projecting])
 def test_what_needs_positions_is_refused_elsewhere(sd1: Base, maker: Any) -> None:
-    made = maker(sd1) if maker is attending else maker(sd1, "van gogh")
+    made = maker(sd1) if maker is some.attending else maker(sd1, "van gogh")
     with pytest.raises(MismatchError, match="no layer of text"):
         some.eps(sd1, PROMPTS, [replace(made, sites=sd1.sites(some.BLOCK)[:1])])
 
 
-@pytest.mark.parametrize("maker", [timed, attending, projecting])
+@pytest.mark.parametrize("maker", [timed, some.attending, projecting])
 def test_a_file_gives_every_kind_back(sd1: Base, maker: Any, tmp_path: Path) -> None:
     made = maker(sd1, "van gogh") if maker is projecting else maker(sd1)
     format.save(some.erasure(sd1, [made]), tmp_path / "a.lprompt.safetensors")
@@ -352,7 +341,7 @@ def test_a_file_gives_every_kind_back(sd1: Base, maker: Any, tmp_path: Path) -> 
     ],
 )
 def test_tensors_and_parameters_go_with_their_phi(sd1: Base, params: dict, without: str, said: str) -> None:
-    edit = attending(sd1)
+    edit = some.attending(sd1)
     tensors = {slot: t for slot, t in edit.tensors.items() if slot != without}
     with pytest.raises(FormatError, match=said):
         format.dumps(replace(some.erasure(sd1, [some.shared(sd1)]), edits=(replace(edit, tensors=tensors, params=params),)))

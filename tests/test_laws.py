@@ -41,6 +41,8 @@ OTHERS: dict[str, Maker] = {
     "adapter": some.adapter,
     "gelu": lambda base, **k: some.adapter(base, phi="gelu", reads="y", **k),
     "topk": lambda base, **k: some.adapter(base, phi="topk", k=2, **k),
+    "attend": some.attending,
+    "project": some.projecting,
     "block": some.beside,
     "skip": some.skip,
     "swap": some.guide,
