@@ -52,7 +52,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
         cfg.expansion, cfg.k, cfg.dictionary_steps, cfg.dictionary_rows, cfg.pictures, cfg.dictionary_lr
     )
     sites = activations.matching(base, cfg.sites)
-    words = {site: dictionary.of(base, site, recipe, report, cfg.dictionary) for site in sites}
+    words = dictionary.of(base, sites, recipe, report, cfg.dictionary)
     for lesson in lessons(base, task, report):
         shown = Trajectories.of(base, lesson.pairs, cfg.trajectories, report)
         rest = Trajectories.kept(base, lesson.keep, cfg.trajectories, report)

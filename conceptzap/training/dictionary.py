@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -85,29 +85,35 @@ def largest(h: Tensor, k: int) -> Tensor:
 # -- where it comes from
 
 
-def of(base: Base, site: str, recipe: Recipe, report: Report, path: str = "") -> Dictionary:
-    """The dictionary in the file `path`, else the one of this base, site and recipe, trained if need be.
+def of(
+    base: Base, sites: Sequence[str], recipe: Recipe, report: Report, path: str = ""
+) -> dict[str, Dictionary]:
+    """Site -> the dictionary in the file `path`, else that of this base and recipe, trained if need be.
 
-    Raises `MismatchError` for one of another width, `FormatError` for what is none, and what `train`
-    raises.
+    What they are learned from is drawn once for all of them. Raises `MismatchError` for one of another
+    width, `FormatError` for what is none, and what `train` raises.
     """
     if path:
-        found = read(Path(path).expanduser())
-        width = adapters.widths(base.module(site)).out
-        if len(found.center) != width:
-            message = f"the dictionary is of {len(found.center)} features, {site} gives {width}"
-            raise MismatchError(message, "name the module that it was made for")
-        if found.threshold:
-            return found
-        return _with_threshold(found, examples(base, site, recipe, report), recipe)
-    kept = cache.folder(KIND) / f"{_key(base, site, recipe)}.safetensors"
-    if kept.is_file():
-        return read(kept)
-    made = train(base, site, recipe, report)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write(made, kept)
-    report.note(f"{escape(kept)} holds the dictionary of {site}, for every concept")
-    return made
+        return {site: _loaded(base, site, recipe, report, path) for site in sites}
+    kept = {site: cache.folder(KIND) / f"{_key(base, site, recipe)}.safetensors" for site in sites}
+    missing = [site for site in sites if not kept[site].is_file()]
+    data = examples(base, missing, recipe, report) if missing else {}
+    for site in missing:
+        kept[site].parent.mkdir(parents=True, exist_ok=True)
+        write(train(base, site, data.pop(site), recipe, report), kept[site])
+        report.note(f"{escape(kept[site])} holds the dictionary of {site}, for every concept")
+    return {site: read(kept[site]) for site in sites}
+
+
+def _loaded(base: Base, site: str, recipe: Recipe, report: Report, path: str) -> Dictionary:
+    """One that somebody made; where it says no threshold, with that of the base's own activations."""
+    found, width = read(Path(path).expanduser()), adapters.widths(base.module(site)).out
+    if len(found.center) != width:
+        message = f"the dictionary is of {len(found.center)} features, {site} gives {width}"
+        raise MismatchError(message, "name the module that it was made for")
+    if found.threshold:
+        return found
+    return _with_threshold(found, examples(base, [site], recipe, report)[site], recipe)
 
 
 def _key(base: Base, site: str, recipe: Recipe) -> str:
@@ -154,22 +160,23 @@ def prompts(base: Base) -> list[str]:
     return known or [""]
 
 
-def examples(base: Base, site: str, recipe: Recipe, report: Report) -> Tensor:
-    """Rows [n, d] of what the module gives while the base draws, of every timestep, on the CPU."""
+def examples(
+    base: Base, sites: Sequence[str], recipe: Recipe, report: Report
+) -> dict[str, Tensor]:
+    """Site -> rows [n, d] of what it gives while the base draws, of every timestep, on the CPU."""
     fixed = copy.copy(report)
-    fixed.seed = 0  # the dictionary is the base's, whatever is erased with which seed
+    fixed.seed = 0  # a dictionary is the base's, whatever is erased with which seed
     drawn = Trajectories.kept(base, prompts(base), recipe.pictures, fixed)
-    generator, rows = torch.Generator().manual_seed(0), []
-    for found in activations.along(base, drawn, (site,), fixed):
-        x = found[site]  # [pictures, places, d]
-        chosen = torch.randperm(x.shape[1], generator=generator)[:PLACES]
-        rows.append(x[:, chosen].flatten(0, 1))
-    return torch.cat(rows)
+    rows: dict[str, list[Tensor]] = {site: [] for site in sites}
+    for step, found in enumerate(activations.along(base, drawn, sites, fixed)):
+        for site, x in found.items():  # [pictures, places, d]
+            chosen = torch.randperm(x.shape[1], generator=objectives.step_generator(0, step))
+            rows[site].append(x[:, chosen[:PLACES]].flatten(0, 1))
+    return {site: torch.cat(each) for site, each in rows.items()}
 
 
-def train(base: Base, site: str, recipe: Recipe, report: Report) -> Dictionary:
-    """A dictionary of what the module gives; raises what `train.train` raises."""
-    data = examples(base, site, recipe, report)
+def train(base: Base, site: str, data: Tensor, recipe: Recipe, report: Report) -> Dictionary:
+    """A dictionary of rows [n, d] of what the module gives; raises what `train.train` raises."""
     mean = data.mean(0)
     scale = data.shape[1] ** 0.5 / (data - mean).norm(dim=1).mean().clamp_min(1e-12)
     data = ((data - mean) * scale).to(base.device)
