@@ -27,15 +27,16 @@ def block(name: str) -> str:
     return re.search(rf"<!-- run: {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)[1]
 
 
-def first_command() -> str:
-    """The one line that sets everything up, from its `conceptzap` on."""
-    (line,) = re.findall(r"^python3 -m venv .* && \.venv/bin/(conceptzap .*)$", README, re.MULTILINE)
-    return line
+def first_commands() -> str:
+    """The line that sets everything up and the one that activates it, from `conceptzap` on."""
+    first = r"^python3 -m venv .* && \.venv/bin/(conceptzap .*)\n\. \.venv/bin/activate && (conceptzap .*)$"
+    (lines,) = re.findall(first, README, re.MULTILINE)
+    return "\n".join(lines)
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
     marked = re.findall(r"(<!-- (?:run|not run|test command|figures).*?-->\n)?```(?:sh|python)\n", README)
-    assert marked.count("") == 1, "the first command alone stands without a mark"
+    assert marked.count("") == 1, "the first commands alone stand without a mark"
 
 
 @pytest.mark.slow
@@ -50,7 +51,7 @@ def test_it_runs_from_top_to_bottom(tmp_path: Path) -> None:
     }
     here = tmp_path / "empty"
     here.mkdir()
-    shell = f"set -e\n{first_command()}\n{block('everyday')}"
+    shell = f"set -e\n{first_commands()}\n{block('everyday')}"
     done = subprocess.run(["sh", "-c", shell], cwd=here, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     program = [sys.executable, "-c", block("python")]
