@@ -6,7 +6,7 @@ import io
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -156,12 +156,20 @@ def test_erase_is_never_silent(
 ) -> None:
     """Whenever something slow is begun, a bar or a spinner turns, or a line is due in 10 s at most."""
     reports: list[Progress] = []
-    silent: list[str] = []
+    silent, said, counted = [], [], set()
 
     class Heard(Progress):
         def __init__(self) -> None:
             super().__init__()
             reports.append(self)
+
+        def phase(self, text: str) -> None:
+            said.append(text)
+            super().phase(text)
+
+        def count(self, items: Iterable[object], total: int, label: str) -> Iterator[object]:
+            counted.add(label)
+            yield from super().count(items, total, label)
 
     def alive() -> bool:
         moving = [pulse.spinner or pulse.timer in Timer.running for pulse in speech._moving]
@@ -191,6 +199,7 @@ def test_erase_is_never_silent(
     words = ("erase", "church", "--method", "uce", "--base", tiny_folder, "-o", tmp_path / "x")
     answer = conceptzap(*words)
     assert answer.code == 0, answer
+    assert said[0] == "loading torch" and "step" in counted, "before torch is there; of the preview too"
     assert silent == [] and seen == {name for names in slow.values() for name in names.split()}
     assert watched or all(timer.seconds <= 10 for timer in Timer.running)
 
