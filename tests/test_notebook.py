@@ -19,13 +19,14 @@ NOTEBOOK = Path(__file__).parents[1] / "examples" / "erase.ipynb"
 BOOK = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
 
 
-def run_all(folder: Path) -> list[Any]:
+def run_all(steps: int = 20) -> list[Any]:
     """What the last expression of every cell of code comes to, None for those that end in none."""
     here: dict[str, Any] = {"__name__": "__main__"}
     shown = []
     for number, cell in enumerate(BOOK["cells"]):
         if cell["cell_type"] == "code":
-            tree = ast.parse("".join(cell["source"]), f"cell {number}")
+            source = "".join(cell["source"]).replace("inference_steps=20", f"inference_steps={steps}")
+            tree = ast.parse(source, f"cell {number}")
             last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
             exec(compile(tree, f"cell {number}", "exec"), here)  # noqa: S102
             value = compile(ast.Expression(last.value), f"cell {number}", "eval") if last else "None"
@@ -50,13 +51,13 @@ def test_it_runs_from_top_to_bottom(sd1: Base, own_cache: Path, tmp_path: Path, 
     monkeypatch.setattr("conceptzap.verbs.generating.usual", lambda base: look)
     evaluate = api.evaluate
     monkeypatch.setattr(api, "evaluate", lambda *given, **more: evaluate(*given, **more, limit=2, steps=1))
-    check(run_all(tmp_path), tmp_path)
+    check(run_all(steps=1), tmp_path)
 
 
 @pytest.mark.slow
 def test_it_runs_on_the_demo(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    check(run_all(tmp_path), tmp_path)
+    check(run_all(), tmp_path)
 
 
 def test_it_is_a_notebook_without_what_a_run_left_behind() -> None:
