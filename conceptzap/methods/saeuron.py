@@ -6,7 +6,8 @@ activation over pictures and places; of those with the highest scores, wherever 
 else), f_i <- gamma mu_i(t, concept) f_i, and what the autoencoder cannot explain stays. The autoencoder is
 the base's (`training/dictionary.py`), so the file carries the chosen features' rows, gains and thresholds.
 Differs: `features` instead of a percentile; the dictionary's threshold in place of the k n largest of a
-batch; activations of unit scale, which gamma depends on.
+batch; activations of unit scale, which gamma depends on. On the built-in checkpoint a small dictionary (one
+module, 200 steps) left 23 of 24 pictures of Van Gogh as they were; these defaults are unmeasured.
 """
 
 from __future__ import annotations
