@@ -1,0 +1,67 @@
+"""What the gate that looks does by itself, whatever the text gates say.
+
+    python tests/benchmarks/sight.py van-gogh-hardened.lprompt.safetensors
+
+Draws prompts that name the concept under the edits behind `sight` gates alone, as if a text had been
+found that opens no other gate and still means the concept; and prompts that must stay under the whole
+file. Prints in how many pictures a judge sees the concept, and in how many an edit was open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from conceptzap import format
+from conceptzap.base import Base, load_base
+from conceptzap.edit import Edit
+from conceptzap.evaluation import probes, suites
+from conceptzap.evaluation.comparison import annotate
+from conceptzap.evaluation.judging import Judge
+from conceptzap.evaluation.probes import Subject
+from conceptzap.registry import family
+from conceptzap.result import Probe, Settings, wilson
+from conceptzap.runtime.sampler import drawings
+
+SETTINGS = Settings(batch=16)
+
+
+def row(
+    base: Base, judges: Sequence[Judge], target: Subject, asked: Sequence[Probe], edits: Sequence[Edit]
+) -> dict:
+    drawn = list(drawings(base, [p.prompt for p in asked], [p.seed for p in asked], SETTINGS, edits))
+    pictures = np.stack([np.asarray(one.picture) for one in drawn])  # [n, h, w, 3]
+    noted, _ = annotate([judge.predict(pictures) for judge in judges])
+    seen = sum(one.seen(target.kind, target.name) for one in noted)
+    opened = sum(bool(one.fired) for one in drawn)
+    return {"n": len(asked), "seen": seen, "seen 95 %": wilson(seen, len(asked)), "opened": opened,
+            "opened 95 %": wilson(opened, len(asked))}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file")
+    parser.add_argument("--pictures", type=int, default=16)
+    args = parser.parse_args()
+    base, erasure = load_base("demo"), format.load(args.file)
+    looking = [edit for edit in erasure.edits if any(gate.kind == "sight" for gate in edit.gates)]
+    suite, world = suites.load("smoke")
+    target = world.find(erasure.header.concepts[0])
+    few = replace(suite, erase={name: args.pictures for name in suite.erase})
+    asked = probes.expand(few, world, [target], seed=0)
+    named = [probe for probe in asked if probe.erases][: args.pictures]
+    kept = [probe for probe in asked if not probe.erases]
+    kept = kept[:: max(1, len(kept) // args.pictures)][: args.pictures]
+    judges = family.load("judges", "demo").load(base)
+    print(json.dumps({
+        "named, behind this gate alone": row(base, judges, target, named, looking),
+        "kept, under the whole file": row(base, judges, target, kept, erasure.edits),
+    }, indent=1))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
