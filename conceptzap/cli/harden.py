@@ -1,4 +1,4 @@
-"""Attack an erasure and write it again, with a gate that looks at the picture.
+"""Attack an erasure and give it a gate that looks at pictures.
 
     conceptzap harden van-gogh
     conceptzap harden van-gogh --budget full -o van-gogh-full
