@@ -24,9 +24,9 @@ EDITS = "guide"
 
 @dataclass(frozen=True)
 class Config:
-    guidance: float = 2000.0  # s_S: weak 20, medium 1000, strong 2000, max 5000
-    threshold: float = 0.025  # lambda: 0, 0.01, 0.025, 1
-    warmup: float = 0.14  # share of the timesteps that go by first: 0.3, 0.2, 0.14, 0
+    guidance: float = 5000.0  # s_S: weak 20, medium 1000, strong 2000, max 5000
+    threshold: float = 1.0  # lambda: 0, 0.01, 0.025, 1
+    warmup: float = 0.0  # share of the timesteps that go by first: 0.3, 0.2, 0.14, 0
     momentum: float = 0.5  # s_m: 0, 0.3, 0.5, 0.5
     beta: float = 0.7  # of the momentum: 0, 0.4, 0.7, 0.7
 
