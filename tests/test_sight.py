@@ -17,6 +17,7 @@ from conceptzap.edit import Edit, Gate
 from conceptzap.errors import MismatchError, SilentEditError
 from conceptzap.runtime import gates, sight
 from conceptzap.runtime.attach import Attachment, attached, new_run
+from conceptzap.trust import canary
 
 PROMPTS = (some.ASKED[0], some.OTHER[1])
 # open at 900, shut at 400 and below
@@ -47,6 +48,14 @@ def open_at(base: Base, t: int) -> bool:
 def test_a_call_that_opens_it_is_made_under_its_edits(base: Base) -> None:
     gated = some.tokens(base, gates=[some.always(base)])
     assert some.eps(base, PROMPTS, [gated]).equal(some.eps(base, PROMPTS, [replace(gated, gates=())]))
+
+
+def test_its_self_test_counts_the_call_that_was_made_anew(sd1: Base) -> None:
+    """What stands in front of the module that is looked at changed nothing in the first one."""
+    gated = some.tokens(sd1, gates=[some.always(sd1)])
+    (found,) = canary.make(sd1, [gated], PROMPTS[0]).values()
+    (plain,) = canary.make(sd1, [replace(gated, gates=())], PROMPTS[0]).values()
+    assert found["change"].keys() == plain["change"].keys() and min(found["change"].values()) > 0
 
 
 def test_shut_it_leaves_every_bit(base: Base) -> None:

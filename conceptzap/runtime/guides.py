@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SITE = "unet"  # a guide acts on what the UNet as a whole predicts
 CONDITIONAL = "conditional"
 GUIDANCE: ContextVar[Guidance | None] = ContextVar("guidance", default=None)
+BESIDE: ContextVar[bool] = ContextVar("beside", default=False)  # a call of the UNet for a guide's own texts
 
 
 # which rows are conditional
@@ -283,8 +284,12 @@ def _plain(
                 "a guide's texts cannot be recomputed for gradients of the latents",
                 "switch gradient checkpointing off",
             )
-        with ledger.aside(states):
-            return module.forward(**own)[0]
+        beside = BESIDE.set(True)
+        try:
+            with ledger.aside(states):
+                return module.forward(**own)[0]
+        finally:
+            BESIDE.reset(beside)
 
 
 def _chosen(value: Any, rows: Tensor, count: int) -> Any:

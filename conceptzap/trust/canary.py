@@ -41,9 +41,10 @@ class Case(NamedTuple):
 
 
 class _Watch:
-    """Input and output of one module, seen from outside every other hook, at its first call.
+    """Input and output of one module, seen from outside every other hook, at its last call.
 
-    (Guides run the UNet once more, for texts of their own.)
+    A gate that looks has the UNet run anew once it opens; the calls beside it, for texts of a guide's
+    own, do not count.
     """
 
     def __init__(self, module: nn.Module, path: str) -> None:
@@ -56,10 +57,12 @@ class _Watch:
         ]
 
     def _before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.given = self.given or (args, kwargs)
+        if not guides.BESIDE.get():
+            self.given = args, kwargs
 
     def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self.output = self._tensor(output) if self.output is None else self.output
+        if not guides.BESIDE.get():
+            self.output = self._tensor(output)
 
     def _tensor(self, output: Any) -> Tensor:
         return adapters.made(self.path, getattr(output, "sample", output))  # of the UNet as a whole, too
