@@ -14,7 +14,7 @@ from torch import Tensor
 import conceptzap
 from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit, Gate
-from conceptzap.errors import MismatchError, SilentEditError
+from conceptzap.errors import MismatchError, RefusedError, SilentEditError
 from conceptzap.runtime import gates, sight
 from conceptzap.runtime.attach import Attachment, attached, new_run
 from conceptzap.trust import canary
@@ -96,6 +96,28 @@ def test_threads_have_runs_of_their_own(sd1: Base, early: Attachment) -> None:
     other.start()
     other.join()
     assert said == [False] and open_at(sd1, 300)
+
+
+def test_a_thread_that_is_refused_takes_nothing_from_the_one_that_draws(sd1: Base) -> None:
+    """The call that is made anew once the gate has opened still has its own arguments."""
+    gated, said = some.tokens(sd1, gates=[some.always(sd1)]), []
+
+    def intrude(*_: object) -> None:
+        other = Thread(target=refused)
+        other.start()
+        other.join()
+
+    def refused() -> None:
+        with pytest.raises(RefusedError, match="two threads"):
+            call(sd1, 300)
+        said.append("refused")
+
+    hook = sd1.unet.mid_block.register_forward_hook(intrude)
+    try:
+        found = some.eps(sd1, PROMPTS, [gated])
+    finally:
+        hook.remove()
+    assert said and found.equal(some.eps(sd1, PROMPTS, [replace(gated, gates=())]))
 
 
 def test_it_does_not_look_below_its_lowest_time(sd1: Base) -> None:

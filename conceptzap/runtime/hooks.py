@@ -62,7 +62,6 @@ class UNetHook(Hook):
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.given: tuple[tuple, dict] = ((), {})
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         refuse_recording()
@@ -74,13 +73,13 @@ class UNetHook(Hook):
             raise SilentEditError("the hook that checks every UNet call is gone", STRIPPED)
         self.ledger.begin(states, named["timestep"], named["sample"])
         if self.ledger.looks or self.ledger.guides:  # residuals come in lists, which the UNet empties
-            self.given = args, _copied(kwargs)
+            self.ledger.call.given = args, _copied(kwargs)
 
     def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        (args, kwargs), self.given = self.given, ((), {})
         if output is None:
             self.ledger.abandon()
             return None
+        args, kwargs = self.ledger.call.given
         try:
             again = self.ledger.look()
             if again:  # a gate opened on what this call showed

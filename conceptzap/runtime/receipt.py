@@ -136,7 +136,7 @@ class Call:
 
     `states` [rows, length, width] and `times` [rows], on the CPU, are what it was given; `times` is
     None where nothing depends on them. `unconditional`: how many of the rows, from the first.
-    `steered`: guides that have been at work.
+    `steered`: guides that have been at work. `given`: the arguments, where it may be made anew.
     """
 
     rows: int
@@ -145,6 +145,7 @@ class Call:
     times: Tensor | None = None
     unconditional: int = 0
     steered: set[int] = field(default_factory=set)
+    given: tuple[tuple, dict[str, Any]] = ((), {})
     entered: dict[Watched, int] = field(default_factory=lambda: defaultdict(int))
     left: dict[Watched, int] = field(default_factory=lambda: defaultdict(int))
     running: bool = True
