@@ -359,8 +359,8 @@ def test_presets_are_sound() -> None:
         assert set(table) <= {"summary", "kind", "names", "anchor", "anchors", "keep", "methods"}
         words = config.kept_words(table)
         assert table["summary"] and len(words) == len(set(words))
-        for method, settings in table.get("methods", {}).items():
-            config.resolve(family.load("methods", method).Config, settings)
+        for method, chosen in table.get("methods", {}).items():
+            config.resolve(family.load("methods", method).Config, chosen)
         assert conceptzap("presets", name).out.startswith(name)
 
 

@@ -37,6 +37,12 @@ def _presets(incomplete: str) -> list[str]:
     return _starting(config.preset_names(), incomplete)
 
 
+def _budgets(incomplete: str) -> list[str]:
+    from conceptzap.verbs.planning import BUDGETS
+
+    return _starting(BUDGETS, incomplete)
+
+
 def _erasures(incomplete: str) -> list[str]:
     from conceptzap.format import naming
 

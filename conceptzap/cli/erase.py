@@ -35,10 +35,6 @@ def _trackers(incomplete: str) -> list[str]:
     return [name for name in tracking.PACKAGES if name.startswith(incomplete)]
 
 
-def _budgets(incomplete: str) -> list[str]:
-    return [name for name in ("quick", "full") if name.startswith(incomplete)]
-
-
 def run(
     concepts: Annotated[
         list[str] | None,
@@ -104,7 +100,7 @@ def run(
     ] = 0,
     harden: Annotated[
         str | None,
-        typer.Option("--harden", metavar="B", autocompletion=_budgets,
+        typer.Option("--harden", metavar="B", autocompletion=options._budgets,
                      help="quick or full: attack it while it is made; a gate that looks at the picture."),
     ] = None,
     resume: Annotated[

@@ -17,10 +17,6 @@ import typer
 from conceptzap.cli import _options as options
 
 
-def _budgets(incomplete: str) -> list[str]:
-    return [name for name in ("quick", "full") if name.startswith(incomplete)]
-
-
 def run(
     file: Annotated[
         str,
@@ -28,7 +24,7 @@ def run(
                        autocompletion=options._erasures),
     ],
     budget: Annotated[
-        str, typer.Option("--budget", metavar="B", autocompletion=_budgets, help="quick or full.")
+        str, typer.Option("--budget", metavar="B", autocompletion=options._budgets, help="quick or full.")
     ] = "quick",
     base: options.Base = "demo",
     prediction: options.Prediction = None,

@@ -24,6 +24,7 @@ from conceptzap.edit import Edit
 from conceptzap.errors import MismatchError, RefusedError
 from conceptzap.words import with_article
 
+
 def is_conv(module: nn.Module) -> bool:
     return hasattr(module, "kernel_size")
 
@@ -88,7 +89,6 @@ class Part:
             with torch.inference_mode(False):  # it may be used where gradients are recorded
                 self._placed[key] = tensor.to(like.device, dtype)
         return self._placed[key]
-
 
     def mask(self, weight: Tensor) -> Tensor:
         """What of a weight is kept, in its shape, unpacked once where it is packed."""
@@ -181,7 +181,7 @@ def thinned(parts: Sequence[Part], strength: Tensor | None, x: Tensor) -> Tensor
 
     `strength` [rows, m] or [rows, length, m], None where all are 1. Where all are 0, x is as it was.
     """
-    keeps = torch.stack([part.edit.tensors["keep"].to(x) for part in parts])  # [m, in]
+    keeps = torch.stack([part.slot("keep", x).to(x.dtype) for part in parts])  # [m, in]
     if strength is None:
         factor = keeps.prod(0)[None]  # [1, in]
     else:

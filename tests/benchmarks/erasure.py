@@ -8,13 +8,14 @@ Base and erased pictures share prompt and seed. A concept leaks when either judg
 is right when both judges name its object and style. Prompts are the held-out wordings; objects that
 erasing used as fillers are left out of a style's prompts, and what else a stack takes out of all.
 A key is put on as it is and as random tensors of equal norm. Prints one JSON object, a record for
-each argument.
+each argument, and on stderr each record once it is known.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -211,6 +212,7 @@ def main() -> None:
         asked = asked_for(concept, together, args.n)
         figures = measure(base, concept, asked, others, edits, key)
         found.append({"concept": concept, "methods": made, "figures": figures})
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     print(json.dumps({"threads": torch.get_num_threads(), "runs": found}, indent=1))
 
 

@@ -64,7 +64,7 @@ def test_scores_are_wandas(sd1: Base) -> None:
 def test_masks_cut_no_more_than_their_share(sd1: Base, whole: bool) -> None:
     """Of the inputs, or of every row's weights."""
     for edit in edits(sd1, "prune", share=0.05, trajectories=2, window=0.1, whole=whole):
-        (site,), weight = edit.sites, sd1.module(edit.sites[0]).weight
+        weight = sd1.module(edit.sites[0]).weight
         most = max(1, round(0.05 * weight.shape[1]))
         if whole:
             assert edit.tensors["keep"].shape == weight.shape[1:] and 1 <= (~edit.tensors["keep"]).sum() <= most
