@@ -27,7 +27,7 @@ from conceptzap.evaluation.comparison import Prediction
 from conceptzap.evaluation.probes import Subject, World
 from conceptzap.redteam import bell, discrete, inverting, search, trial
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import Carrier, allowed, without
+from conceptzap.redteam.carrier import Carrier, allowed, split, without
 from conceptzap.redteam.outcome import Attacked
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, STRAIGHT, TRANSFER, Victim
 from conceptzap.registry import config, family
@@ -295,7 +295,7 @@ def test_evading_lowers_the_gates_margins(sd1: Base) -> None:
     start = {"v": discrete.joined(on, discrete.begin(on, 1, 4, usable))}
 
     def margin(v: torch.Tensor) -> torch.Tensor:
-        return sum(gates.margins(g, carrier.states(discrete.split(on, v)).states) for g in on.gates)
+        return sum(gates.margins(g, carrier.states(split(on.base, v)).states) for g in on.gates)
 
     pace = search.Pace(1, 30, 0.3)
     found = list(search.search(on, EVADE, "evasion", start, lambda v, *_: margin(v["v"]).sum(), pace, Report()))

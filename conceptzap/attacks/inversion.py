@@ -17,7 +17,7 @@ import torch
 from conceptzap.evaluation.probes import seed_of
 from conceptzap.redteam import discrete, search
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import Carrier
+from conceptzap.redteam.carrier import Carrier, split
 from conceptzap.redteam.victim import EVADE, STRAIGHT, TRANSFER, Victim
 from conceptzap.report import Report
 
@@ -61,7 +61,7 @@ def _searched(
 
     def loss(v: dict, generator: torch.Generator, step: int) -> torch.Tensor:
         rows = torch.randint(len(clean), (cfg.batch,), generator=generator)
-        free = discrete.split(victim, v["v"].expand(len(rows), -1, -1))
+        free = split(victim.base, v["v"].expand(len(rows), -1, -1))
         cond = taught.rows(rows).states(free)
         t = search.times(victim, len(rows), generator)
         aim = None if wanted is None else wanted[rows]
@@ -71,10 +71,10 @@ def _searched(
     about = ["inversion", taught.free, cfg.batch, cfg.pictures, cfg.evade, cfg.taught]
     word = "token" if taught.free == 1 else "tokens"
     for found in search.search(victim, form, about, start, loss, search.Pace.of(cfg), report):
-        free = discrete.split(victim, found["v"].expand(len(asked), -1, -1))
+        free = split(victim.base, found["v"].expand(len(asked), -1, -1))
         with torch.no_grad():
             cond = asked.states(free)
-        kept = discrete.kept(discrete.split(victim, found["v"]))
+        kept = discrete.kept(split(victim.base, found["v"]))
         yield Attempt(form, f"{taught.free} {word}", _shown(victim), cond=cond, found=kept)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from conceptzap.redteam import discrete, search
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import Carrier, allowed
+from conceptzap.redteam.carrier import Carrier, allowed, split
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, STRAIGHT, TRANSFER, Victim
 from conceptzap.report import Report
 
@@ -50,7 +50,7 @@ def _searched(
 
     def loss(v: dict, generator: torch.Generator, step: int) -> Tensor:
         free = v["v"] if form == CONTINUOUS else discrete.projected(victim, v["v"], usable)
-        cond = carrier.states(discrete.split(victim, free))
+        cond = carrier.states(split(victim.base, free))
         t = search.times(victim, len(clean), generator).to(clean.device)
         x, _ = victim.noised(clean, t, generator)
         with torch.no_grad():
@@ -68,6 +68,6 @@ def read(victim: Victim, form: str, carrier: Carrier, v: Tensor, usable: Tensor)
     if form != CONTINUOUS:
         ids = discrete.nearest(victim, v, usable).cpu()
         return Attempt(form, "", carrier.texts(ids), cond=carrier.written(ids), found={"tokens": ids})
-    free = discrete.split(victim, v)
+    free = split(victim.base, v)
     with torch.no_grad():
         return Attempt(form, "", cond=carrier.states(free), found=discrete.kept(free))

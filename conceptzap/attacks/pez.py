@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from conceptzap.redteam import discrete
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import Carrier
+from conceptzap.redteam.carrier import Carrier, split
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, TRANSFER, Tensors, Victim
 from conceptzap.report import Report
 
@@ -59,7 +59,7 @@ def _searched(
     best, kept = torch.full((len(carrier),), torch.inf), v.detach().clone()
     for _ in report.count(range(cfg.steps), cfg.steps, f"searching, {form}"):
         free = v if form == CONTINUOUS else discrete.projected(victim, v, usable)
-        cond = carrier.states(discrete.split(victim, free))
+        cond = carrier.states(split(victim.base, free))
         cost = cfg.evade * victim.evasion(form, cond) - discrete.alike(cond, wanted)  # [n]
         better = cost.detach().cpu() < best
         best = torch.where(better, cost.detach().cpu(), best)
@@ -68,7 +68,7 @@ def _searched(
         torch.autograd.backward(cost.sum(), inputs=[v])
         adam.step()
     if form == CONTINUOUS:
-        return discrete.kept(discrete.split(victim, kept))
+        return discrete.kept(split(victim.base, kept))
     return {"tokens": discrete.nearest(victim, kept, usable)}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from conceptzap.evaluation.probes import STYLE
 from conceptzap.redteam import discrete, search
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import Carrier, allowed
+from conceptzap.redteam.carrier import Carrier, allowed, split
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, STRAIGHT, TRANSFER, Victim
 from conceptzap.report import Report
 
@@ -60,7 +60,7 @@ def _searched(
         start = {"w": discrete.simplex(rows).to(victim.base.device)}
 
     def embedded(v: dict, generator: torch.Generator) -> list[Tensor]:
-        return discrete.split(victim, v["v"]) if "v" in v else discrete.sampled(victim, v["w"], generator)
+        return split(victim.base, v["v"]) if "v" in v else discrete.sampled(victim, v["w"], generator)
 
     def loss(v: dict, generator: torch.Generator, step: int) -> Tensor:
         cond = carrier.states(embedded(v, generator))
@@ -87,6 +87,6 @@ def _read(victim: Victim, form: str, carrier: Carrier, found: dict[str, Tensor])
     if "w" in found:
         ids = found["w"].argmax(-1).cpu()  # [n, k]
         return Attempt(form, "", carrier.texts(ids), cond=carrier.written(ids), found={"tokens": ids})
-    free = discrete.split(victim, found["v"])
+    free = split(victim.base, found["v"])
     with torch.no_grad():
         return Attempt(form, "", cond=carrier.states(free), found=discrete.kept(free))

@@ -92,6 +92,12 @@ def tables(base: Base) -> tuple[Tensor, ...]:
     return tuple(one.get_input_embeddings().weight.detach().float() for one in base.text_encoders)
 
 
+def split(base: Base, joined: Tensor) -> list[Tensor]:
+    """Embeddings of all encoders side by side, [n, k, d1 + d2], as one tensor an encoder."""
+    widths = [one.get_input_embeddings().weight.shape[1] for one in base.text_encoders]
+    return list(joined.split(widths, -1))
+
+
 def allowed(base: Base, words: Sequence[str]) -> Tensor:
     """Which tokens an attack may use, [vocabulary]: none of the special ones, none of these words."""
     tokenizer = base.tokenizers[0]

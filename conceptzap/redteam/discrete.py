@@ -33,11 +33,6 @@ def embedded(victim: Victim, ids: Tensor) -> list[Tensor]:
     return [table[ids.to(table.device)] for table in tables(victim.base)]
 
 
-def split(victim: Victim, joined: Tensor) -> list[Tensor]:
-    """Embeddings of all encoders side by side, [n, k, d1 + d2], as one tensor an encoder."""
-    return list(joined.split([table.shape[1] for table in tables(victim.base)], -1))
-
-
 def nearest(victim: Victim, joined: Tensor, usable: Tensor) -> Tensor:
     """The usable token nearest to each embedding, [n, k] from [n, k, d]."""
     table = torch.cat(tables(victim.base), -1)  # [vocabulary, d]

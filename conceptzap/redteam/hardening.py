@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from conceptzap.base import CROSS, Base, Cond
 from conceptzap.edit import Edit, Gate, Json
-from conceptzap.redteam.carrier import Carrier, tables
+from conceptzap.redteam.carrier import Carrier, split, tables
 from conceptzap.report import Report
 from conceptzap.runtime import gates, sight
 from conceptzap.runtime.attach import attached
@@ -154,7 +154,7 @@ def _search(
         with torch.no_grad():
             target = base.predict(x, t, asked[rows])  # [batch, c, h, w]
         with torch.enable_grad():
-            cond = carrier.rows(rows).states(_split(base, v.expand(size.batch, -1, -1)))
+            cond = carrier.rows(rows).states(split(base, v.expand(size.batch, -1, -1)))
             with attached(base.unet, edits), probe.looking(base) as looks:
                 error = (base.predict(x, t, cond) - target).pow(2).mean()
             margin = sight.scores(gate, looks[0], t.float().cpu()) - gate.params["threshold"]
@@ -163,7 +163,7 @@ def _search(
             torch.autograd.backward(loss, inputs=[v])
         adam.step()
     with torch.no_grad():
-        return carrier.states(_split(base, v.detach().expand(len(prompts), -1, -1)))
+        return carrier.states(split(base, v.detach().expand(len(prompts), -1, -1)))
 
 
 def _start(base: Base, lesson: Lesson, free: int, generator: torch.Generator) -> Tensor:
@@ -176,10 +176,6 @@ def _start(base: Base, lesson: Lesson, free: int, generator: torch.Generator) ->
     joined = torch.cat(tables(base), -1)  # [vocabulary, d]
     noise = torch.randn((1, free, joined.shape[1]), generator=generator).to(joined)
     return joined[ids][None] + NUDGE * joined.std() * noise
-
-
-def _split(base: Base, joined: Tensor) -> list[Tensor]:
-    return list(joined.split([table.shape[1] for table in tables(base)], -1))
 
 
 def _shutting(edits: Sequence[Edit], cond: Cond, looks: Tensor) -> Tensor:
