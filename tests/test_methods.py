@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from small import settings
-from test_exports import is_exported
+from exported import is_exported
 
 import conceptzap
 from conceptzap import exports, format

@@ -1,0 +1,76 @@
+"""Exports put on plain diffusers, and how near that comes to the attached edits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import edits as some
+import torch
+from diffusers import (
+    DiffusionPipeline,
+)
+
+from conceptzap import format
+from conceptzap.base import Base
+from conceptzap.edit import Edit
+from conceptzap.exports import lora
+from conceptzap.registry import family
+from conceptzap.report import Report
+from conceptzap.testing import tiny
+
+SUFFIX = ".lprompt.safetensors"
+FORMATS = list(family.members("exports"))
+PROMPTS = [*some.ASKED, *some.OTHER]
+CLOSE = 1e-5
+
+
+class Heard(Report):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def named(base: Base) -> list[str]:
+    """Every Linear and convolution of the UNet that a LoRA has a name for."""
+    modules = base.unet.named_modules()
+    paths = [f"unet.{name}" for name, m in modules if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    return [path for path in paths if lora.NAMED.fullmatch(path)]
+
+
+def save(folder: Path, base: Base, name: str, edits: Sequence[Edit]) -> Path:
+    path = folder / f"{name}{SUFFIX}"
+    format.save(some.erasure(base, edits), path)
+    return path
+
+
+def through_diffusers(base: Base, written: Path) -> Base:
+    """A base of the same weights, or of none, on which diffusers alone puts what was written."""
+    if written.is_dir():
+        return replace(base, unet=DiffusionPipeline.from_pretrained(str(written)).unet.eval())
+    pipe = tiny(base.family).pipeline()
+    pipe.load_lora_weights(str(written))
+    return replace(base, unet=pipe.unet)
+
+
+def seen(base: Base, edits: Sequence[Edit] = ()) -> torch.Tensor:
+    return some.eps(base, PROMPTS, edits)
+
+
+def is_exported(base: Base, written: Path, edits: Sequence[Edit], within: float = CLOSE) -> None:
+    """Plain diffusers sees the noise of the attached edits, which is far from the base's."""
+    wanted = seen(base, edits)
+    assert some.far(seen(through_diffusers(base, written)), wanted) < within
+    assert some.far(seen(base), wanted) > 30 * within
+
+
+def bytes_of(path: Path) -> dict[str, bytes]:
+    """Every file of an export, a folder or one file, by its name."""
+    files = [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
+    return {str(one.relative_to(path)): one.read_bytes() for one in files}
