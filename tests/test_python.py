@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -17,10 +18,11 @@ import pytest
 from erasures import nudge
 
 import conceptzap
-from conceptzap import report
+from conceptzap import api, report
 from conceptzap.errors import UsageError
 from conceptzap.format.pictures import read_text
 from conceptzap.testing import save_tiny, tiny
+from conceptzap.verbs import planning
 
 LOOK = {"steps": 1, "guidance": 1.0}
 USER = Path(__file__).with_name("user.py")
@@ -130,16 +132,23 @@ def test_a_hint_is_part_of_the_traceback() -> None:
 
 
 def test_erase_says_what_it_takes() -> None:
-    import inspect
-
-    from conceptzap.verbs import planning
-
     ours = inspect.signature(conceptzap.erase).parameters
     planned = inspect.signature(planning.resolve).parameters
     assert set(ours) == set(planned) | {"resume", "report"}
-    assert {n: p.default for n, p in ours.items() if n in planned} == {
-        n: p.default for n, p in planned.items()
-    }
+    assert set(inspect.signature(conceptzap.plan).parameters) == set(planned) | {"report"}
+    for verb in (conceptzap.erase, conceptzap.plan):
+        given = inspect.signature(verb).parameters
+        assert {n: given[n].default for n in planned} == {n: p.default for n, p in planned.items()}
+
+
+def test_every_verb_names_what_it_takes() -> None:
+    """`help()` shows parameters and defaults: no verb hides some behind `**options`."""
+    verbs = {name: getattr(api, name) for name in vars(api) if not name.startswith("_")}
+    for name, verb in verbs.items():
+        if inspect.isfunction(verb):
+            kinds = {param.kind for param in inspect.signature(verb).parameters.values()}
+            assert not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}, name
+            assert verb.__doc__, name
 
 
 def test_a_pipeline_of_the_demo() -> None:

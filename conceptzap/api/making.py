@@ -1,0 +1,150 @@
+"""The verbs that make an erasure, or something else of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conceptzap.edit import Json
+from conceptzap.report import Bars, Report
+from conceptzap.trust.admission import Asked, Source
+from conceptzap.verbs import doubts, planning
+
+if TYPE_CHECKING:
+    from conceptzap.verbs.erasing import ErasedFile
+    from conceptzap.verbs.exporting import Exported
+    from conceptzap.verbs.generating import AnyBase
+    from conceptzap.verbs.hardening import HardenedFile
+
+
+def plan(
+    concepts: Sequence[str] | str,
+    *,
+    anchors: Sequence[str] | str = (),
+    keep: Sequence[str] | str = (),
+    kind: Sequence[str] | str = (),
+    method: str | None = None,
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    base: Path | str = "demo", prediction: str | None = None,
+    seed: int = 0, steps: int | None = None,
+    device: str = "auto", dtype: str = "auto",
+    output: Path | str | None = None,
+    force: bool = False,
+    preview: bool = True,
+    log_with: Sequence[str] | str = (), sample_every: int = 0,
+    harden: str | None = None,
+    report: Report | None = None,
+) -> dict[str, Json]:  # fmt: skip
+    """What `erase` with the same arguments would do, without doing it; it raises what can be raised now."""
+    planned = planning.resolve(
+        concepts, anchors=anchors, keep=keep, kind=kind, method=method, preset=preset,
+        overrides=overrides, prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
+        base=base, output=output, force=force, preview=preview, log_with=log_with,
+        sample_every=sample_every, harden=harden,
+    )  # fmt: skip
+    doubts.warn(planned.task, report or Bars())
+    return planned.record()
+
+
+def erase(
+    concepts: Sequence[str] | str,
+    *,
+    anchors: Sequence[str] | str = (),
+    keep: Sequence[str] | str = (),
+    kind: Sequence[str] | str = (),
+    method: str | None = None,
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    base: AnyBase = "demo", prediction: str | None = None,
+    seed: int = 0, steps: int | None = None,
+    device: str = "auto", dtype: str = "auto",
+    output: Path | str | None = None,
+    force: bool = False,
+    preview: bool = True,
+    log_with: Sequence[str] | str = (), sample_every: int = 0,
+    harden: str | None = None,
+    resume: bool = False,
+    report: Report | None = None,
+) -> ErasedFile:  # fmt: skip
+    """Take concepts out of a base and write the erasure, its key if it has one, and a picture.
+
+    `anchors` are what the concepts become, `keep` what must stay, `kind` style, object, person or
+    unsafe; one for all or one each, chosen by the words where they are left out. `overrides` are
+    settings of the `method`, `steps` its optimisation steps. Without `preview` no picture is drawn or
+    written. `base` is a name, a path, a diffusers pipeline or a `Base`. With `resume` a stopped
+    training is taken up. `log_with` names trackers (jsonl, tensorboard, wandb, trackio) that hear the
+    losses, every `sample_every` steps a sample is drawn; both go into the folder `<stem>.logs`. `harden`,
+    "quick" or "full": it is attacked while it is made, and gets a gate that looks at the picture.
+
+    Raises `UsageError` before anything is trained, `Interrupted` with the command that goes on, and
+    `ThresholdError` when the closing figures still see the concept: the file is kept, and what was
+    made is the error's `made`.
+    """
+    planned = planning.resolve(
+        concepts, anchors=anchors, keep=keep, kind=kind, method=method, preset=preset,
+        overrides=overrides, prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
+        base=base if isinstance(base, (str, PathLike)) else getattr(base, "id", "pipeline"),
+        output=output, force=force, preview=preview, log_with=log_with, sample_every=sample_every,
+        harden=harden,
+    )  # fmt: skip
+    report = report or Bars()
+    doubts.warn(planned.task, report)
+    report.phase("loading torch")
+    from conceptzap.verbs import erasing
+
+    return erasing.erase(planned, report, resume, base)
+
+
+def harden(
+    erasure: Source,
+    budget: str = "quick",
+    base: AnyBase = "demo",
+    *,
+    prediction: str | None = None,
+    seed: int = 0,
+    device: str = "auto", dtype: str = "auto",
+    output: Path | str | None = None,
+    force: bool = False,
+    report: Report | None = None,
+) -> HardenedFile:  # fmt: skip
+    """Attack an erasure and write it again, with a gate that looks at the picture beside its own.
+
+    `budget` is "quick" or "full" (minutes); `output` is by default called after the erasure, with
+    `-hardened`. What comes back has the rates of each round of attacks. Raises `UsageError` for what was
+    hardened already, is a key alone, or would be overwritten.
+    """
+    from conceptzap.verbs import hardening
+
+    return hardening.harden(
+        erasure, budget, base, prediction=prediction, seed=seed, device=device, dtype=dtype, output=output,
+        force=force, report=report or Bars(),
+    )  # fmt: skip
+
+
+def export(
+    erasures: Asked | Iterable[Asked],
+    to: str,
+    output: Path | str,
+    *,
+    base: AnyBase = "demo", prediction: str | None = None,
+    rank: int | None = None, dtype: str = "auto",
+    force: bool = False,
+    report: Report | None = None,
+) -> Exported:  # fmt: skip
+    """Write erasures, stacked, in the format `to` of the folder `exports`: "lora" or "checkpoint".
+
+    Both hold changes of weights that stand behind no gate, whole or not at all: `RefusedError`
+    lists what does not fit, and is raised for keys. A LoRA holds dense changes by the `rank`
+    largest components, with a warning of the error. A checkpoint is read back and compared with
+    the attached edits before it gets its name. `dtype` auto is the narrowest that loses nothing.
+    Raises `UsageError` for an `output` that exists, unless `force`.
+    """
+    from conceptzap.verbs import exporting
+
+    return exporting.export(
+        erasures, to, output, base=base, prediction=prediction, rank=rank, dtype=dtype, force=force,
+        report=report or Bars(),
+    )  # fmt: skip
