@@ -36,6 +36,7 @@ def plan(
     preview: bool = True,
     log_with: Sequence[str] | str = (), sample_every: int = 0,
     harden: str | None = None,
+    after: Sequence[Path | str] | Path | str = (),
     report: Report | None = None,
 ) -> dict[str, Json]:  # fmt: skip
     """What `erase` with the same arguments would do, without doing it; it raises what can be raised now."""
@@ -43,7 +44,7 @@ def plan(
         concepts, anchors=anchors, keep=keep, kind=kind, method=method, preset=preset,
         overrides=overrides, prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
         base=base, output=output, force=force, preview=preview, log_with=log_with,
-        sample_every=sample_every, harden=harden,
+        sample_every=sample_every, harden=harden, after=after,
     )  # fmt: skip
     doubts.warn(planned.task, report or Bars())
     return planned.record()
@@ -66,6 +67,7 @@ def erase(
     preview: bool = True,
     log_with: Sequence[str] | str = (), sample_every: int = 0,
     harden: str | None = None,
+    after: Sequence[Path | str] | Path | str = (),
     resume: bool = False,
     report: Report | None = None,
 ) -> ErasedFile:  # fmt: skip
@@ -77,7 +79,8 @@ def erase(
     written. `base` is a name, a path, a diffusers pipeline or a `Base`. With `resume` a stopped
     training is taken up. `log_with` names trackers (jsonl, tensorboard, wandb, trackio) that hear the
     losses, every `sample_every` steps a sample is drawn; both go into the folder `<stem>.logs`. `harden`,
-    "quick" or "full": it is attacked while it is made, and gets a gate that looks at the picture.
+    "quick" or "full": it is attacked while it is made, and gets a gate that looks at the picture. `after`
+    are files of erasures that are in force while it is learned, and whose digests it keeps.
 
     Raises `UsageError` before anything is trained, `Interrupted` with the command that goes on, and
     `ThresholdError` when the closing figures still see the concept: the file is kept, and what was
@@ -88,7 +91,7 @@ def erase(
         overrides=overrides, prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
         base=base if isinstance(base, (str, PathLike)) else getattr(base, "id", "pipeline"),
         output=output, force=force, preview=preview, log_with=log_with, sample_every=sample_every,
-        harden=harden,
+        harden=harden, after=after,
     )  # fmt: skip
     report = report or Bars()
     doubts.warn(planned.task, report)

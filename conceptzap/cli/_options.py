@@ -18,7 +18,7 @@ from conceptzap.registry import config, family
 
 MAX_STRENGTH = 2.0
 STDIN = "-"
-LISTS = ("concepts", "anchor", "keep", "kind")  # keys of a --config file that are lists of texts
+LISTS = ("concepts", "anchor", "keep", "kind", "after")  # keys of a --config file that are lists of texts
 OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 
 

@@ -22,7 +22,9 @@ from conceptzap.task import KINDS
 DEFAULTS = {"base": "demo", "seed": 0, "device": "auto", "dtype": "auto"}
 NAMES = {"anchor": "anchors", "set": "overrides"}
 # what `--save-config` takes from the request as it stands; the rest is in the plan
-SAVED = ("concepts", "anchor", "kind", "keep", "preset", "base", "prediction", "seed", "device", "dtype")
+SAVED = (
+    "concepts", "anchor", "kind", "keep", "preset", "base", "prediction", "seed", "device", "dtype", "after",
+)  # fmt: skip
 
 
 def _kinds(incomplete: str) -> list[str]:
@@ -103,6 +105,11 @@ def run(
         typer.Option("--harden", metavar="B", autocompletion=options._budgets,
                      help="quick or full: attack it while it is made; a gate that looks at the picture."),
     ] = None,
+    after: Annotated[
+        list[Path] | None,
+        typer.Option("--after", metavar="FILE", parser=options.path,
+                     help="An erasure that is in force while this one is learned. Repeatable."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a stopped run was.")
     ] = False,
@@ -122,6 +129,7 @@ def run(
     given = {
         "concepts": options.words(concepts), "anchor": options.words(anchor),
         "kind": options.words(kind), "keep": options.words(keep), "method": method,
+        "after": [str(path) for path in after or ()],
         "preset": preset, "set": config.parse_sets(set_ or ()), "base": base, "seed": seed,
         "prediction": prediction, "steps": steps, "device": device, "dtype": dtype,
     }  # fmt: skip

@@ -14,6 +14,7 @@ from conceptzap.registry import config, family
 METHODS = "methods"
 CONTRACT = family.ROOT / METHODS / "__init__.py"
 PLAIN = "weight"  # what programs that know nothing of us can hold
+CLOSED = "closed form"  # what neither trains nor samples
 COSTS = {"steps": "training", "trajectories": "sampling"}
 KINDS = {kind.__name__: kind for kind in (bool, int, float, str)}
 
@@ -56,7 +57,7 @@ def _head(name: str) -> dict[str, Any]:
 
 def _cost(settings: Set[str]) -> str:
     """The dearest thing that a method with these settings does."""
-    return next((cost for sign, cost in COSTS.items() if sign in settings), "closed form")
+    return next((cost for sign, cost in COSTS.items() if sign in settings), CLOSED)
 
 
 def _settings(source: str) -> list[dict[str, str]]:

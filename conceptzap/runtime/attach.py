@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -186,17 +188,74 @@ def _check_gates(unet: nn.Module, edit: Edit, seen: set[str]) -> None:
 def attached(
     unet: nn.Module, edits: Iterable[Edit], only: Tensor | None = None
 ) -> Iterator[Receipt]:
-    """Hooks in place inside the block; bit-exact restoration after it.
+    """Hooks in place inside the block; bit-exact restoration after it. Edits that are `installed` act, too.
 
     Raises `SilentEditError` when the block ends well although the UNet never ran with the edits.
     """
-    attachment = Attachment(unet, edits, only)
-    try:
-        yield attachment.receipt
-    finally:
-        attachment.remove()
+    with _lifted(unet) as under:
+        if under and only is not None:
+            only = torch.cat([only.new_ones(len(under), only.shape[1]), only])
+        attachment = Attachment(unet, (*under, *edits), only)
+        try:
+            yield attachment.receipt
+        finally:
+            attachment.remove()
     if attachment.edits and not attachment.receipt.calls:
         raise SilentEditError("edits were attached but the UNet was never run with them", STRIPPED)
+
+
+# what is in force already
+
+
+@dataclass
+class _Installed:
+    """Edits on a UNet for a whole block, by an attachment that steps aside for a larger one."""
+
+    unet: nn.Module
+    edits: tuple[Edit, ...]
+    attachment: Attachment
+
+
+_INSTALLED: ContextVar[_Installed | None] = ContextVar("installed", default=None)
+
+
+@contextmanager
+def installed(unet: nn.Module, edits: Iterable[Edit]) -> Iterator[None]:
+    """Edits in force for the whole block, alone and together with whatever is `attached` inside it.
+
+    So that something new learns beside them: the UNet as it is called inside the block has them.
+    """
+    if not (more := tuple(edit for edit in edits if edit.scale)):
+        yield
+        return
+    with _lifted(unet) as under:
+        held = _Installed(unet, (*under, *more), Attachment(unet, (*under, *more)))
+        token = _INSTALLED.set(held)
+        try:
+            yield
+        finally:
+            _INSTALLED.reset(token)
+            held.attachment.remove()
+
+
+def installed_on(unet: nn.Module) -> tuple[Edit, ...]:
+    """The edits of the `installed` block that this is inside of, none outside of one."""
+    held = _INSTALLED.get()
+    return held.edits if held and held.unet is unet else ()
+
+
+@contextmanager
+def _lifted(unet: nn.Module) -> Iterator[tuple[Edit, ...]]:
+    """The installed edits, taken off for as long as somebody attaches them together with more."""
+    held = _INSTALLED.get()
+    if held is None or held.unet is not unet:
+        yield ()
+        return
+    held.attachment.remove()
+    try:
+        yield held.edits
+    finally:
+        held.attachment = Attachment(unet, held.edits)
 
 
 def bake(unet: nn.Module, edits: Iterable[Edit]) -> dict[str, Tensor]:

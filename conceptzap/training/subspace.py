@@ -5,13 +5,14 @@ For closed forms that need the states themselves, not sums over them: double pre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from conceptzap.base import Base
+from conceptzap.edit import Edit
 from conceptzap.report import Report
 from conceptzap.training import closed_form, lessons
 from conceptzap.training.lessons import Lesson
@@ -69,3 +70,25 @@ def cut(change: Tensor, states: Tensor, rank: int) -> dict[str, Tensor]:
     _, vectors = torch.linalg.eigh(seen @ seen.T)
     into = vectors[:, -rank:]
     return {"into": into.float().contiguous(), "down": (into.T @ change).float().contiguous()}
+
+
+def outputs(base: Base, edits: Iterable[Edit], site: str) -> Tensor:
+    """Orthonormal directions [out, r] that the low-rank edits at a layer add to its output; r may be 0.
+
+    Strongest first, at most half of the layer's outputs, so that as many are left for something new.
+    """
+    weight = base.module(site).weight.detach().cpu().double()
+    here = [edit for edit in edits if edit.op == "weight" and site in edit.sites and "down" in edit.tensors]
+    changes = [_product(edit, weight) for edit in here]  # [out, in ...]
+    if not changes:
+        return weight.new_zeros(len(weight), 0)
+    u, s, _ = torch.linalg.svd(torch.cat(changes, 1), full_matrices=False)
+    rank = int((s > 1e-6 * s[0].clamp_min(1e-300)).sum())
+    return u[:, : min(rank, len(weight) // 2)]
+
+
+def _product(edit: Edit, weight: Tensor) -> Tensor:
+    """The change that a low-rank edit makes of a layer's weight, [out, in times kernel]."""
+    t = {slot: tensor.detach().cpu().double() for slot, tensor in edit.tensors.items()}
+    up = weight @ t["into"] if "into" in t else t["up"].flatten(1)
+    return edit.scale * up @ t["down"].flatten(1)

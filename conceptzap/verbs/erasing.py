@@ -28,6 +28,7 @@ from conceptzap.redteam import hardening
 from conceptzap.registry import family
 from conceptzap.report import Report
 from conceptzap.result import Score
+from conceptzap.runtime.attach import installed
 from conceptzap.runtime.gates import SIGHT, Signal, factor
 from conceptzap.task import Task
 from conceptzap.training import lessons, memory, wordings
@@ -196,7 +197,15 @@ def _edits(plan: ErasePlan, base: Base, task: Task, work: Work) -> list[Edit]:
     """The method's edits as a file gives them back: fp16 tensors, fp32 gates, all on the CPU."""
     member = family.load("methods", plan.method)
     settings = member.Config(**dataclasses.asdict(plan.settings))
-    return [plain(edit) for edit in member.erase(base, task, settings, work)]
+    with installed(base.unet, _before(plan, base, work)):
+        return [plain(edit) for edit in member.erase(base, task, settings, work)]
+
+
+def _before(plan: ErasePlan, base: Base, report: Report) -> list[Edit]:
+    """The edits of the erasures that the new one comes after, once these may act on the base."""
+    loaded = admission.load_all(list(plan.after.values()))
+    admission.admit_all(base, [one.erasure for one in loaded], False, report)
+    return [edit for one in loaded for edit in one.edits]
 
 
 def _hardened(
@@ -259,6 +268,7 @@ def _provenance(plan: ErasePlan, task: Task) -> dict[str, Json]:
         "kinds": list(task.kinds),
         "keep": list(task.keep),
         "seed": plan.seed,
+        **({"after": list(plan.after)} if plan.after else {}),
         "versions": {"conceptzap": conceptzap.__version__, **versions},
     }
 

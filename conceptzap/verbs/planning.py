@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conceptzap import methods
+from conceptzap import format, methods
 from conceptzap.edit import Json
 from conceptzap.errors import UsageError, escape
 from conceptzap.format import atomic, naming
@@ -45,6 +45,7 @@ class ErasePlan:
     `settings` has the fields of the method's Config. `fill_keep`: no keep set was given, so that
     the kind's word list stands in. `preview`: a picture is drawn and written beside the file.
     `harden`: the budget of the attacks that it must stand while it is made, None for none.
+    `after`: digest -> path of erasures that are in force while this one is learned, by digest.
     `log_with`: trackers that hear of the training, `sample_every` so many steps a sample is drawn.
     `request`: the arguments that were given.
     """
@@ -65,6 +66,7 @@ class ErasePlan:
     log_with: tuple[str, ...] = ()
     sample_every: int = 0
     harden: str | None = None
+    after: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
     @property
     def given_anchors(self) -> tuple[str | None, ...]:
@@ -98,6 +100,7 @@ class ErasePlan:
             "dtype": self.dtype,
             "preview": self.preview,
             "harden": self.harden,
+            "after": list(self.after),
             "output": str(self.output.absolute()),
         }
 
@@ -112,7 +115,7 @@ class ErasePlan:
                 words.append(option)
             elif value is False:
                 words.append(f"--no-{name}")
-            elif name in ("anchors", "keep", "kind", "log_with"):
+            elif name in ("anchors", "keep", "kind", "log_with", "after"):
                 words += [word for item in _listed(value) for word in (option, _literal(item))]
             elif value is not None:
                 words += [option, str(value)]
@@ -126,8 +129,8 @@ def _literal(text: str) -> str:
     return f"@{text}" if text.startswith("@") else text
 
 
-def _listed(value: Sequence[str] | str | None) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value or ())
+def _listed(value: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None) -> tuple[str, ...]:
+    return (os.fspath(value),) if isinstance(value, str | os.PathLike) else tuple(map(str, value or ()))
 
 
 def resolve(
@@ -151,6 +154,7 @@ def resolve(
     log_with: Sequence[str] | str = (),
     sample_every: int = 0,
     harden: str | None = None,
+    after: Sequence[Path | str] | Path | str = (),
 ) -> ErasePlan:
     """The plan of a request; raises `UsageError` for one that cannot be meant.
 
@@ -174,12 +178,21 @@ def resolve(
         prediction=prediction, seed=seed, device=device, dtype=dtype,
         output=naming.erasure_path(task.concepts, output), force=force, preview=preview,
         request=request, log_with=tracking.check(_listed(log_with)), sample_every=sample_every,
-        harden=harden,
+        harden=harden, after=_installed(_listed(after), method),
     )  # fmt: skip
     _check_words(plan)
     for path in plan.targets:
         atomic.check_writable(path, force)
     return plan
+
+
+def _installed(paths: Sequence[str], method: str) -> dict[str, Path]:
+    """Digest -> path of the erasures that the new one is learned beside, whatever their order."""
+    if paths and catalog.method(method)["cost"] == catalog.CLOSED:
+        message = f"{method} never runs the model, so it learns nothing from erasures that are --after"
+        raise UsageError(message, "leave --after out, or choose a method that trains or samples")
+    found = {format.read_header(path).digest: naming.existing(path) for path in paths}
+    return dict(sorted(found.items()))
 
 
 def _task(
