@@ -35,7 +35,7 @@ FLOORS = (
 LIGHT = (
     "__init__", "__main__", "api", "cli", "edit", "errors", "report", "result", "task", "words", "terminal", "registry",
     "format.__init__", "format.atomic", "format.cache", "format.container", "format.layout", "format.lprompt",
-    "format.naming", "format.schema", "format.tree", "format.typed", "evaluation.__init__", "evaluation.phrases",
+    "format.naming", "format.remote", "format.schema", "format.tree", "format.typed", "evaluation.__init__", "evaluation.phrases",
     "evaluation.probes", "evaluation.verdict", "runtime.__init__",
     "training.__init__", "training.wordings", "trust.__init__", "trust.admission", "trust.attested", "trust.guard", "trust.lockfile", "trust.policy", "verbs.__init__",
     "verbs.doubts", "verbs.exporting", "verbs.generating", "verbs.inspecting", "verbs.planning", "verbs.stacking", "verbs.tracking",

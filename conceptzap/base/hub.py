@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import (
@@ -21,10 +18,10 @@ from huggingface_hub.errors import (
 )
 
 from conceptzap.base import layout
-from conceptzap.errors import ConceptZapError, ResourceError
+from conceptzap.errors import ResourceError
+from conceptzap.registry.hub import PATIENCE, REVISION, answering
 
-NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-PATIENCE = 10  # seconds for the first answer
+NAME = re.compile(rf"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>{REVISION}))?")
 PLAIN = ["model_index.json", "scheduler/*.json", "tokenizer/*", "tokenizer_2/*"]
 
 
@@ -36,7 +33,7 @@ def fetch(name: str) -> tuple[Path, str]:
     """
     match = NAME.fullmatch(name)
     repo, revision = match["repo"], match["revision"]
-    with _answering(name):
+    with answering(name):
         try:
             info = HfApi().model_info(repo, revision=revision, timeout=PATIENCE)
         except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
@@ -74,25 +71,3 @@ def _wanted(repo: str, commit: str, names: list[str]) -> list[str]:
             files = layout.weight_files(inside, component, repo)[1]
             patterns += [f"{component}/{file}" for file in ("config.json", *files)]
     return patterns
-
-
-@contextmanager
-def _answering(name: str) -> Iterator[None]:
-    log = logging.getLogger("huggingface_hub")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    except ConceptZapError:
-        raise
-    except GatedRepoError as error:
-        raise ResourceError(
-            f"{name} is closed to you", "accept its terms on the hub and run: hf auth login"
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ResourceError(f"the hub has no {name}", "check its spelling and revision") from error
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ResourceError(f"{name} could not be fetched: {reason}", "try again") from error
-    finally:
-        log.setLevel(level)

@@ -115,9 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _hush_libraries() -> None:
-    """Libraries say what is wrong by raising it; what they log is for their developers."""
+    """Libraries say what is wrong by raising it; what they log is for their developers.
+
+    Nor do they tell anybody about this machine: the hub's client would, at its first request.
+    """
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def _options_of(words: list[str]) -> list[str]:

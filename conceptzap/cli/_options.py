@@ -64,10 +64,10 @@ def usually(option: Any, default: object) -> Any:
 
 
 def path(text: str | Path) -> Path:
-    """A path that an option gives: `--out=~/x` reaches us as it was typed."""
-    from conceptzap.format import naming
+    """A path that an option gives: `--out=~/x` reaches us as it was typed. Names on the hub are checked."""
+    from conceptzap.format import naming, remote
 
-    return naming.place(text)
+    return Path(str(remote.parse(text))) if remote.is_name(text) else naming.place(text)
 
 
 def png(path: Path | None) -> Path | None:
@@ -133,14 +133,14 @@ Files = Annotated[
     list[Path],
     typer.Argument(
         metavar="FILE", autocompletion=_erasures, show_default=False, parser=path,
-        help="Erasures, with or without .lprompt.safetensors.",
+        help="Erasures, with or without .lprompt.safetensors; hf://user/repo/file from the hub.",
     ),
 ]
 With = Annotated[
     list[str] | None,
     typer.Option(
         "--with", metavar="FILE[:STRENGTH]", autocompletion=_erasures,
-        help="An erasure, at a strength of 0 to 2 (1). Repeatable.",
+        help="An erasure, here or hf://user/repo/file, at a strength of 0 to 2 (1). Repeatable.",
     ),
 ]
 
@@ -178,10 +178,10 @@ def lines(path: Path) -> list[str]:
 
 def erasure(text: str) -> tuple[Path, float]:
     """`FILE` or `FILE:STRENGTH`. A file whose whole name exists is taken as it stands."""
-    from conceptzap.format import naming
+    from conceptzap.format import naming, remote
 
     head, colon, tail = text.rpartition(":")
-    whole = naming.existing(text)
+    whole = Path(text) if remote.is_name(head) else naming.existing(text)
     if not colon or whole.exists():
         return whole, 1.0
     found = naming.existing(head)

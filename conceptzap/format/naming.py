@@ -28,7 +28,12 @@ def existing(name: Path | str) -> Path:
     """The file that is called `name`: as written, else with `.safetensors` or `.lprompt.safetensors`.
 
     A folder of that name does not hide the file. Where there is none, the name as it was written.
+    `hf://user/repo/file[@revision]` is fetched from the hub (`remote.fetch`: what it raises).
     """
+    from conceptzap.format import remote
+
+    if remote.is_name(name):
+        return remote.fetch(name)
     path = place(name)
     written = os.fspath(path)
     found = (text for text in (written, *(written + end for end in ENDINGS)) if _is_file(text))
@@ -45,7 +50,14 @@ def bare(name: str) -> str:
 
 
 def is_erasure(text: str) -> bool:
-    """Whether `text` can only be meant as an erasure: it ends like one, and there is such a file."""
+    """Whether `text` can only be meant as an erasure: it ends like one, and there is such a file.
+
+    A name on the hub is never a prompt, whatever is there.
+    """
+    from conceptzap.format import remote
+
+    if remote.is_name(text):
+        return True
     return bare(text) != text and _is_file(os.fspath(existing(text)))
 
 

@@ -14,6 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 from conceptzap.edit import BaseRef, Json
 from conceptzap.errors import UsageError, escape
+from conceptzap.format import remote
 from conceptzap.format.tree import DIGEST
 from conceptzap.trust import attested
 from conceptzap.trust.attested import Attested
@@ -42,7 +43,7 @@ HERE = ("./", "../")  # how a base that is a folder or a file begins, from the p
 
 @dataclass(frozen=True)
 class Pinned:
-    """One erasure file: `path` from the lock's folder, sha256 of its bytes, digest, concepts.
+    """One erasure file: `path` from the lock's folder or on the hub, sha256 of its bytes, digest, concepts.
 
     One that is not `required` may be absent; a file that is there has to be the right one.
     """
@@ -78,7 +79,8 @@ class Policy:
         return folder(self.path)
 
     def locate(self, pinned: Pinned | Attested) -> Path:
-        return self.folder / pinned.path
+        """Where it lies here; what the hub has is fetched (`remote.fetch`: what it raises)."""
+        return remote.fetch(pinned.path) if remote.is_name(pinned.path) else self.folder / pinned.path
 
     def locate_base(self) -> str:
         """The base as `load_base` takes it, from wherever that is called."""
@@ -186,7 +188,9 @@ def _attack(table: Json) -> Attested:
 
 
 def _near(path: str) -> str:
-    """A path from the policy's folder, in its shortest form."""
+    """A path from the policy's folder, in its shortest form, or a name on the hub."""
+    if remote.is_name(path):
+        return path
     if not path.strip("./") or os.path.isabs(path) or "\0" in path:
         raise ValueError(f"{path!r} is no path from the policy's folder to a file")
     return os.path.normpath(path)

@@ -18,7 +18,8 @@ from packaging.version import Version
 
 from conceptzap import format
 from conceptzap.edit import BaseRef, Erasure
-from conceptzap.errors import FormatError, RefusedError, UsageError, escape
+from conceptzap.errors import FormatError, RefusedError, ResourceError, UsageError, escape
+from conceptzap.format import remote
 from conceptzap.format.atomic import read_regular, write_atomic
 from conceptzap.format.container import FILE_LIMIT
 from conceptzap.trust import attested, lockfile
@@ -145,14 +146,14 @@ def _unattested(policy: Policy) -> list[str]:
 
 
 def _examine(policy: Policy, pinned: Pinned) -> list[str]:
-    if pinned not in _present(policy):
-        return []
     try:
+        if pinned not in _present(policy):
+            return []
         data = read_regular(policy.locate(pinned), FILE_LIMIT)
         if hashlib.sha256(data).hexdigest() != pinned.sha256:
             return [f"{escape(pinned.path)} is not the file that was locked (sha256)"]
         return _unfit(policy.base, pinned, format.parse(data))
-    except FormatError as error:
+    except (FormatError, ResourceError) as error:
         return [f"{escape(pinned.path)}: {error}"]
 
 
@@ -206,8 +207,14 @@ def _named(lock: Path, files: Iterable[Path]) -> dict[str, Path]:
     places = {
         Path(os.path.realpath(Path(file).parent)) / Path(file).name: Path(file) for file in files
     }
-    folder = lockfile.folder(Path(lock))
-    return {Path(os.path.relpath(place, folder)).as_posix(): file for place, file in places.items()}
+    return {_name(lock, place): file for place, file in places.items()}
+
+
+def _name(lock: Path, place: Path) -> str:
+    """What a lock calls a file: by its commit where the hub has it, else by the path from the lock."""
+    if fetched := remote.origin(place):
+        return str(fetched)
+    return Path(os.path.relpath(place, lockfile.folder(Path(lock)))).as_posix()
 
 
 def _pin(name: str, file: Path) -> tuple[Pinned, Erasure]:

@@ -60,8 +60,9 @@ def harden(
     check_seed(seed)
     if budget not in BUDGETS:
         raise UsageError(f"--budget {escape(budget)} is unknown", f"use {' or '.join(BUDGETS)}")
-    made = admission.read(source)
-    name = naming.bare(Path(source).name) if isinstance(source, (str, Path)) else made.header.title
+    path = None if isinstance(source, Erasure) else naming.existing(source)
+    made = admission.read(source if path is None else path)
+    name = naming.bare(path.name) if path else made.header.title
     target = naming.erasure_path((), output or f"{name}{ENDING}")
     atomic.check_writable(target, force)
     _check(made)
