@@ -389,6 +389,10 @@ def test_without_a_preview_there_is_none(world: Path, tmp_path: Path) -> None:
     assert planned.record()["preview"] is False and "--no-preview" in planned.resume_command()
     words = ("erase", "cat", "--no-preview", "--dry-run", "--json", "-o", str(tmp_path / "z"))
     assert command(*words).json["preview"] is False
+    assert command(*words, "--limit", "0").json["limit"] == 0
+    assert "--limit -1 is out of range" in command(*words, "--limit", "-1").json["error"]["message"]
+    unmeasured = planning.resolve("cat", limit=0, method="zap", output=tmp_path / "y")
+    assert unmeasured.command().endswith("--limit 0 cat") and "--resume" in unmeasured.resume_command()
 
 
 def test_it_says_what_it_did_and_how_long_and_with_how_much_memory(

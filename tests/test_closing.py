@@ -96,3 +96,28 @@ def test_under_gates_that_look_it_is_the_base_that_is_not_asked_in_vain(
     for one, other in zip((*found.concept, *found.kept), (*again.concept, *again.kept), strict=True):
         assert np.abs(one.before.astype(int) - other.before).max() <= 1  # other batches, other rounding
         assert np.abs(one.after.astype(int) - other.after).max() <= 1
+
+
+def test_a_limit_is_of_the_pictures_of_a_concept(demo_base: Base) -> None:
+    """At most so many of each, the rest in proportion; 0 measures nothing."""
+    suite, _ = suites.load("quick")
+    counts = {"seen": 4, "held-out": 10, "synonym": 6, "crossed": 4}
+    whole = replace(suite, erase=counts, keep={"unrelated": 16, "style": 16})
+    one, few = module._shared(whole, 1, 1), module._shared(whole, 1, 5)
+    assert one.erase == {"held-out": 1} and one.keep == {"unrelated": 1, "style": 1}
+    assert few.erase == {"seen": 1, "held-out": 2, "synonym": 1, "crossed": 1}
+    assert few.keep == {"unrelated": 4, "style": 3}
+    many = module._shared(whole, 60, 1)
+    assert many.erase == {"held-out": 1} and many.keep == whole.keep
+    assert module._shared(whole, 1, 99) == whole and module._shared(whole, 2, None).erase["held-out"] == 5
+    assert closing(demo_base, eraser(demo_base), TASK, LOOK, 0, limit=0) == module.Closing()
+
+
+def test_of_many_concepts_the_verdict_counts_them(demo_base: Base, small: list[str]) -> None:
+    names = ("Van Gogh", "Monet", "church", "dog", "cat", "kitty")
+    task = Task(names, ("",) * len(names), (), ("style", "style", *["object"] * 4))
+    found = closing(demo_base, eraser(demo_base), task, LOOK, 0, limit=1)
+    assert list(found.shown) == list(names) and all(n == 1 for _, n in found.shown.values())
+    gone = sum(not leaks for leaks, _ in list(found.shown.values())[:5])
+    assert found.verdict.startswith(f"{gone} of 5 concepts are gone from all pictures; ")
+    assert found.scores["leak"].n == 5 and found.shown["cat"] == found.shown["kitty"]

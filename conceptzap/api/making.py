@@ -37,6 +37,7 @@ def plan(
     log_with: Sequence[str] | str = (), sample_every: int = 0,
     harden: str | None = None,
     after: Sequence[Path | str] | Path | str = (),
+    limit: int | None = None,
     report: Report | None = None,
 ) -> dict[str, Json]:  # fmt: skip
     """What `erase` with the same arguments would do, without doing it; it raises what can be raised now."""
@@ -44,7 +45,7 @@ def plan(
         concepts, anchors=anchors, keep=keep, kind=kind, method=method, preset=preset,
         overrides=overrides, prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
         base=base, output=output, force=force, preview=preview, log_with=log_with,
-        sample_every=sample_every, harden=harden, after=after,
+        sample_every=sample_every, harden=harden, after=after, limit=limit,
     )  # fmt: skip
     doubts.warn(planned.task, report or Bars())
     return planned.record()
@@ -68,6 +69,7 @@ def erase(
     log_with: Sequence[str] | str = (), sample_every: int = 0,
     harden: str | None = None,
     after: Sequence[Path | str] | Path | str = (),
+    limit: int | None = None,
     resume: bool = False,
     report: Report | None = None,
 ) -> ErasedFile:  # fmt: skip
@@ -80,7 +82,8 @@ def erase(
     training is taken up. `log_with` names trackers (jsonl, tensorboard, wandb, trackio) that hear the
     losses, every `sample_every` steps a sample is drawn; both go into the folder `<stem>.logs`. `harden`,
     "quick" or "full": it is attacked while it is made, and gets a gate that looks at the picture. `after`
-    are files of erasures that are in force while it is learned, and whose digests it keeps.
+    are files of erasures that are in force while it is learned, and whose digests it keeps. `limit`: at
+    most so many pictures of a concept in the closing figures, 0 for none of them.
 
     Raises `UsageError` before anything is trained, `Interrupted` with the command that goes on, and
     `ThresholdError` when the closing figures still see the concept: the file is kept, and what was
@@ -91,7 +94,7 @@ def erase(
         overrides=overrides, prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
         base=base if isinstance(base, (str, PathLike)) else getattr(base, "id", "pipeline"),
         output=output, force=force, preview=preview, log_with=log_with, sample_every=sample_every,
-        harden=harden, after=after,
+        harden=harden, after=after, limit=limit,
     )  # fmt: skip
     report = report or Bars()
     doubts.warn(planned.task, report)

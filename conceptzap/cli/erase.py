@@ -110,6 +110,10 @@ def run(
         typer.Option("--after", metavar="FILE", parser=options.path,
                      help="An erasure that is in force while this one is learned. Repeatable."),
     ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", show_default=False,
+                                 help="At most N pictures of a concept in the closing figures; 0: none.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a stopped run was.")
     ] = False,
@@ -138,7 +142,8 @@ def run(
                for key, value in request.items()}  # fmt: skip
     words = request.pop("concepts")
     request |= {"output": output, "force": force, "preview": preview,
-                "log_with": log_with or (), "sample_every": sample_every, "harden": harden}  # fmt: skip
+                "log_with": log_with or (), "sample_every": sample_every, "harden": harden,
+                "limit": limit}  # fmt: skip
     report = Progress()
     plan = api.plan(words, report=report if dry_run else Report(), **request)
     saved = b""

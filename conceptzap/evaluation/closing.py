@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +16,7 @@ from conceptzap.evaluation.cached import CachedSampler, base_digest
 from conceptzap.evaluation.comparison import Annotation, Comparison, Sample
 from conceptzap.evaluation.judging import Judge
 from conceptzap.evaluation.observing import Observed, observe, pair
+from conceptzap.evaluation.probes import Suite
 from conceptzap.evaluation.verdict import DRAWN
 from conceptzap.registry import family
 from conceptzap.report import Report
@@ -25,6 +27,7 @@ from conceptzap.task import Task
 SUITE = "smoke"
 SHOWN = 4  # pictures of the concept, and of the rest, that are shown
 CHUNK = 32  # prompts encoded together
+NAMED = 4  # concepts that a verdict names
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,14 @@ class Closing:
     """What is known of an erasure when it is made; all of it empty on a base without judges.
 
     `scores` by name; `verdict`, the same in one sentence; `concept` and `kept`, a few of the pictures
-    that were judged.
+    that were judged. `shown`: concept -> in how many of how many pictures it still is.
     """
 
     scores: Mapping[str, Score] = field(default_factory=dict)
     verdict: str = ""
     concept: tuple[Drawn, ...] = ()
     kept: tuple[Drawn, ...] = ()
+    shown: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def closing(
@@ -58,6 +62,7 @@ def closing(
     settings: Settings,
     seed: int,
     report: Report | None = None,
+    limit: int | None = None,
 ) -> Closing:
     """The smoke suite on a base whose own judges there are, with the suite's own number of steps.
 
@@ -66,7 +71,10 @@ def closing(
     still right where the base's was. `preservation`: how much of what the judges recognise in the
     base's other pictures they still recognise, same seeds, averaged over labels. `report` is warned
     of a concept that the judges do not know, or the base hardly draws: its figures then say nothing.
+    With a `limit` at most so many pictures of a concept are asked for, and of the rest in proportion.
     """
+    if limit == 0:
+        return Closing()
     suite, world = suites.load(SUITE)
     settings = replace(settings, steps=suite.steps)
     member = family.load("judges", suite.judges[0])
@@ -79,8 +87,7 @@ def closing(
     if not targets:
         return Closing()
     # 1. what to ask for
-    share = {name: max(1, count // len(targets)) for name, count in suite.erase.items()}
-    asked = probes.expand(replace(suite, erase=share), world, targets, seed=seed)
+    asked = probes.expand(_shared(suite, len(targets), limit), world, targets, seed=seed)
     # 2. the base's pictures, then the erased model's
     judges, digest = member.load(base), base_digest(base)
     bare, erased = (CachedSampler(base, settings, under, digest=digest) for under in ((), edits))
@@ -101,7 +108,30 @@ def closing(
         tuple(_drawn(*samplers, asked, changed, _spread(rows), swapped=_looking(edits)))
         for rows in _rows_by_fate(asked)
     ]
-    return Closing(_scores(comparison), _verdict(comparison), *drawn)
+    leaks = _leaking(comparison)
+    shown = {name: leaks[found.name] for name in task.concepts if (found := world.find(name))}
+    return Closing(_scores(comparison), _verdict(comparison), *drawn, shown)
+
+
+def _shared(suite: Suite, concepts: int, limit: int | None) -> Suite:
+    """The suite with its pictures shared among the concepts, at least one of a slice for each.
+
+    With a `limit` at most so many for each, and of the rest as many as go with that.
+    """
+    erase = {name: max(1, count // concepts) for name, count in suite.erase.items()}
+    if limit is None:
+        return replace(suite, erase=erase)
+    part = min(1.0, limit * concepts / sum(suite.erase.values()))
+    keep = _fewer(suite.keep, math.ceil(part * sum(suite.keep.values())))
+    return replace(suite, erase=_fewer(suite.erase, min(limit, sum(erase.values()))), keep=keep)
+
+
+def _fewer(counts: Mapping[str, int], most: int) -> dict[str, int]:
+    """At most so many in all, in the same proportions (D'Hondt)."""
+    given = dict.fromkeys(counts, 0)
+    for _ in range(min(most, sum(counts.values()))):
+        given[max(counts, key=lambda name: counts[name] / (given[name] + 1))] += 1
+    return {name: count for name, count in given.items() if count}
 
 
 def _looking(edits: Sequence[Edit]) -> bool:
@@ -199,14 +229,24 @@ def _pictures(
 def _verdict(comparison: Comparison) -> str:
     """ "Van Gogh is gone from 24 of 24 pictures; 31 of 31 others kept": of what the base drew right."""
     gone = []
-    for kind, name in comparison.targets:
-        samples = comparison.erased(name)
-        leaks = sum(_leaks(sample, kind) for sample in samples)
+    for name, (leaks, n) in _leaking(comparison).items():
         pictures = "" if gone else " pictures"
-        gone.append(f"{name} is gone from {len(samples) - leaks} of {len(samples)}{pictures}")
+        gone.append(f"{name} is gone from {n - leaks} of {n}{pictures}")
+    if len(gone) > NAMED:
+        counts = _leaking(comparison).values()
+        gone = [f"{sum(not leaks for leaks, _ in counts)} of {len(gone)} concepts are gone from all pictures"]
     others = [s for s in comparison.kept if _all_right(s, s.before)]
     kept = sum(_all_right(sample, sample.after) for sample in others)
     return f"{', '.join(gone)}; {kept} of {len(others)} others kept"
+
+
+def _leaking(comparison: Comparison) -> dict[str, tuple[int, int]]:
+    """Name of a concept -> the pictures that still show it, and its pictures."""
+    found = {name: (kind, comparison.erased(name)) for kind, name in comparison.targets}
+    return {
+        name: (sum(_leaks(sample, kind) for sample in samples), len(samples))
+        for name, (kind, samples) in found.items()
+    }
 
 
 def _all_right(sample: Sample, annotation: Annotation) -> bool:

@@ -2,12 +2,15 @@
 
 Contract: `States.of(base, prompts, report)` runs the text encoders once over the distinct prompts and
 keeps what comes out on the CPU in half precision, so that nothing of it stays on the device; rows are
-asked for by prompt, in fp32.
+asked for by prompt, in fp32. Inside `shared()` a prompt is encoded once for all concepts, where that changes
+no bit: on the CPU hidden states are the same in whatever company they are read, SDXL's pooled text is not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +20,42 @@ from conceptzap.base import Base
 from conceptzap.report import Report
 
 CHUNK = 32  # prompts a call of the text encoders
+MOST_KEPT = 2**29  # bytes of states that are shared
+
+# a prompt's hidden [length, width] fp16, ids [length] and pooled [p]
+Row = tuple[Tensor, Tensor, Tensor | None]
+
+
+class _Shelf:
+    """Rows of the prompts of one base, as many as may be kept."""
+
+    def __init__(self) -> None:
+        self.base: Base | None = None
+        self.rows: dict[str, Row] = {}
+        self.bytes = 0
+
+    def of(self, base: Base) -> dict[str, Row]:
+        if self.base is not base:
+            self.base, self.rows, self.bytes = base, {}, 0
+        return self.rows
+
+    def keep(self, prompt: str, row: Row) -> None:
+        self.bytes += row[0].nbytes
+        if self.bytes <= MOST_KEPT:
+            self.rows[prompt] = row
+
+
+_SHELF: ContextVar[_Shelf | None] = ContextVar("shelf", default=None)
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """Inside the block a prompt that was read once is not read again, where that changes no bit."""
+    token = _SHELF.set(_Shelf())
+    try:
+        yield
+    finally:
+        _SHELF.reset(token)
 
 
 @dataclass(frozen=True)
@@ -40,21 +79,14 @@ class States:
     def of(base: Base, prompts: Sequence[str], report: Report | None = None) -> States:
         """The states of the distinct ones among `prompts`."""
         distinct = list(dict.fromkeys(prompts))
-        chunks = [distinct[i : i + CHUNK] for i in range(0, len(distinct), CHUNK)]
-        hidden, ids, pooled = [], [], []
-        for chunk in (report or Report()).count(chunks, len(chunks), "reading prompts"):
-            cond = base.encode(chunk)
-            hidden.append(cond.states.to("cpu", torch.float16))  # [chunk, length, width]
-            ids.append(base.token_ids(chunk)[0])
-            if cond.pooled is not None:
-                pooled.append(cond.pooled.to("cpu", torch.float32))
-        tokens = torch.cat(ids)
+        hidden, ids, pooled = zip(*_rows(base, distinct, report or Report()), strict=True)
+        tokens = torch.stack(ids)
         return States(
             index={prompt: number for number, prompt in enumerate(distinct)},
-            hidden=torch.cat(hidden),
+            hidden=torch.stack(hidden),
             ids=tokens,
             ends=(tokens == base.tokenizers[0].eos_token_id).int().argmax(1),
-            pooled=torch.cat(pooled) if pooled else None,
+            pooled=None if pooled[0] is None else torch.stack(pooled),
             parts=tuple(encoder.config.hidden_size for encoder in base.text_encoders),
         )
 
@@ -66,3 +98,21 @@ class States:
         rows = self.rows(prompts)
         for start in range(0, len(rows), CHUNK):
             yield rows[start : start + CHUNK]
+
+
+def _rows(base: Base, prompts: Sequence[str], report: Report) -> list[Row]:
+    """The rows of distinct prompts; those that nobody has read yet are read in chunks."""
+    alike = base.device.type == "cpu" and len(base.text_encoders) == 1
+    shelf = _SHELF.get() if alike else None
+    found = dict(shelf.of(base)) if shelf else {}
+    fresh = [prompt for prompt in prompts if prompt not in found]
+    chunks = [fresh[i : i + CHUNK] for i in range(0, len(fresh), CHUNK)]
+    for chunk in report.count(chunks, len(chunks), "reading prompts"):
+        cond = base.encode(chunk)
+        hidden = cond.states.to("cpu", torch.float16)  # [chunk, length, width]
+        pooled = [None] * len(chunk) if cond.pooled is None else cond.pooled.to("cpu", torch.float32)
+        for prompt, *row in zip(chunk, hidden, base.token_ids(chunk)[0], pooled, strict=True):
+            found[prompt] = tuple(row)
+            if shelf:
+                shelf.keep(prompt, found[prompt])
+    return [found[prompt] for prompt in prompts]

@@ -94,7 +94,7 @@ def erase(
         # 3. is it gone, and what did that cost?
         phases.enter("measuring", "measuring what is erased and what is kept")
         settings = replace(usual(base), batch=CLOSING_BATCH)
-        found = closing(base, acting, task, settings, plan.seed, report)
+        found = closing(base, acting, task, settings, plan.seed, report, plan.limit)
         # 4. the picture
         phases.enter("drawing", "drawing before and after")
         shown = _drawn(base, plan, task, acting, found, report)

@@ -46,6 +46,7 @@ class ErasePlan:
     the kind's word list stands in. `preview`: a picture is drawn and written beside the file.
     `harden`: the budget of the attacks that it must stand while it is made, None for none.
     `after`: digest -> path of erasures that are in force while this one is learned, by digest.
+    `limit`: at most so many pictures of a concept are judged at the end, None for the usual number.
     `log_with`: trackers that hear of the training, `sample_every` so many steps a sample is drawn.
     `request`: the arguments that were given.
     """
@@ -67,6 +68,7 @@ class ErasePlan:
     sample_every: int = 0
     harden: str | None = None
     after: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    limit: int | None = None
 
     @property
     def given_anchors(self) -> tuple[str | None, ...]:
@@ -99,13 +101,18 @@ class ErasePlan:
             "device": self.device,
             "dtype": self.dtype,
             "preview": self.preview,
+            "limit": self.limit,
             "harden": self.harden,
             "after": list(self.after),
             "output": str(self.output.absolute()),
         }
 
     def resume_command(self) -> str:
-        """The command line that takes a stopped run up: the request as it was made."""
+        """The command line that takes a stopped run up."""
+        return self.command("--resume")
+
+    def command(self, *more: str) -> str:
+        """The command line of the request as it was made, with `more` options."""
         words = ["conceptzap", "erase"]
         for name, value in self.request.items():
             option = f"--{OPTIONS.get(name, name).replace('_', '-')}"
@@ -121,7 +128,7 @@ class ErasePlan:
                 words += [option, str(value)]
         concepts = [_literal(concept) for concept in self.task.concepts]
         dashed = ["--"] if any(concept.startswith("-") for concept in concepts) else []
-        return shlex.join([*words, "--resume", *dashed, *concepts])
+        return shlex.join([*words, *more, *dashed, *concepts])
 
 
 def _literal(text: str) -> str:
@@ -155,6 +162,7 @@ def resolve(
     sample_every: int = 0,
     harden: str | None = None,
     after: Sequence[Path | str] | Path | str = (),
+    limit: int | None = None,
 ) -> ErasePlan:
     """The plan of a request; raises `UsageError` for one that cannot be meant.
 
@@ -168,6 +176,8 @@ def resolve(
         raise UsageError(f"--harden {escape(harden)} is unknown", f"use {' or '.join(BUDGETS)}")
     if not 0 <= sample_every:
         raise UsageError(f"--sample-every {sample_every} is out of range", "use 1 or more")
+    if limit is not None and limit < 0:
+        raise UsageError(f"--limit {limit} is out of range", "use 0 for no closing figures, or more")
     method = method or methods.DEFAULT
     family.require("methods", method)
     chosen = config.preset(preset) if preset else {}
@@ -178,7 +188,7 @@ def resolve(
         prediction=prediction, seed=seed, device=device, dtype=dtype,
         output=naming.erasure_path(task.concepts, output), force=force, preview=preview,
         request=request, log_with=tracking.check(_listed(log_with)), sample_every=sample_every,
-        harden=harden, after=_installed(_listed(after), method),
+        harden=harden, after=_installed(_listed(after), method), limit=limit,
     )  # fmt: skip
     _check_words(plan)
     for path in plan.targets:

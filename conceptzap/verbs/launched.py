@@ -1,0 +1,72 @@
+"""The processes of one `accelerate launch`: what each of them does, where, and whether all are there.
+
+`accelerate` splits, carries and waits; nothing here decides who does what. Without a launcher there is one
+process, and neither accelerate nor torch is imported. Results never depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from conceptzap.errors import ConceptZapError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+T = TypeVar("T")
+LONGEST_WAIT = timedelta(days=7)  # for the slowest; a process that dies is noticed at once
+
+
+class Team:
+    """This process among those that a launcher started together; alone where there is none.
+
+    `index` of `count`; the one that `leads` writes and tells what all have done.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self.state = _state(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+        self.index = self.state.process_index if self.state else 0
+        self.count = self.state.num_processes if self.state else 1
+        self.leads = self.index == 0
+        # each process on a GPU of its own
+        self.device = str(self.state.device) if self.state and device == "auto" else device
+
+    def share(self, items: Sequence[T]) -> list[tuple[int, T]]:
+        """The items that are this process's, each with its number among all, from 1."""
+        numbered = list(enumerate(items, 1))
+        if self.state is None:
+            return numbered
+        # where there are too few, accelerate hands the last out twice
+        with self.state.split_between_processes(numbered) as mine:
+            return list(mine) if self.index < len(numbered) else []
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """What each process brings, in order, once all are here; raises `LostProcess` where one is not."""
+        if self.state is None:
+            return list(items)
+        from accelerate.utils import gather_object
+
+        try:
+            return gather_object(list(items))
+        except RuntimeError as error:  # gloo and nccl tell of a closed connection by no type of their own
+            raise LostProcess("a process of this run was lost") from error
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self.gather([None])
+
+
+class LostProcess(ConceptZapError):
+    """One of the processes that work together ended before its work did."""
+
+
+def _state(device: str) -> PartialState:
+    import torch
+    from accelerate import PartialState
+
+    # processes that share no GPU find one another only when accelerate is told so
+    rest: dict[str, Any] = {"cpu": device == "cpu" or not torch.cuda.is_available()}
+    return PartialState(timeout=LONGEST_WAIT, **rest)
