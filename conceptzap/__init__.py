@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.api import export as export
     from conceptzap.api import generate as generate
     from conceptzap.api import harden as harden
+    from conceptzap.api import import_ as import_
     from conceptzap.api import inspect as inspect
     from conceptzap.api import load as load
     from conceptzap.api import lock as lock
@@ -72,9 +73,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "api": (
-        "applied", "apply", "attack", "bench", "cite", "compare", "demo_pipeline", "erase", "evaluate",
-        "examine", "export", "generate", "harden", "inspect", "load", "lock", "plan", "remove", "save",
-        "stack", "verify",
+        "applied", "apply", "attack", "bench", "cite", "compare", "demo_pipeline", "erase",
+        "evaluate", "examine", "export", "generate", "harden", "import_", "inspect", "load", "lock",
+        "plan", "remove", "save", "stack", "verify",
     ),
     "base": ("Base",),
     "edit": ("Edit", "Erasure", "Gate", "Header"),

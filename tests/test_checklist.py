@@ -119,7 +119,7 @@ MISSING = {
 }
 # commands that tell of the program or the machine, and draw or measure nothing
 TELLING = ("doctor", "methods", "presets")
-NAMED = {"demo": "demo_pipeline"}
+NAMED = {"demo": "demo_pipeline", "import": "import_"}
 
 
 @pytest.mark.parametrize("point", MET)

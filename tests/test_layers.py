@@ -15,7 +15,7 @@ from conceptzap.registry import family
 
 ROOT = Path(conceptzap.__file__).parent
 FILES = sorted(path for path in ROOT.rglob("*.py") if "__pycache__" not in path.parts)
-FAMILIES = ("methods", "attacks", "metrics", "judges", "exports")
+FAMILIES = ("methods", "attacks", "metrics", "judges", "exports", "imports")
 # the house, from the roof down: a file may import its own floor and what lies below it
 FLOORS = (
     ("__init__", "__main__", "cli"),

@@ -37,6 +37,11 @@ def files(erasure: conceptzap.Erasure) -> None:
     print(digest, title, out.path, list(entries), loaded == erasure, {loaded, erasure})
 
 
+def bring() -> None:
+    made: conceptzap.ErasedFile = conceptzap.import_("leco.safetensors", "Van Gogh", form="lora")
+    print(made.path, made.digest)
+
+
 def attach(erasure: conceptzap.Erasure) -> None:
     pipe = conceptzap.demo_pipeline()
     with conceptzap.apply(pipe, erasure, strength=0.5) as handle:

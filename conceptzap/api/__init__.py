@@ -17,6 +17,7 @@ from conceptzap.api.files import verify as verify
 from conceptzap.api.making import erase as erase
 from conceptzap.api.making import export as export
 from conceptzap.api.making import harden as harden
+from conceptzap.api.making import import_ as import_
 from conceptzap.api.making import plan as plan
 from conceptzap.api.measuring import attack as attack
 from conceptzap.api.measuring import bench as bench

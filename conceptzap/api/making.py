@@ -130,6 +130,41 @@ def harden(
     )  # fmt: skip
 
 
+def import_(
+    file: Path | str,
+    concepts: Sequence[str] | str = (),
+    *,
+    anchors: Sequence[str] | str = (),
+    kind: Sequence[str] | str = (),
+    form: str | None = None,
+    base: AnyBase = "demo", prediction: str | None = None,
+    seed: int = 0,
+    device: str = "auto", dtype: str = "auto",
+    output: Path | str | None = None,
+    force: bool = False,
+    preview: bool = True,
+    report: Report | None = None,
+) -> ErasedFile:  # fmt: skip
+    """Make an erasure of somebody else's file on the base that it was made for.
+
+    `form` is a name of the folder `imports` (lora, spm, uce, esd, cpe), found by the file's keys unless
+    given; `concepts` is what it erases, `anchors` what that becomes, where the file does not say. It is
+    measured as `erase` measures what it made, and `made[0]["imported"]` has the file's sha256.
+
+    Raises `FormatError` for pickles and what is no such file, `MismatchError` with the first keys that do
+    not fit the base (nothing of the file is imported then), `UsageError` where nobody names the concept,
+    and `ThresholdError`, the file kept, when the closing figures still see it.
+    """
+    from conceptzap.verbs import importing
+
+    listed = [(one,) if isinstance(one, str) else tuple(one) for one in (concepts, anchors, kind)]
+    return importing.import_(
+        file, listed[0], anchors=listed[1], kind=listed[2], form=form, base=base, prediction=prediction,
+        seed=seed, device=device, dtype=dtype, output=output, force=force, preview=preview,
+        report=report or Bars(),
+    )  # fmt: skip
+
+
 def export(
     erasures: Asked | Iterable[Asked],
     to: str,

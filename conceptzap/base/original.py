@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from conceptzap.base.identity import parameters
 
 Rules = Iterable[tuple[str, str]]
+UNET_PREFIX = "model.diffusion_model."
 
 RESNET: Rules = (
     (r"\.norm1\.", ".in_layers.0."),
@@ -75,7 +76,8 @@ TEXT = {
 
 def tensors(unet: Any, vae: Any, encoders: Iterable[Any], family: str) -> dict[str, Tensor]:
     """All weights of a checkpoint by their original names; those that stay whole are not copied."""
-    found = {f"model.diffusion_model.{name}": value for name, value in _unet(unet).items()}
+    names = unet_names(unet)
+    found = {f"{UNET_PREFIX}{names[name]}": value for name, value in parameters(unet)}
     found |= {f"first_stage_model.{name}": value for name, value in _vae(vae).items()}
     for encoder, (prefix, open_clip) in zip(encoders, TEXT[family], strict=True):
         named = _open_clip(encoder) if open_clip else dict(parameters(encoder))
@@ -89,8 +91,11 @@ def _rename(name: str, rules: Rules) -> str:
     return name
 
 
-def _unet(unet: Any) -> dict[str, Tensor]:
-    """The blocks of a UNet stand in one row there: a level's layers, then its change of size."""
+def unet_names(unet: Any) -> dict[str, str]:
+    """Parameter of a UNet -> its original name, without `model.diffusion_model.`.
+
+    The blocks stand in one row there: a level's layers, then its change of size.
+    """
     stride = unet.config.layers_per_block + 1
     attending = {name.split(".")[1] for name, _ in unet.named_modules() if re.match(r"up.*attentions", name)}
 
@@ -109,7 +114,7 @@ def _unet(unet: Any) -> dict[str, Tensor]:
         inside = _rename(name, RESNET) if ".resnets." in name else name
         return _rename(BLOCK.sub(block, inside), UNET)
 
-    return {name_of(name): value for name, value in parameters(unet)}
+    return {name: name_of(name) for name, _ in parameters(unet)}
 
 
 def _vae(vae: nn.Module) -> dict[str, Tensor]:

@@ -165,7 +165,7 @@ def fitting_task(base: Base, plan: ErasePlan, report: Report) -> Task:
     """
     task = plan.task
     for word in (*task.concepts, *filter(None, plan.given_anchors)):
-        _check_known(base, word)
+        check_known(base, word)
     task = lessons.settled(base, task, report)
     keep = task.keep
     if plan.fill_keep:
@@ -178,7 +178,7 @@ def fitting_task(base: Base, plan: ErasePlan, report: Report) -> Task:
     return replace(task, keep=known)
 
 
-def _check_known(base: Base, word: str) -> None:
+def check_known(base: Base, word: str) -> None:
     shown = repr(escape(word))
     length = base.token_count(word)
     if length > base.max_tokens // LONGEST:
@@ -244,14 +244,14 @@ def _assemble(
         anchors=task.anchors,
         base=base.reference(site for edit in mine for site in edit.modules),
         made=(_provenance(plan, task) | ({"harden": dict(hardened)} if hardened else {}),),
-        scores=_score_records(scores, plan.seed) if role == "erase" else {},
+        scores=score_records(scores, plan.seed) if role == "erase" else {},
         canary=canaries(base, mine, task),
         thumbnail=thumbnail if role == "erase" else "",
     )
     return format.seal(Erasure(header, mine))
 
 
-def _score_records(scores: Mapping[str, Score], seed: int) -> dict[str, dict[str, Json]]:
+def score_records(scores: Mapping[str, Score], seed: int) -> dict[str, dict[str, Json]]:
     return {name: _score_record(score, seed) for name, score in scores.items()}
 
 
@@ -260,8 +260,13 @@ def _score_record(score: Score, seed: int) -> dict[str, Json]:
     return {**numbers, "better": score.better, "seeds": [seed]}
 
 
+def versions() -> dict[str, str]:
+    """Of conceptzap and what it computes with."""
+    libraries = ("torch", "diffusers", "transformers")
+    return {"conceptzap": conceptzap.__version__, **{name: version(name) for name in libraries}}
+
+
 def _provenance(plan: ErasePlan, task: Task) -> dict[str, Json]:
-    versions = {name: version(name) for name in ("torch", "diffusers", "transformers")}
     return {
         "method": plan.method,
         "config": dataclasses.asdict(plan.settings),
@@ -269,7 +274,7 @@ def _provenance(plan: ErasePlan, task: Task) -> dict[str, Json]:
         "keep": list(task.keep),
         "seed": plan.seed,
         **({"after": list(plan.after)} if plan.after else {}),
-        "versions": {"conceptzap": conceptzap.__version__, **versions},
+        "versions": versions(),
     }
 
 

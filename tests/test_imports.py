@@ -1,0 +1,430 @@
+"""Imports: what an erasure does that was made of somebody else's file is what that file does by itself.
+
+Each file is written by a writer of its own here, or by diffusers and PEFT, and put on a copy of the UNet as
+its own program does. TOLERANCE is what the largest difference may be, as a share of the largest noise.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import edits as some
+import numpy as np
+import pytest
+import torch
+from command import conceptzap as program
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import conceptzap
+from conceptzap import format
+from conceptzap.base import Base
+from conceptzap.base.original import unet_names
+from conceptzap.errors import FormatError, MismatchError, ResourceError, UsageError
+from conceptzap.evaluation.closing import Closing, Drawn
+from conceptzap.result import Score
+from conceptzap.testing import tiny
+from conceptzap.verbs import importing
+
+TOLERANCE = 1e-3
+PROMPTS = [*some.ASKED, *some.OTHER]
+LINES = re.compile(r"(up|down)_blocks\.|mid_block\.")
+
+
+def bring(path: Path, base: Base, concept: str = "van gogh", **more: Any) -> conceptzap.Erasure:
+    """The erasure that an import of the file writes, read back."""
+    options = {"base": base, "output": path.with_name("ours"), "preview": False, **more}
+    return conceptzap.load(conceptzap.import_(path, concept or (), **options).path)
+
+
+def noise(base: Base, unet: nn.Module | None = None, edits: Any = (), prompts: Any = PROMPTS) -> Tensor:
+    whole = base if unet is None else type(base)(**{**vars_of(base), "unet": unet})
+    return some.eps(whole, list(prompts), edits)
+
+
+def vars_of(base: Base) -> dict[str, Any]:
+    return {name: getattr(base, name) for name in base.__dataclass_fields__}
+
+
+def is_same(base: Base, erasure: conceptzap.Erasure, theirs: Tensor, prompts: Any = PROMPTS) -> None:
+    assert some.far(noise(base, edits=erasure.edits, prompts=prompts), theirs) < TOLERANCE
+    assert some.far(noise(base, prompts=prompts), theirs) > 10 * TOLERANCE
+
+
+def layers(base: Base, pattern: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Linear layers and convolutions inside the blocks of the UNet."""
+    for name, module in base.unet.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and LINES.match(name) and re.search(pattern, name):
+            yield name, module
+
+
+def factors(module: nn.Module, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """up [out, r] and down [r, in], with kernels behind at a convolution."""
+    out, into, *kernel = module.weight.shape
+    up = some.randn(out, rank, *(1 for _ in kernel), seed=seed) / 8
+    return up, some.randn(rank, into, *kernel, seed=seed + 1) / (into ** 0.5)
+
+
+def patched(base: Base, changes: dict[str, Tensor]) -> nn.Module:
+    """A copy of the UNet with these changes added to its parameters."""
+    unet = copy.deepcopy(base.unet)
+    own = dict(unet.named_parameters())
+    with torch.no_grad():
+        for name, change in changes.items():
+            own[name] += change.view_as(own[name])
+    return unet
+
+
+# LoRA: LECO, kohya's scripts, diffusers, PEFT
+
+
+def kohya(base: Base, path: Path, pattern: str = "", labels: Any = None, alpha: float = 2.0) -> dict[str, Tensor]:
+    """As LECO and kohya's scripts write it; what it adds to each weight comes back."""
+    tensors, changes = {}, {}
+    for seed, (name, module) in enumerate(layers(base, pattern)):
+        up, down = factors(module, 3, 2 * seed)
+        key = "lora_unet_" + name.replace(".", "_")
+        tensors |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
+        tensors[f"{key}.alpha"] = torch.tensor(alpha)
+        changes[f"{name}.weight"] = alpha / 3 * (up.flatten(1) @ down.flatten(1)).view_as(module.weight)
+    save_file(tensors, path, labels)
+    return changes
+
+
+def test_kohyas_own_keys(base: Base, tmp_path: Path) -> None:
+    """Every kind of layer, convolutions among them, and an alpha that is not the rank."""
+    changes = kohya(base, tmp_path / "theirs.safetensors", "" if base.family == "sd1" else "_block.*0")
+    made = bring(tmp_path / "theirs.safetensors", base)
+    is_same(base, made, noise(base, patched(base, changes)))
+    assert made.header.made[0]["method"] == "lora" and len(made.header.made[0]["imported"]["sha256"]) == 64
+    assert made.header.concepts == ("van gogh",) and made.header.base.id == base.id
+
+
+def peft_keys(name: str, pair: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"base_model.model.{name}.lora_{x}.weight": t for x, t in pair.items()}
+
+
+def new_keys(name: str, pair: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"unet.{name}.lora_{x}.weight": t for x, t in pair.items()}
+
+
+def old_keys(name: str, pair: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"unet.{name}.lora.{'up' if x == 'B' else 'down'}.weight": t for x, t in pair.items()}
+
+
+def oldest_keys(name: str, pair: dict[str, Tensor]) -> dict[str, Tensor]:
+    parent, _, last = name.removesuffix(".0").rpartition(".")
+    way = {"B": "up", "A": "down"}
+    return {f"{parent}.processor.{last}_lora.{way[x]}.weight": t for x, t in pair.items()}
+
+
+@pytest.mark.parametrize("keys", [peft_keys, new_keys, old_keys, oldest_keys])
+def test_keys_of_every_age_of_diffusers(keys: Callable, sd1: Base, tmp_path: Path) -> None:
+    tensors, changes = {}, {}
+    for seed, (name, module) in enumerate(layers(sd1, r"attn\d\.to_")):
+        up, down = factors(module, 2, 2 * seed)
+        tensors |= keys(name, {"A": down, "B": up})
+        changes[f"{name}.weight"] = up @ down
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    is_same(sd1, bring(tmp_path / "theirs.safetensors", sd1), noise(sd1, patched(sd1, changes)))
+
+
+def trained(base: Base) -> Base:
+    """The same weights under adapters of PEFT, which do something."""
+    from peft import LoraConfig
+
+    other = tiny(base.family)
+    other.unet.add_adapter(LoraConfig(r=4, lora_alpha=6, target_modules=["to_k", "to_v", "ff.net.2"]))
+    for seed, (name, value) in enumerate(other.unet.named_parameters()):
+        if "lora_" in name:
+            value.data.copy_(some.randn(*value.shape, seed=seed) / 8)
+    return other
+
+
+def test_what_diffusers_writes(base: Base, tmp_path: Path) -> None:
+    """`save_lora_weights`, whose labels hold the alpha."""
+    pytest.importorskip("peft")
+    from peft.utils import get_peft_model_state_dict
+
+    other = trained(base)
+    pipe = type(other.pipeline())
+    config = other.unet.peft_config["default"]
+    layers_ = {"unet_lora_layers": get_peft_model_state_dict(other.unet)}
+    pipe.save_lora_weights(tmp_path, **layers_, unet_lora_adapter_metadata=config.to_dict())
+    made = bring(tmp_path / "pytorch_lora_weights.safetensors", base)
+    is_same(base, made, noise(base, other.unet))
+
+
+def test_what_peft_writes(sd1: Base, tmp_path: Path) -> None:
+    """A folder, the alpha in the config beside the weights."""
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(copy.deepcopy(sd1.unet), trained(sd1).unet.peft_config["default"])
+    for seed, (name, value) in enumerate(model.named_parameters()):
+        if "lora_" in name:
+            value.data.copy_(some.randn(*value.shape, seed=seed) / 8)
+    model.save_pretrained(str(tmp_path / "peft"))
+    made = bring(tmp_path / "peft", sd1, output=tmp_path / "ours")
+    is_same(sd1, made, noise(sd1, model.base_model.model))
+
+
+def test_kohyas_keys_for_sdxl(sdxl: Base, tmp_path: Path) -> None:
+    """The original code's paths, which its scripts take there; by diffusers' own table."""
+    names = {"down_blocks.1.attentions.0": "input_blocks.3.1", "up_blocks.0.attentions.1": "output_blocks.1.1",
+             "mid_block.attentions.0": "middle_block.1"}  # fmt: skip
+    tensors, changes = {}, {}
+    for seed, (name, module) in enumerate(layers(sdxl, r"attentions.*attn2\.to_[kv]")):
+        start = next((one for one in names if name.startswith(one)), None)
+        if start:
+            up, down = factors(module, 2, 2 * seed)
+            key = "lora_unet_" + (names[start] + name.removeprefix(start)).replace(".", "_")
+            tensors |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
+            changes[f"{name}.weight"] = up @ down
+    assert len(changes) > 4
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    is_same(sdxl, bring(tmp_path / "theirs.safetensors", sdxl), noise(sdxl, patched(sdxl, changes)))
+
+
+def test_leco_says_what_it_erases(sd1: Base, tmp_path: Path) -> None:
+    told = [{"target": "cat", "positive": "van gogh", "action": "erase"},
+            {"target": "dog", "positive": "dog", "action": "enhance"}]  # fmt: skip
+    labels = {"prompts": ",".join(map(json.dumps, told)), "config": "{}"}
+    kohya(sd1, tmp_path / "leco.safetensors", r"attn2\.to_k", labels)
+    made = conceptzap.import_(tmp_path / "leco.safetensors", base=sd1, output=tmp_path / "x", preview=False)
+    assert made.erasure.header.concepts == ("van gogh",) and made.method == "lora"
+
+
+# SPM and CPE
+
+
+def test_spm(sd1: Base, tmp_path: Path) -> None:
+    """All of it for the concept, nothing for what must stay, bit for bit."""
+    labels = {"prompts": "van gogh", "rank": "1", "alpha": "1.0"}
+    changes = kohya(sd1, tmp_path / "spm.safetensors", "attentions", labels)
+    made = bring(tmp_path / "spm.safetensors", sd1, concept="")
+    assert made.header.concepts == ("van gogh",) and made.header.made[0]["method"] == "spm"
+    asked = ["van gogh", "a picture of a cat in the style of van gogh"]
+    is_same(sd1, made, noise(sd1, patched(sd1, changes), prompts=asked), asked)
+    shut = ["", "a photo of a cat"]
+    assert noise(sd1, edits=made.edits, prompts=shut).equal(noise(sd1, prompts=shut))
+    plain = bring(tmp_path / "spm.safetensors", sd1, form="lora", force=True)
+    is_same(sd1, plain, noise(sd1, patched(sd1, changes)))
+
+
+class Gated(nn.Module):
+    """A layer with the residual attention gate of CPE around it, as its paper has it for one concept."""
+
+    def __init__(self, layer: nn.Module, query: Tensor, scaler: Tensor, down: Tensor, up: Tensor) -> None:
+        super().__init__()
+        self.layer, self.parts = layer, (query, scaler, down, up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, scaler, down, up = self.parts
+        asked = torch.einsum("btd,ndh->bnth", x, query)
+        attention = (asked @ asked.transpose(-1, -2)).softmax(-1)
+        told = torch.einsum("bnst,btd->bnsd", attention, x)
+        open_ = torch.sigmoid(torch.einsum("ndi,bntd->bnti", scaler, told))
+        direction = (open_ * told).sum(1)
+        return self.layer(x) + direction @ down[0] @ up[0] * 0.5
+
+
+def test_cpe(base: Base, tmp_path: Path) -> None:
+    width, unet = some.width(base), copy.deepcopy(base.unet)
+    start = "attention_gate.encoder_layer.slf_attn."
+    query, scaler = some.randn(1, width, 4), some.randn(1, width, 1, seed=1) / 4
+    tensors = {f"{start}attention_module1.w_qs.weight": query, f"{start}gate.scaler.weight": scaler,
+               f"{start}attention_module1.w_ks.weight": some.randn(1, width, 4, seed=2)}  # fmt: skip
+    for seed, (name, module) in enumerate(layers(base, r"attn2\.to_[kv]")):
+        down = some.randn(1, width, 2, seed=10 + seed) / 4
+        up = some.randn(1, 2, len(module.weight), seed=99 + seed)
+        key = "lora_unet_" + name.replace(".", "_")
+        tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+        tensors[f"{key}.alpha"] = torch.tensor(1.0)
+        parent, _, last = name.rpartition(".")
+        setattr(unet.get_submodule(parent), last, Gated(module, query, scaler, down, up))
+    save_file(tensors, tmp_path / "cpe.safetensors", {"prompts": "van gogh", "rank": "2", "alpha": "1.0"})
+    made = bring(tmp_path / "cpe.safetensors", base, concept="")
+    assert made.header.made[0]["method"] == "cpe"
+    is_same(base, made, noise(base, unet))
+
+
+# UCE and ESD
+
+
+def closed_form(base: Base) -> dict[str, Tensor]:
+    """Eq. 7 of UCE for one concept, layer by layer: what its script writes."""
+    with torch.no_grad():
+        text = base.encode(["van gogh", "painting", *some.OTHER]).states.float()  # [n, length, width]
+        concept, anchor, keep = text[0, 1:3], text[1, 1:3], text[2:, 1:6].flatten(0, 1)
+        found = {}
+        for name, module in layers(base, r"attn2\.to_[kv]"):
+            old = module.weight.float()
+            one = (anchor @ old.T).T @ concept + (keep @ old.T).T @ keep + 0.5 * old
+            two = concept.T @ concept + keep.T @ keep + 0.5 * torch.eye(old.shape[1])
+            found[f"{name}.weight"] = (one @ torch.inverse(two)).contiguous()
+    return found
+
+
+def loaded(base: Base, weights: dict[str, Tensor]) -> nn.Module:
+    unet = copy.deepcopy(base.unet)
+    assert not unet.load_state_dict(weights, strict=False).unexpected_keys
+    return unet
+
+
+def test_uce(base: Base, tmp_path: Path) -> None:
+    """One pair of vectors a token for all layers, found again in what it made of them."""
+    weights = closed_form(base)
+    save_file(weights, tmp_path / "uce.safetensors")
+    made = bring(tmp_path / "uce.safetensors", base)
+    is_same(base, made, noise(base, loaded(base, weights)))
+    (edit,) = made.edits
+    assert set(edit.tensors) == {"into", "down"} and len(edit.tensors["down"]) <= 2
+    assert len(edit.sites) == len(weights)
+
+
+def test_uce_in_half_precision(sd1: Base, tmp_path: Path) -> None:
+    """What rounding adds to every weight is no change, where the layer has no other."""
+    weights = {name: weight.half() for name, weight in closed_form(sd1).items()}
+    first = next(iter(weights))
+    weights[first] = dict(sd1.unet.named_parameters())[first].half()
+    save_file(weights, tmp_path / "uce.safetensors")
+    made = bring(tmp_path / "uce.safetensors", sd1)
+    is_same(sd1, made, noise(sd1, loaded(sd1, {name: weight.float() for name, weight in weights.items()})))
+    assert f"unet.{first.removesuffix('.weight')}" not in {s for edit in made.edits for s in edit.sites}
+
+
+@pytest.mark.parametrize("which", [r"attn2\.", r"attn2\.to_[kv]", ""])
+def test_esd(which: str, base: Base, tmp_path: Path) -> None:
+    """ESD-x, its strict form, and all layers: weights, biases, convolutions."""
+    own = dict(base.unet.named_parameters())
+    weights = {
+        f"{name}.{kind}": own[f"{name}.{kind}"] + some.randn(*own[f"{name}.{kind}"].shape, seed=seed) / 40
+        for seed, (name, module) in enumerate(layers(base, which))
+        for kind, value in module.named_parameters() if value is not None
+    }  # fmt: skip
+    if not which:  # a whole UNet, of which most is as it was
+        weights = {name: value.clone() for name, value in own.items()} | weights
+    save_file(weights, tmp_path / "esd.safetensors")
+    is_same(base, bring(tmp_path / "esd.safetensors", base), noise(base, loaded(base, weights)))
+
+
+def test_a_whole_unet_by_its_original_names(sd1: Base, tmp_path: Path) -> None:
+    own, names = dict(sd1.unet.named_parameters()), unet_names(sd1.unet)
+    site = next(name for name, _ in layers(sd1, r"attn2\.to_k"))
+    weights = {name: value.clone() for name, value in own.items()}
+    weights[f"{site}.weight"] += some.randn(*own[f"{site}.weight"].shape) / 8
+    renamed = {f"model.diffusion_model.{names[name]}": value for name, value in weights.items()}
+    save_file(renamed, tmp_path / "esd.safetensors")
+    made = bring(tmp_path / "esd.safetensors", sd1)
+    assert [edit.sites for edit in made.edits] == [(f"unet.{site}",)]
+    assert some.far(noise(sd1, edits=made.edits), noise(sd1, loaded(sd1, weights))) < TOLERANCE
+
+
+# what is refused, whole
+
+
+def write(path: Path, *keys: str, labels: Any = None, **more: Tensor) -> Path:
+    save_file({key: torch.ones(2, 2) for key in keys} | more, path, labels)
+    return path
+
+
+HALF = "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"
+TEXT = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+KEYS = {
+    "text": ((f"{TEXT}.lora_up.weight", f"{TEXT}.lora_down.weight"), "2 of 2 keys of x.safetensors have no place"),
+    "elsewhere": (("lora_unet_single_blocks_0_linear1.lora_up.weight",), "lora_unet_single_blocks_0_linear1"),
+    "half": ((HALF,), "one half of a pair"),
+    "shape": ((HALF, HALF.replace("up", "down")), "another shape"),
+    "dora": ((HALF, HALF.replace("up.weight", "magnitude_vector")), "magnitude_vector"),
+    "weights": (("down_blocks.9.attentions.0.transformer_blocks.0.attn2.to_k.weight",), "down_blocks.9"),
+    "cpe": (("attention_gate.encoder_layer.x",), "attention_gate.encoder_layer.x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_what_does_not_fit_is_named(kind: str, sd1: Base, tmp_path: Path) -> None:
+    keys, message = KEYS[kind]
+    with pytest.raises(MismatchError, match=re.escape(message)):
+        bring(write(tmp_path / "x.safetensors", *keys), sd1)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_another_architecture(sd1: Base, sdxl: Base, tmp_path: Path) -> None:
+    kohya(sdxl, tmp_path / "xl.safetensors")
+    with pytest.raises(MismatchError, match="keys of xl.safetensors"):
+        bring(tmp_path / "xl.safetensors", sd1)
+
+
+def test_changes_of_norms_have_no_edit(sd1: Base, tmp_path: Path) -> None:
+    weights = {name: value.clone() for name, value in sd1.unet.named_parameters()}
+    weights["mid_block.resnets.0.norm1.weight"] += 0.5
+    save_file(weights, tmp_path / "x.safetensors")
+    with pytest.raises(MismatchError, match="changed where no edit can be.*norm1"):
+        bring(tmp_path / "x.safetensors", sd1)
+
+
+def test_what_is_no_such_file(sd1: Base, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
+    (tmp_path / "b.safetensors").write_bytes((tmp_path / "a.pt").read_bytes())
+    for name in ("a.pt", "b.safetensors"):
+        with pytest.raises(FormatError, match="pickle") as error:
+            bring(tmp_path / name, sd1)
+        assert "convert it" in error.value.hint and "\n" not in error.value.hint
+    with pytest.raises(ResourceError, match="there is no such file"):
+        bring(tmp_path / "c.safetensors", sd1)
+    with pytest.raises(FormatError, match="of no format that can be imported: it holds strange"):
+        bring(write(tmp_path / "d.safetensors", "strange"), sd1)
+    with pytest.raises(FormatError, match="not finite"):
+        bring(write(tmp_path / "e.safetensors", **{HALF: torch.full((2, 2), torch.nan)}), sd1)
+    format.save(some.erasure(sd1), tmp_path / "f.lprompt.safetensors")
+    with pytest.raises(UsageError, match="is an erasure already"):
+        bring(tmp_path / "f.lprompt.safetensors", sd1)
+    with pytest.raises(MismatchError, match="changes nothing"):
+        base = dict(sd1.unet.named_parameters())
+        same = next(name for name in base if name.endswith("attn2.to_k.weight"))
+        bring(write(tmp_path / "g.safetensors", **{same: base[same].clone()}), sd1)
+
+
+def test_nobody_says_what_it_erases(sd1: Base, tmp_path: Path) -> None:
+    kohya(sd1, tmp_path / "x.safetensors", r"attn2\.to_k")
+    with pytest.raises(UsageError, match="does not say which concept it erases"):
+        bring(tmp_path / "x.safetensors", sd1, concept="")
+    with pytest.raises(UsageError, match="no import is called 'lroa'"):
+        bring(tmp_path / "x.safetensors", sd1, form="lroa")
+
+
+# the command
+
+
+def test_the_command(tiny_folder: Path, sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kohya(sd1, tmp_path / "theirs.safetensors", r"attn2\.to_k")
+    words = ["import", "theirs.safetensors", "--base", tiny_folder, "--concept", "van gogh", "--anchor", "painting"]
+    told = program(*words, "--json", "--no-preview").json
+    assert told["schema"] == "conceptzap.import/1" and told["method"] == "lora" and told["scores"] == {}
+    assert told["preview"] is None and told["path"].endswith("van-gogh.lprompt.safetensors")
+    again = program(*words)
+    assert again.code == 2 and "exists" in again.error
+    loud = program(*words, "--force", "--no-preview")
+    assert loud.out.strip() == told["path"] and "next: conceptzap generate" in loud.err
+    assert program("inspect", "van-gogh").code == 0
+
+
+def test_what_is_still_drawn_is_said(
+    tiny_folder: Path, sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores are those of `erase`; exit 7 where the concept is still there, the file kept."""
+    monkeypatch.chdir(tmp_path)
+    scores = {"leak": Score("leak", 0.5, 0.4, 0.6, 24, "lower")}
+    drawn = (Drawn("van gogh", 0, *np.zeros((2, 16, 16, 3), np.uint8)),)
+    found = Closing(scores, "van gogh is gone from 12 of 24", drawn, drawn)
+    monkeypatch.setattr(importing, "closing", lambda *_: found)
+    kohya(sd1, tmp_path / "theirs.safetensors", r"attn2\.to_k")
+    words = ["import", "theirs.safetensors", "--base", tiny_folder, "-c", "van gogh"]
+    answer = program(*words)
+    assert answer.code == 7 and "not erased: 50% of 24 pictures" in answer.err
+    assert conceptzap.load("van-gogh").header.scores["leak"]["value"] == 0.5 and Path("van-gogh.png").is_file()
