@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.api import load as load
     from conceptzap.api import lock as lock
     from conceptzap.api import plan as plan
+    from conceptzap.api import push as push
     from conceptzap.api import remove as remove
     from conceptzap.api import save as save
     from conceptzap.api import stack as stack
@@ -68,6 +69,7 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.verbs.generating import Picture as Picture
     from conceptzap.verbs.hardening import HardenedFile as HardenedFile
     from conceptzap.verbs.inspecting import Model as Model
+    from conceptzap.verbs.pushing import Pushed as Pushed
 
 __version__ = "0.1.0"
 
@@ -75,7 +77,7 @@ _HOMES = {
     "api": (
         "applied", "apply", "attack", "bench", "cite", "compare", "demo_pipeline", "erase",
         "evaluate", "examine", "export", "generate", "harden", "import_", "inspect", "load", "lock",
-        "plan", "remove", "save", "stack", "verify",
+        "plan", "push", "remove", "save", "stack", "verify",
     ),
     "base": ("Base",),
     "edit": ("Edit", "Erasure", "Gate", "Header"),
@@ -97,6 +99,7 @@ _HOMES = {
     "verbs.generating": ("Picture",),
     "verbs.hardening": ("HardenedFile",),
     "verbs.inspecting": ("Model",),
+    "verbs.pushing": ("Pushed",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted([*_HOME, "__version__"])

@@ -104,6 +104,10 @@ MET = {
     "36 a function for every command that makes, draws or measures": (
         "test_every_command_has_its_function", "test_erase_says_what_it_takes",
     ),
+    "37 hub references of erasures, by revision, and their cards": (
+        "test_what_a_name_means", "test_every_way_of_naming_it", "test_what_was_fetched_once_works_without_the_hub",
+        "test_what_is_pushed_is_what_others_load", "test_what_the_card_says",
+    ),
     "39 renamed options of others are answered with ours": ("test_what_others_call_it_is_answered_with_ours",),
     "40 types, real pipes, odd names": (
         "test_a_type_checker_knows_every_verb", "test_concepts_from_a_pipe_in_a_shell",
@@ -114,7 +118,6 @@ MISSING = {
     "20 presets": "no preset is called fast or best; kinds and `paper` are there, and --save-config",
     "34 a run folder": "what a run leaves stands beside its file, as FILE.logs and FILE.png; no --run-dir",
     "35 early stop": "the steps are fixed; the closing figures say whether they were enough",
-    "37 hub references of erasures": "paths alone",
     "38 plug-ins by entry points": "judges only, for evaluate",
 }
 # commands that tell of the program or the machine, and draw or measure nothing

@@ -34,6 +34,8 @@ def files(erasure: conceptzap.Erasure) -> None:
         print(found.kind if isinstance(found, conceptzap.Model) else found.digest)
     out: conceptzap.Exported = conceptzap.export("z", "lora", "y")
     entries: dict[str, str] = conceptzap.cite("z")
+    shared: conceptzap.Pushed = conceptzap.push("z", "someone/erasures", private=True, dry_run=True)
+    print(shared.name, shared.commit, shared.card)
     print(digest, title, out.path, list(entries), loaded == erasure, {loaded, erasure})
 
 

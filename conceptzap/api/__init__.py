@@ -10,6 +10,7 @@ from conceptzap.api.files import examine as examine
 from conceptzap.api.files import inspect as inspect
 from conceptzap.api.files import load as load
 from conceptzap.api.files import lock as lock
+from conceptzap.api.files import push as push
 from conceptzap.api.files import save as save
 from conceptzap.api.files import stack as stack
 from conceptzap.api.files import stack_files as stack_files

@@ -17,6 +17,7 @@ from conceptzap.verbs.stacking import Stacked
 
 if TYPE_CHECKING:
     from conceptzap.trust.policy import Policy
+    from conceptzap.verbs.pushing import Pushed
 
 
 inspect = format.read_header
@@ -61,6 +62,38 @@ def cite(paths: Path | str | Sequence[Path | str], report: Report | None = None)
     from conceptzap.verbs import citing
 
     return citing.cite(listed(paths), report or Bars())
+
+
+def push(
+    path: Path | str,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    licence: str = "",
+    dry_run: bool = False,
+    output: Path | str | None = None,
+    force: bool = False,
+    report: Report | None = None,
+) -> Pushed:
+    """Share an erasure in `repo` ("user/repo") of the Hugging Face hub, with its model card.
+
+    What comes back has its `name` there, `hf://user/repo/file@commit`, which every verb takes for a path.
+    Repository and branch (`revision`) are made where they are not there; `licence` is an identifier of
+    the hub, "" for that of the base. With `dry_run` the card is written to the folder `output`, and
+    nothing is pushed.
+
+    Raises `FormatError` for what is no erasure, `UsageError` for names that nothing can have, a public
+    repository where `private` is asked for, and another file of the same name (without `force`),
+    `ResourceError` without a token, the right to write, or the hub.
+    """
+    from conceptzap.verbs import pushing
+
+    return pushing.push(
+        path, repo, private=private, revision=revision, message=message, licence=licence,
+        dry_run=dry_run, output=output, force=force, report=report or Bars(),
+    )  # fmt: skip
 
 
 def lock(

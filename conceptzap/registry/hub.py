@@ -51,9 +51,12 @@ def answering(
         raise missing(f"the hub has no {name}", hint) from error
     except (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
         raise missing(f"the hub has no {name}", "check its spelling and revision") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+    except errors.LocalEntryNotFoundError as error:
         reason = "not in the cache, and the hub cannot be reached"
         raise ResourceError(f"{name} is {reason}", "give the path of a file here, or go online") from error
+    except errors.OfflineModeIsEnabled as error:
+        reason = "nothing may leave this machine (--offline or HF_HUB_OFFLINE)"
+        raise ResourceError(f"{name} could not be {deed}: {reason}", "leave that out") from error
     except Exception as error:
         raise _failed(error, name, deed) from error
     finally:
