@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 
 import conceptzap
 from conceptzap import format
-from conceptzap.base import Base, original, parameters, single_file
+from conceptzap.base import Base, names, original, parameters, single_file
 from conceptzap.errors import RefusedError
 from conceptzap.exports import lora
 from conceptzap.training.closed_form import POOLED_SITE
@@ -151,12 +151,12 @@ def test_webui_finds_every_module_of_a_real_unet(name: str) -> None:
     with init_empty_weights():
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(str(config)))
     paths = [path for path, _ in parameters(unet) if path.endswith(".weight")]
-    originals = [path for path in original._unet(unet) if path.endswith(".weight")]
+    originals = [path for path in original.unet_names(unet).values() if path.endswith(".weight")]
     found = 0
     for path, there in zip(paths, originals, strict=True):
         module = path.removesuffix(".weight")
         if lora.NAMED.fullmatch(f"unet.{module}") and not re.search(r"norm\d?$", module):
-            assert webui(lora.key(f"unet.{module}")) == there.removesuffix(".weight").replace(".", "_")
+            assert webui(names.underscored(f"unet.{module}")) == there.removesuffix(".weight").replace(".", "_")
             found += 1
     assert found > 200
 

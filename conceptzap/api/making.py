@@ -171,7 +171,7 @@ def export(
     output: Path | str,
     *,
     base: AnyBase = "demo", prediction: str | None = None,
-    rank: int | None = None, dtype: str = "auto",
+    rank: int | None = None, keys: str | None = None, dtype: str = "auto",
     force: bool = False,
     report: Report | None = None,
 ) -> Exported:  # fmt: skip
@@ -179,13 +179,14 @@ def export(
 
     Both hold changes of weights that stand behind no gate, whole or not at all: `RefusedError`
     lists what does not fit, and is raised for keys. A LoRA holds dense changes by the `rank`
-    largest components, with a warning of the error. A checkpoint is read back and compared with
+    largest components, with a warning of the error, under `keys` of kohya (usual), original (kohya's for
+    SDXL), diffusers or peft (a folder). A checkpoint is read back and compared with
     the attached edits before it gets its name. `dtype` auto is the narrowest that loses nothing.
     Raises `UsageError` for an `output` that exists, unless `force`.
     """
     from conceptzap.verbs import exporting
 
     return exporting.export(
-        erasures, to, output, base=base, prediction=prediction, rank=rank, dtype=dtype, force=force,
-        report=report or Bars(),
+        erasures, to, output, base=base, prediction=prediction, rank=rank, keys=keys, dtype=dtype,
+        force=force, report=report or Bars(),
     )  # fmt: skip

@@ -49,6 +49,11 @@ def run(
         int | None,
         typer.Option("--rank", metavar="N", help="Components of a dense change that a LoRA keeps."),
     ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option("--keys", metavar="K",
+                     help="A LoRA's: kohya (usual), original (kohya's for SDXL), diffusers, peft (a folder)."),
+    ] = None,
     dtype: Annotated[
         str,
         typer.Option("--dtype", metavar="T",
@@ -65,8 +70,8 @@ def run(
     report = Progress()
     report.phase(f"loading {base}")
     made = api.export(
-        files, to, output, base=base, prediction=prediction, rank=rank, dtype=dtype, force=force,
-        report=report,
+        files, to, output, base=base, prediction=prediction, rank=rank, keys=keys, dtype=dtype,
+        force=force, report=report,
     )  # fmt: skip
     if as_json:
         show.emit("export", {"path": show.full(made.path), **made.record()})

@@ -7,19 +7,24 @@ report)` writes it and returns what is to be said of it. `use(target)` is how ot
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conceptzap.edit import Edit, Header, Json
-from conceptzap.errors import RefusedError, UsageError
+from conceptzap.errors import RefusedError, UsageError, escape
+from conceptzap.format import atomic
+from conceptzap.format.naming import SUFFIX
 
 if TYPE_CHECKING:
     import torch
 
     from conceptzap.base import Base
 
+NOTE = "conceptzap.json"  # in a folder that an export wrote: what went in
 SHIP = "ship the .lprompt.safetensors file itself and load it with conceptzap"
 
 
@@ -27,7 +32,8 @@ SHIP = "ship the .lprompt.safetensors file itself and load it with conceptzap"
 class Order:
     """What to export and how: the edits of all erasures, at their strengths, under one header.
 
-    `sources`: title, digest and strength of each erasure. `dtype` is auto or a name of `devices`.
+    `sources`: title, digest and strength of each erasure. `dtype` is auto or a name of `devices`; `keys`
+    is a style of names, where a format has several.
     """
 
     header: Header
@@ -36,6 +42,7 @@ class Order:
     rank: int | None = None
     dtype: str = "auto"
     force: bool = False
+    keys: str | None = None
 
 
 def is_plain(edit: Edit) -> bool:
@@ -48,6 +55,39 @@ def refuse(to: str, order: Order, misfits: Sequence[Edit], hint: str = SHIP) -> 
     if misfits:
         count = f"{len(misfits)} of {_many(len(order.edits), 'edit')}"
         raise RefusedError(f"a {to} cannot hold {count}: {_listed(misfits)}", hint)
+
+
+def check_whole(to: str, order: Order) -> None:
+    """`UsageError` for options that only a LoRA has."""
+    if order.rank is not None:
+        raise UsageError(f"a {to} has no --rank: it holds every change whole", "leave it out")
+    if order.keys is not None:
+        raise UsageError(f"a {to} has no --keys: its names are its own", "leave it out")
+
+
+def place_folder(order: Order, output: Path) -> Path:
+    """`output` with links resolved; with `force` it may be a folder that an export wrote."""
+    if output.name.endswith(SUFFIX):
+        raise UsageError(f"{output.name!r} is what an erasure is called", "leave .lprompt out")
+    target = Path(os.path.realpath(output))
+    if os.path.lexists(target):
+        check_replaceable(target, order.force)
+    atomic.check_writable(target.with_name(f".{target.name}.probe"))
+    return target
+
+
+def check_replaceable(target: Path, force: bool) -> None:
+    """`UsageError` unless it is a folder that an export wrote, which `force` lets go."""
+    name = escape(target)
+    if not target.is_dir():
+        raise UsageError(f"{name} is not a folder", "name a new folder for the export")
+    if not force:
+        raise UsageError(f"{name} exists", "choose another name, or overwrite it with --force")
+    if not (target / NOTE).is_file():
+        raise UsageError(
+            f"{name} was not written by export, so it is not replaced",
+            "choose another name, or remove it yourself",
+        )
 
 
 def _listed(edits: Iterable[Edit]) -> str:

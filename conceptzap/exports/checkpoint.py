@@ -36,7 +36,7 @@ from conceptzap.base import (
 )
 from conceptzap.base.bpe import clip_tokenizer
 from conceptzap.edit import Json, canonical_json
-from conceptzap.errors import RefusedError, ResourceError, UsageError, escape
+from conceptzap.errors import RefusedError, ResourceError, escape
 from conceptzap.exports import Order
 from conceptzap.format import atomic
 from conceptzap.format.naming import SUFFIX
@@ -52,7 +52,6 @@ ARCHITECTURES = {
     "sdxl": "stable-diffusion-xl-v1-base",
 }
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-NOTE = "conceptzap.json"
 SCHEMA = "conceptzap.baked/1"
 
 
@@ -67,36 +66,17 @@ def check(order: Order) -> None:
     """Refuse what is no change of weights."""
     misfits = [edit for edit in order.edits if not exports.is_plain(edit)]
     exports.refuse("checkpoint", order, misfits)
-    if order.rank is not None:
-        raise UsageError("a checkpoint has no --rank: it holds every change whole", "leave it out")
+    exports.check_whole("checkpoint", order)
     exports.asked_dtype(order, DTYPES)
 
 
 def place(order: Order, output: Path) -> Path:
     """`output` with links resolved; with `force` it may be a file, or a folder that an export wrote."""
+    if output.suffix != FILE or output.name.endswith(SUFFIX):
+        return exports.place_folder(order, output)
     target = Path(os.path.realpath(output))
-    if output.name.endswith(SUFFIX):
-        raise UsageError(f"{output.name!r} is what an erasure is called", "leave .lprompt out")
-    if target.suffix == FILE:
-        atomic.check_writable(target, order.force)
-        return target
-    if os.path.lexists(target):
-        _check_replaceable(target, order.force)
-    atomic.check_writable(target.with_name(f".{target.name}.probe"))
+    atomic.check_writable(target, order.force)
     return target
-
-
-def _check_replaceable(target: Path, force: bool) -> None:
-    name = escape(target)
-    if not target.is_dir():
-        raise UsageError(f"{name} is not a folder", "name a new folder for the checkpoint")
-    if not force:
-        raise UsageError(f"{name} exists", "choose another name, or overwrite it with --force")
-    if not (target / NOTE).is_file():
-        raise UsageError(
-            f"{name} was not written by export, so it is not replaced",
-            "choose another name, or remove it yourself",
-        )
 
 
 def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, Json]:
@@ -113,7 +93,7 @@ def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, J
             else:
                 made.pipeline().save_pretrained(str(folder), safe_serialization=True)
                 _make_alike(folder)
-            (folder / NOTE).write_text(note + "\n", encoding="utf-8")
+            (folder / exports.NOTE).write_text(note + "\n", encoding="utf-8")
         error = _verified(base, order, folder / target.name if whole else folder, made.unet.dtype)
         with _disk(target):
             if whole:
@@ -123,7 +103,7 @@ def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, J
                 atomic.sync(target.parent)
             else:
                 if target.exists():
-                    _check_replaceable(target, order.force)
+                    exports.check_replaceable(target, order.force)
                 atomic.put_folder(folder, target)
     return {"dtype": exports.name_of(made.unet.dtype), "relative_error": error}
 

@@ -1,6 +1,8 @@
-"""A LoRA file in kohya's names, as diffusers, webui and ComfyUI read it: weights without gates.
+"""A LoRA file, as kohya's scripts, webui, ComfyUI, diffusers and PEFT read it: weights without gates.
 
-`up, down` go in as they are, `into, down` as W into, down; the rest only by its largest components.
+Keys: `kohya`, diffusers' paths with underscores, which all but PEFT read; `original`, the original code's
+paths likewise, which kohya's scripts take for SDXL; `diffusers`, as `save_lora_weights` writes; `peft`, a
+folder with a config. `up, down` go in as they are, `into, down` as W into, down; the rest only by its largest components.
 All modules get one rank, filled up with zeros, and alpha = rank: readers disagree on ranks and
 alphas that differ from module to module.
 """
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conceptzap import exports
-from conceptzap.base import PREFIX, Base, find_module
+from conceptzap.base import PREFIX, Base, find_module, names
 from conceptzap.edit import Edit, Json, canonical_json, raw
 from conceptzap.errors import RefusedError, UsageError
 from conceptzap.exports import Order
@@ -42,14 +44,22 @@ class Factors(NamedTuple):
     down: Tensor
 
 
+KEYS = ("kohya", "original", "diffusers", "peft")
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
 def use(target: Path) -> str:
-    """How diffusers reads it."""
+    """How diffusers, or PEFT, reads it."""
+    if target.is_dir():
+        return f"peft.PeftModel.from_pretrained(pipe.unet, {str(target)!r})"
     return f"pipe.load_lora_weights({str(target)!r})"
 
 
 def check(order: Order) -> None:
     """Refuse all but changes of weights, dense ones without a rank, and modules without a name."""
     exports.refuse("lora", order, [edit for edit in order.edits if not exports.is_plain(edit)])
+    if order.keys not in (None, *KEYS):
+        raise UsageError(f"--keys {order.keys!r} is unknown", f"use {', '.join(KEYS)}")
     if order.rank is not None and order.rank < 1:
         raise UsageError(f"--rank {order.rank} is out of range", "use 1 or more")
     if order.rank is None:
@@ -63,7 +73,9 @@ def check(order: Order) -> None:
 
 
 def place(order: Order, output: Path) -> Path:
-    """`output` with the suffix .safetensors, but never the name of an erasure."""
+    """`output` with the suffix .safetensors, but never the name of an erasure; for PEFT a folder."""
+    if order.keys == "peft":
+        return exports.place_folder(order, output)
     if output.is_dir() or not output.name:
         raise UsageError(f"--output {str(output)!r} is a folder", "name a file in it")
     if output.name.endswith(SUFFIX):
@@ -85,11 +97,33 @@ def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, J
     rank = max(len(layer.down) for layer in layers.values())
     layers = {site: _padded(layer, rank, dtype) for site, layer in layers.items()}
     error = _error(edits, modules, layers, report)
-    tensors = _tensors(modules, layers)
+    tensors = _tensors(base, modules, layers, order.keys or KEYS[0])
     entries, buffer = container.lay_out({name: raw(tensor) for name, tensor in tensors.items()})
     data = container.pack(_labels(base, order, rank), entries, buffer)
-    atomic.write_atomic(target, data, order.force)
-    return {"dtype": exports.name_of(dtype), "rank": rank, "relative_error": error}
+    if order.keys == "peft":
+        _write_folder(base, order, target, data, {site: rank for site in layers})
+    else:
+        atomic.write_atomic(target, data, order.force)
+    facts = {"dtype": exports.name_of(dtype), "rank": rank, "keys": order.keys or KEYS[0]}
+    return {**facts, "relative_error": error}
+
+
+def _write_folder(
+    base: Base, order: Order, target: Path, data: bytes, ranks: Mapping[str, int]
+) -> None:
+    """A PEFT folder: the weights, and a config that names the layers; marked as written by export."""
+    (rank,) = set(ranks.values())
+    config = {
+        "peft_type": "LORA", "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none",
+        "target_modules": sorted(site.removeprefix(PREFIX) for site in ranks),
+        "base_model_name_or_path": base.id, "inference_mode": True,
+    }  # fmt: skip
+    note = exports.origin(base, order)
+    with atomic.hidden_folder(target) as folder:
+        (folder / WEIGHTS).write_bytes(data)
+        for name, value in ((CONFIG, config), (exports.NOTE, note)):
+            (folder / name).write_text(canonical_json(value) + "\n", encoding="utf-8")
+        atomic.put_folder(folder, target)
 
 
 def _is_dense(edit: Edit) -> bool:
@@ -163,21 +197,24 @@ def _error(
     return error
 
 
-def _tensors(modules: Mapping[str, nn.Module], layers: Mapping[str, Factors]) -> dict[str, Tensor]:
+def _tensors(
+    base: Base, modules: Mapping[str, nn.Module], layers: Mapping[str, Factors], keys: str
+) -> dict[str, Tensor]:
     """The file's tensors: a convolution's `down` has its kernel, its `up` one of 1 x 1."""
     tensors: dict[str, Tensor] = {}
     for site, (up, down) in layers.items():
-        name = key(site)
         _, *shape = modules[site].weight.shape
-        tensors[f"{name}.lora_up.weight"] = up.view(*up.shape, *(1 for _ in shape[1:]))
-        tensors[f"{name}.lora_down.weight"] = down.view(len(down), *shape)
-        tensors[f"{name}.alpha"] = torch.tensor(len(down), dtype=down.dtype)
+        up, down = up.view(*up.shape, *(1 for _ in shape[1:])), down.view(len(down), *shape)
+        if keys in ("diffusers", "peft"):
+            start = "unet." if keys == "diffusers" else "base_model.model."
+            name = f"{start}{site.removeprefix(PREFIX)}"
+            tensors |= {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}
+        else:
+            path = site if keys == "kohya" else names.original_site(site, base.unet)
+            name = names.underscored(path)
+            tensors |= {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
+            tensors[f"{name}.alpha"] = torch.tensor(len(down), dtype=down.dtype)
     return tensors
-
-
-def key(site: str) -> str:
-    """A module as kohya's names have it, in every family by its path in diffusers."""
-    return "lora_unet_" + site.removeprefix(PREFIX).replace(".", "_")
 
 
 def _labels(base: Base, order: Order, rank: int) -> dict[str, str]:

@@ -49,6 +49,7 @@ def export(
     base: AnyBase,
     prediction: str | None,
     rank: int | None,
+    keys: str | None,
     dtype: str,
     force: bool,
     report: Report,
@@ -56,7 +57,7 @@ def export(
     """Check, admit and write; see `api.export`."""
     family.require(FAMILY, to)
     loaded = admission.load_all(erasures)
-    order = _order(loaded, rank, dtype, force)
+    order = _order(loaded, rank, keys, dtype, force)
     exporter = family.load(FAMILY, to)
     exporter.check(order)
     target = exporter.place(order, naming.place(output))
@@ -67,7 +68,9 @@ def export(
     return Exported(target, to, _size(target), order.sources, exporter.use(target), facts)
 
 
-def _order(loaded: Sequence[Loaded], rank: int | None, dtype: str, force: bool) -> Order:
+def _order(
+    loaded: Sequence[Loaded], rank: int | None, keys: str | None, dtype: str, force: bool
+) -> Order:
     """What all erasures do together. Raises for what is never exported: keys, attacks, nothing."""
     for one in loaded:
         if other := {edit.role for edit in one.edits} - {"erase"}:
@@ -84,6 +87,7 @@ def _order(loaded: Sequence[Loaded], rank: int | None, dtype: str, force: bool) 
         rank,
         dtype,
         force,
+        keys,
     )
 
 
