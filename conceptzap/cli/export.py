@@ -52,7 +52,7 @@ def run(
     keys: Annotated[
         str | None,
         typer.Option("--keys", metavar="K",
-                     help="A LoRA's: kohya (usual), original (kohya's for SDXL), diffusers, peft (a folder)."),
+                     help="A LoRA's names: kohya (usual), original (kohya's SDXL), diffusers or peft."),
     ] = None,
     dtype: Annotated[
         str,

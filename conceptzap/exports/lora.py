@@ -2,7 +2,8 @@
 
 Keys: `kohya`, diffusers' paths with underscores, which all but PEFT read; `original`, the original code's
 paths likewise, which kohya's scripts take for SDXL; `diffusers`, as `save_lora_weights` writes; `peft`, a
-folder with a config. `up, down` go in as they are, `into, down` as W into, down; the rest only by its largest components.
+folder with a config. `up, down` go in as they are, `into, down` as W into, down; the rest only by its
+largest components.
 All modules get one rank, filled up with zeros, and alpha = rank: readers disagree on ranks and
 alphas that differ from module to module.
 """
