@@ -12,14 +12,13 @@ from command import Answer, conceptzap, contents
 from PIL import Image
 
 from conceptzap import api, format
-from conceptzap.cli.erase import _settled as settled
 from conceptzap.errors import UsageError
 from conceptzap.format.pictures import read_text
 from conceptzap.registry import config, family
 from conceptzap.testing import save_tiny
+from conceptzap.verbs import planning
 
 SUFFIX = ".lprompt.safetensors"
-REQUESTED = ("anchors", "keep", "preset", "base", "prediction", "seed", "device", "dtype")
 DRAW = ("--base", "base", "--steps", "2", "--guidance", "2")
 
 
@@ -134,10 +133,9 @@ def test_saved_settings_make_the_same_file_again(here: Path) -> None:
 def test_every_method_s_settings_can_be_saved(name: str, tmp_path: Path) -> None:
     fields = family.load("methods", name).Config.__dataclass_fields__
     chosen = next(key for key, field in fields.items() if type(field.default) in (int, float))
-    plan = api.plan("cat", method=name, preset="paper", overrides={chosen: "3"})
-    request = {"method": name, "preset": "paper", "seed": 0, "base": "demo"}
-    saved = tmp_path / "c.toml"
-    saved.write_bytes(config.to_toml(settled({**dict.fromkeys(REQUESTED), **request}, plan)))
+    request = {"method": name, "preset": "paper", "overrides": {chosen: "3"}}
+    plan, saved = api.plan("cat", **request), tmp_path / "c.toml"
+    saved.write_bytes(config.to_toml(planning.resolve("cat", **request).config()))
     words = ("erase", "cat", "--config", saved, "-o", plan["output"], "--dry-run", "--json")
     assert conceptzap(*words).json == {"schema": "conceptzap.plan/1", **plan}
 

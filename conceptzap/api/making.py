@@ -38,6 +38,8 @@ def plan(
     harden: str | None = None,
     after: Sequence[Path | str] | Path | str = (),
     limit: int | None = None,
+    patience: int | None = None,
+    run_dir: Path | str | None = None,
     report: Report | None = None,
 ) -> dict[str, Json]:  # fmt: skip
     """What `erase` with the same arguments would do, without doing it; it raises what can be raised now."""
@@ -45,7 +47,8 @@ def plan(
         concepts, anchors=anchors, keep=keep, kind=kind, method=method, preset=preset,
         overrides=overrides, prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
         base=base, output=output, force=force, preview=preview, log_with=log_with,
-        sample_every=sample_every, harden=harden, after=after, limit=limit,
+        sample_every=sample_every, harden=harden, after=after, limit=limit, patience=patience,
+        run_dir=run_dir,
     )  # fmt: skip
     doubts.warn(planned.task, report or Bars())
     return planned.record()
@@ -70,6 +73,8 @@ def erase(
     harden: str | None = None,
     after: Sequence[Path | str] | Path | str = (),
     limit: int | None = None,
+    patience: int | None = None,
+    run_dir: Path | str | None = None,
     resume: bool = False,
     report: Report | None = None,
 ) -> ErasedFile:  # fmt: skip
@@ -83,7 +88,10 @@ def erase(
     losses, every `sample_every` steps a sample is drawn; both go into the folder `<stem>.logs`. `harden`,
     "quick" or "full": it is attacked while it is made, and gets a gate that looks at the picture. `after`
     are files of erasures that are in force while it is learned, and whose digests it keeps. `limit`: at
-    most so many pictures of a concept in the closing figures, 0 for none of them.
+    most so many pictures of a concept in the closing figures, 0 for none of them. With `patience`, learning
+    ends once so many of its twenty checks in a row bring nothing more. `run_dir`: all of it, with
+    configuration and log, goes into a folder there, `20261126-081500-van-gogh`; to `resume` a run, name
+    its own folder.
 
     Raises `UsageError` before anything is trained, `Interrupted` with the command that goes on, and
     `ThresholdError` when the closing figures still see the concept: the file is kept, and what was
@@ -94,7 +102,7 @@ def erase(
         overrides=overrides, prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
         base=base if isinstance(base, (str, PathLike)) else getattr(base, "id", "pipeline"),
         output=output, force=force, preview=preview, log_with=log_with, sample_every=sample_every,
-        harden=harden, after=after, limit=limit,
+        harden=harden, after=after, limit=limit, patience=patience, run_dir=run_dir,
     )  # fmt: skip
     report = report or Bars()
     doubts.warn(planned.task, report)

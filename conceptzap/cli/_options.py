@@ -218,7 +218,7 @@ def layered(path: Path | None, given: dict[str, Any], defaults: dict[str, Any]) 
 
 
 def _check_kind(path: Path | None, key: str, value: Any) -> None:
-    kinds = {**dict.fromkeys(LISTS, list), "set": dict, "seed": int, "steps": int}
+    kinds = {**dict.fromkeys(LISTS, list), "set": dict, "seed": int, "steps": int, "patience": int}
     wanted = kinds.get(key, str)
     items = value if isinstance(value, list) else []
     if type(value) is not wanted or not all(isinstance(item, str) for item in items):

@@ -9,9 +9,8 @@ beside the file, and the command that draws with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,10 +20,6 @@ from conceptzap.task import KINDS
 
 DEFAULTS = {"base": "demo", "seed": 0, "device": "auto", "dtype": "auto"}
 NAMES = {"anchor": "anchors", "set": "overrides"}
-# what `--save-config` takes from the request as it stands; the rest is in the plan
-SAVED = (
-    "concepts", "anchor", "kind", "keep", "preset", "base", "prediction", "seed", "device", "dtype", "after",
-)  # fmt: skip
 
 
 def _kinds(incomplete: str) -> list[str]:
@@ -114,6 +109,16 @@ def run(
         int | None, typer.Option("--limit", metavar="N", show_default=False,
                                  help="At most N pictures of a concept in the closing figures; 0: none.")
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option("--patience", metavar="N", show_default=False,
+                     help="End learning when N of 20 checks in a row bring nothing more.  [never]"),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option("--run-dir", metavar="DIR", parser=options.path,
+                     help="All of this run into DIR/<date>-<concept>: file, picture, config, log."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a stopped run was.")
     ] = False,
@@ -125,10 +130,12 @@ def run(
     from conceptzap import api
     from conceptzap.errors import ThresholdError
     from conceptzap.format import atomic
+    from conceptzap.format.naming import run_folder
     from conceptzap.registry import config
     from conceptzap.report import Report
     from conceptzap.terminal import show
     from conceptzap.terminal.progress import Progress
+    from conceptzap.verbs import planning
 
     given = {
         "concepts": options.words(concepts), "anchor": options.words(anchor),
@@ -136,20 +143,21 @@ def run(
         "after": [str(path) for path in after or ()],
         "preset": preset, "set": config.parse_sets(set_ or ()), "base": base, "seed": seed,
         "prediction": prediction, "steps": steps, "device": device, "dtype": dtype,
+        "harden": harden, "patience": patience,
     }  # fmt: skip
     request = options.layered(toml, given, DEFAULTS)
     request = {NAMES.get(key, key): value or () if key in options.LISTS else value
                for key, value in request.items()}  # fmt: skip
     words = request.pop("concepts")
-    request |= {"output": output, "force": force, "preview": preview,
-                "log_with": log_with or (), "sample_every": sample_every, "harden": harden,
-                "limit": limit}  # fmt: skip
+    request |= {"output": output, "force": force, "preview": preview, "log_with": log_with or (),
+                "sample_every": sample_every, "limit": limit,
+                "run_dir": run_dir and run_folder(run_dir, words)}  # fmt: skip
     report = Progress()
     plan = api.plan(words, report=report if dry_run else Report(), **request)
     saved = b""
     if save_config:
         atomic.check_writable(save_config, force)
-        saved = config.to_toml(_settled({**request, "concepts": list(words)}, plan))
+        saved = config.to_toml(planning.resolve(words, **request).config())
     if dry_run:
         if save_config:
             atomic.write_atomic(save_config, saved, force)
@@ -169,10 +177,3 @@ def run(
         show.emit("erase", show.erased_record(made))
     if failed:
         raise failed
-
-
-def _settled(request: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan as a `--config` file: with it alone, the same concepts give the same bytes."""
-    given = {key: request.get(NAMES.get(key, key)) for key in SAVED}
-    table = {"method": plan["method"], **given, "set": plan["config"]}
-    return {key: value for key, value in table.items() if value is not None and value not in ([], ())}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from conceptzap.errors import UsageError
@@ -17,6 +19,8 @@ ENDINGS = (".safetensors", SUFFIX)
 LONGEST = 80
 LONGEST_STACK = 100  # characters of the whole name of a stack that nobody named
 MARK = 8  # hexadecimal digits that tell apart what was cut
+MOMENT = "%Y%m%d-%H%M%S"
+RUN = re.compile(r"\d{8}-\d{6}-.+")
 
 
 def place(path: Path | str) -> Path:
@@ -91,6 +95,14 @@ def erasure_path(concepts: Sequence[str], output: Path | str | None = None) -> P
             raise UsageError(f"--output {str(path)!r} is a folder", f"for example: -o both{SUFFIX}")
         return path / name
     return path.with_name(_stem(path) + SUFFIX)
+
+
+def run_folder(place_: Path | str, concepts: Sequence[str], now: datetime | None = None) -> Path:
+    """The folder of one run in `place_`: `20261126-081500-van-gogh`. A folder called so is that run's."""
+    folder = place(place_)
+    if RUN.fullmatch(folder.name):
+        return folder
+    return folder / f"{now or datetime.now():{MOMENT}}-{bare(erasure_path(concepts).name)}"
 
 
 def stack_path(title: str) -> Path:

@@ -31,6 +31,8 @@ from conceptzap.format import atomic
 if TYPE_CHECKING:
     import torch
 
+    from conceptzap.training.patience import Patience
+
 FORMAT = "conceptzap.checkpoint/1"
 STATE, META, DONE = "state.safetensors", "meta.json", "DONE"
 NAME = re.compile(r"step-\d{6,}")
@@ -43,13 +45,15 @@ class State:
     """A training after `step` whole steps: what the next one depends on.
 
     `parts`: pieces a batch is cut into; `scale`: of the loss in half precision, 1 for none;
-    `tensors`: `group/parameter/slot` -> the parameter's value and its optimiser's moments.
+    `tensors`: `group/parameter/slot` -> the parameter's value and its optimiser's moments; `checks`:
+    what was gone of the concept, as often as it was asked.
     """
 
     step: int = 0
     parts: int = 1
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     scale: float = 1.0
+    checks: tuple[float, ...] = ()
 
 
 @dataclass
@@ -74,6 +78,8 @@ class Stop:
 class Unkept:
     """The session of a training that keeps nothing and leaves the signals alone."""
 
+    patience: Patience | None = None
+
     def running(self) -> nullcontext[Stop]:
         return nullcontext(Stop())
 
@@ -92,8 +98,8 @@ class Session:
 
     `config` is everything the result depends on: a checkpoint of another one is refused
     (`MismatchError`). `command` is the command line that takes the training up again. A checkpoint
-    is due every `every_seconds`. `warn` hears of damaged checkpoints that were passed over.
-    Saving raises `ResourceError` when the disk refuses.
+    is due every `every_seconds`. `warn` hears of damaged checkpoints that were passed over. `patience`
+    ends the training before its last step, None never. Saving raises `ResourceError` when the disk refuses.
     """
 
     def __init__(
@@ -103,7 +109,9 @@ class Session:
         command: str = "",
         every_seconds: float = 60.0,
         warn: Callable[[str], None] = lambda _: None,
+        patience: Patience | None = None,
     ) -> None:
+        self.patience = patience
         self.folder = Path(folder)
         self.config = json.loads(canonical_json(config))
         self.command = command
@@ -141,6 +149,8 @@ class Session:
                 self.warn(f"passed over a damaged checkpoint, {escape(str(error))}")
             else:
                 self._check(config)
+                if self.patience:
+                    self.patience.found = list(state.checks)
                 return state
         return State()
 
@@ -176,6 +186,7 @@ class Session:
             "step": state.step,
             "parts": state.parts,
             "scale": state.scale,
+            "checks": self.patience.found if self.patience else [],
             "config": self.config,
             "sha256": hashlib.sha256(data).hexdigest(),
         }
@@ -228,7 +239,8 @@ def _read(folder: Path) -> tuple[Json, State]:
         meta = json.loads(text)
         if meta["format"] != FORMAT or meta["sha256"] != hashlib.sha256(data).hexdigest():
             raise _Damaged(f"{folder.name}: {STATE} is not what {META} says")
-        state = State(meta["step"], meta["parts"], load(data), meta["scale"])
+        checks = tuple(map(float, meta["checks"]))
+        state = State(meta["step"], meta["parts"], load(data), meta["scale"], checks)
         return meta["config"], state
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _Damaged(f"{folder.name}: {error}") from error

@@ -74,7 +74,7 @@ def train(
     batch of `step` (from 0), each loss weighted by the part's share of the batch. A loss changes the
     parameters of its group only, a group without a loss rests. All randomness has to come from a
     generator seeded by (seed, step), drawn for the whole batch: then a run that was stopped and
-    taken up equals one that was not, bit for bit on a CPU.
+    taken up equals one that was not, bit for bit on a CPU. A session with patience may end it sooner.
 
     `half`: the model computes in fp16, so losses are scaled for the backward pass and gradients
     scaled back in the parameters' own fp32; where they overflow, the step is done again at half the
@@ -92,10 +92,12 @@ def train(
 
 
 def _run(trainer: _Trainer, steps: int, session: Session | Unkept) -> Iterator[Event]:
-    began = time.monotonic()
+    began, patience = time.monotonic(), session.patience
     with session.running() as stop, trainer.stack:
         start = trainer.restore(session.restore())
         for step in range(start, steps):
+            if patience and patience.over:
+                return
             try:
                 terms = trainer.backward(step)
             except ResourceError:
@@ -104,7 +106,9 @@ def _run(trainer: _Trainer, steps: int, session: Session | Unkept) -> Iterator[E
                 raise
             trainer.update(step)
             done = step + 1
-            if done == steps or session.due():
+            if patience:
+                patience.look(done, steps)
+            if done == steps or session.due() or (patience and patience.over):
                 _keep(session, trainer, done)
             yield Event(done, steps, terms, time.monotonic() - began)
             if stop.signum:

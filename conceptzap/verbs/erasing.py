@@ -33,7 +33,7 @@ from conceptzap.runtime.gates import SIGHT, Signal, factor
 from conceptzap.task import Task
 from conceptzap.training import lessons, memory, wordings
 from conceptzap.trust import admission, canary
-from conceptzap.verbs import doubts
+from conceptzap.verbs import doubts, runs
 from conceptzap.verbs import preview as preview_
 from conceptzap.verbs.generating import described, find_base, usual
 from conceptzap.verbs.planning import ErasePlan
@@ -71,11 +71,24 @@ class ErasedFile:
     phases: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
 
+    def record(self) -> dict[str, Json]:
+        """What became of it, as a run's folder keeps it."""
+        scores = {name: score.record() for name, score in self.scores.items()}
+        about = ("verdict", "digest", "method", "bytes", "seconds", "peak_bytes")
+        return {name: getattr(self, name) for name in about} | {"scores": scores, "phases": dict(self.phases)}
+
 
 def erase(
     plan: ErasePlan, report: Report, resume: bool, base: AnyBase | None = None
 ) -> ErasedFile:
     """Carry a plan out; see `api.erase`. Nothing is written before all of it is made."""
+    with runs.logged(plan, report) as heard:
+        made = _erased(plan, heard, resume, base)
+        runs.finish(plan, made.record())
+    return _checked(made)
+
+
+def _erased(plan: ErasePlan, report: Report, resume: bool, base: AnyBase | None) -> ErasedFile:
     phases = Phases(report)
     # 1. the base, and what of the task it knows
     phases.enter("loading", f"loading {plan.base}")
@@ -111,22 +124,20 @@ def erase(
     work.clear()
     phases.enter("")
     path, key_path, *preview = plan.targets
-    return _checked(
-        ErasedFile(
-            path=path,
-            bytes=path.stat().st_size,
-            digest=erasure.digest,
-            method=plan.method,
-            seconds=sum(phases.seconds.values()),
-            scores=found.scores,
-            preview=preview[0] if preview else None,
-            key=key_path if key else None,
-            erasure=erasure,
-            verdict=found.verdict,
-            prompt=preview_.telling_prompt(base, task),
-            phases=phases.seconds,
-            peak_bytes=memory.peak_bytes(),
-        )
+    return ErasedFile(
+        path=path,
+        bytes=path.stat().st_size,
+        digest=erasure.digest,
+        method=plan.method,
+        seconds=sum(phases.seconds.values()),
+        scores=found.scores,
+        preview=preview[0] if preview else None,
+        key=key_path if key else None,
+        erasure=erasure,
+        verdict=found.verdict,
+        prompt=preview_.telling_prompt(base, task),
+        phases=phases.seconds,
+        peak_bytes=memory.peak_bytes(),
     )
 
 
@@ -274,6 +285,7 @@ def _provenance(plan: ErasePlan, task: Task) -> dict[str, Json]:
         "keep": list(task.keep),
         "seed": plan.seed,
         **({"after": list(plan.after)} if plan.after else {}),
+        **({"patience": plan.patience} if plan.patience else {}),
         "versions": versions(),
     }
 

@@ -36,6 +36,10 @@ DEMO_FOLDER = config.PACKAGE / "demo" / "checkpoint"
 SMALL_VOCABULARY, WORD_END = 5000, "</w>"
 # names of `resolve` -> options of the command line, where they differ
 OPTIONS = {"anchors": "anchor", "overrides": "set"}
+# what a `--config` file takes from the request as it was made; the rest is settled by the plan
+AS_GIVEN = ("anchors", "kind", "keep", "preset", "after")
+COUNTED = {"sample-every": 0, "limit": 0, "patience": 1}  # options that count something: the least of each
+SETTLED = ("method", "base", "prediction", "seed", "device", "dtype", "harden", "patience")
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class ErasePlan:
     `after`: digest -> path of erasures that are in force while this one is learned, by digest.
     `limit`: at most so many pictures of a concept are judged at the end, None for the usual number.
     `log_with`: trackers that hear of the training, `sample_every` so many steps a sample is drawn.
-    `request`: the arguments that were given.
+    `patience`: learning ends when so many checks in a row bring nothing more, None for never. `run`: the
+    folder that all of it goes into, None for beside the erasure. `request`: the arguments that were given.
     """
 
     task: Task
@@ -69,6 +74,8 @@ class ErasePlan:
     harden: str | None = None
     after: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     limit: int | None = None
+    patience: int | None = None
+    run: Path | None = None
 
     @property
     def given_anchors(self) -> tuple[str | None, ...]:
@@ -83,8 +90,15 @@ class ErasePlan:
 
     @property
     def logs(self) -> Path:
-        """The folder beside the erasure for what trackers and samples leave."""
-        return self.output.with_name(naming.bare(self.output.name) + ".logs")
+        """The folder for what trackers and samples leave: the run's, or one beside the erasure."""
+        return self.run or self.output.with_name(naming.bare(self.output.name) + ".logs")
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints, there while there are any."""
+        if self.run:
+            return self.run / "checkpoints"
+        return self.output.with_name(f".{naming.bare(self.output.name)}.training")
 
     def record(self) -> dict[str, Json]:
         """The plan as `--dry-run` shows it."""
@@ -104,8 +118,20 @@ class ErasePlan:
             "limit": self.limit,
             "harden": self.harden,
             "after": list(self.after),
+            "patience": self.patience,
             "output": str(self.output.absolute()),
         }
+
+    def config(self) -> dict[str, Any]:
+        """The plan as a `--config` file: with it alone, the same concepts give the same bytes."""
+        asked = ((OPTIONS.get(name, name), self.request.get(name)) for name in AS_GIVEN)
+        given = {name: value if isinstance(value, str) else list(_listed(value)) for name, value in asked}
+        settled = {name: getattr(self, name) for name in SETTLED}
+        table = {
+            "concepts": list(self.task.concepts), **settled, **given,
+            "set": dataclasses.asdict(self.settings),
+        }  # fmt: skip
+        return {key: value for key, value in table.items() if value is not None and value not in ([], ())}
 
     def resume_command(self) -> str:
         """The command line that takes a stopped run up."""
@@ -163,6 +189,8 @@ def resolve(
     harden: str | None = None,
     after: Sequence[Path | str] | Path | str = (),
     limit: int | None = None,
+    patience: int | None = None,
+    run_dir: Path | str | None = None,
 ) -> ErasePlan:
     """The plan of a request; raises `UsageError` for one that cannot be meant.
 
@@ -171,27 +199,29 @@ def resolve(
     """
     usual, base = resolve.__kwdefaults__, os.fspath(base)
     request = {name: value for name, value in locals().items() if value != usual.get(name, value)}
-    check_seed(seed)
-    if harden not in (None, *BUDGETS):
-        raise UsageError(f"--harden {escape(harden)} is unknown", f"use {' or '.join(BUDGETS)}")
-    if not 0 <= sample_every:
-        raise UsageError(f"--sample-every {sample_every} is out of range", "use 1 or more")
-    if limit is not None and limit < 0:
-        raise UsageError(f"--limit {limit} is out of range", "use 0 for no closing figures, or more")
-    method = method or methods.DEFAULT
-    family.require("methods", method)
     chosen = config.preset(preset) if preset else {}
+    method = method or chosen.get("method", methods.DEFAULT)
+    harden = harden or chosen.get("harden")
+    _check(method, seed, harden, sample_every, limit, patience)
     task = _task(concepts, anchors, keep, kind, chosen)
+    run = None
+    if run_dir is not None:
+        if output is not None:
+            raise UsageError("--run-dir and --output are both given", "leave one out; a run names its files")
+        run = naming.run_folder(run_dir, task.concepts)
+        request["run_dir"] = str(run)
+        output, log_with = run / naming.erasure_path(task.concepts), ["jsonl", *_listed(log_with)]
     plan = ErasePlan(
-        task=task, fill_keep=not keep and not preset, method=method,
+        task=task, fill_keep=not keep and not chosen.keys() & {"keep", "names"}, method=method,
         settings=_settings(method, chosen, overrides or {}, steps), base=base,
         prediction=prediction, seed=seed, device=device, dtype=dtype,
         output=naming.erasure_path(task.concepts, output), force=force, preview=preview,
         request=request, log_with=tracking.check(_listed(log_with)), sample_every=sample_every,
-        harden=harden, after=_installed(_listed(after), method), limit=limit,
+        harden=harden, after=_installed(_listed(after), method), limit=limit, patience=patience,
+        run=run,
     )  # fmt: skip
     _check_words(plan)
-    for path in plan.targets:
+    for path in plan.targets if run is None or run.exists() else (_to_be_made(run),):
         atomic.check_writable(path, force)
     return plan
 
@@ -203,6 +233,23 @@ def _installed(paths: Sequence[str], method: str) -> dict[str, Path]:
         raise UsageError(message, "leave --after out, or choose a method that trains or samples")
     found = {format.read_header(path).digest: naming.existing(path) for path in paths}
     return dict(sorted(found.items()))
+
+
+def _to_be_made(folder: Path) -> Path:
+    """What has to be made first, so that there is this folder: itself, or the first missing above it."""
+    missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    return missing[-1]
+
+
+def _check(method: str, seed: int, harden: str | None, *counts: int | None) -> None:
+    """`counts` as in `COUNTED`."""
+    family.require("methods", method)
+    check_seed(seed)
+    if harden not in (None, *BUDGETS):
+        raise UsageError(f"--harden {escape(harden)} is unknown", f"use {' or '.join(BUDGETS)}")
+    for (name, least), value in zip(COUNTED.items(), counts, strict=True):
+        if value is not None and value < least:
+            raise UsageError(f"--{name} {value} is out of range", f"use {least or '0 for none, 1'} or more")
 
 
 def _task(

@@ -86,9 +86,9 @@ def sample(
 def telling_prompt(base: Base, task: Task) -> str:
     """The shortest prompt that asks for the first concept in something: "a cat by Van Gogh"."""
     concept, anchor, kind = task.triples[0]
-    pairs = wordings.pairs(concept, anchor or "", kind, _things(base, task, kind))
+    pairs = wordings.pairs(concept, anchor or "", kind, usual_things(base, task, kind))
     asked = [p.concept for p in pairs if not base.unknown_words(p.concept)]
-    things = {word for thing in _things(base, task, kind) for word in thing.split()}
+    things = {word for thing in usual_things(base, task, kind) for word in thing.split()}
     shown = [prompt for prompt in asked if things & set(prompt.split())] if kind == "style" else asked
     return min(shown or asked or [concept], key=lambda prompt: len(prompt.split()))
 
@@ -97,7 +97,7 @@ def concept_prompts(base: Base, task: Task) -> list[str]:
     """Prompts of the concepts, taken in turn."""
     asked = []
     for concept, anchor, kind in task.triples:
-        pairs = wordings.pairs(concept, anchor or "", kind, _things(base, task, kind))
+        pairs = wordings.pairs(concept, anchor or "", kind, usual_things(base, task, kind))
         known = [pair.concept for pair in pairs if not base.unknown_words(pair.concept)]
         asked += _spread(known or [concept], -(-COLUMNS // len(task.pairs)))
     return asked[:COLUMNS]
@@ -105,11 +105,11 @@ def concept_prompts(base: Base, task: Task) -> list[str]:
 
 def _kept(base: Base, task: Task) -> list[str]:
     kinds = dict.fromkeys(task.kinds)
-    kept = [p for kind in kinds for p in wordings.keep(task.keep, kind, _things(base, task, kind))]
+    kept = [p for kind in kinds for p in wordings.keep(task.keep, kind, usual_things(base, task, kind))]
     return _spread([prompt for prompt in kept if not base.unknown_words(prompt)], COLUMNS)
 
 
-def _things(base: Base, task: Task, kind: str) -> list[str]:
+def usual_things(base: Base, task: Task, kind: str) -> list[str]:
     gone = {concept.lower() for concept in task.concepts}
     things = wordings.wording(kind)["things"]
     return [word for word in things if word.lower() not in gone and not base.unknown_words(word)]

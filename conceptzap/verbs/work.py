@@ -15,9 +15,10 @@ import torch
 from conceptzap.base import Base
 from conceptzap.edit import Edit, Json
 from conceptzap.errors import Interrupted, escape
-from conceptzap.format import naming
 from conceptzap.report import Report
 from conceptzap.task import Task
+from conceptzap.training import wordings
+from conceptzap.training.patience import PROMPTS, Patience, Way
 from conceptzap.training.session import Session
 from conceptzap.verbs import preview, tracking
 from conceptzap.verbs.generating import usual
@@ -61,8 +62,7 @@ class Work(Report):
         self.watched: Sequence[Edit] = ()
         self.note, self.warn, self.phase = report.note, report.warn, report.phase
         self.count, self.shown = report.count, report.progress
-        stem = plan.output.name.removesuffix(naming.SUFFIX)
-        self.folder = plan.output.with_name(f".{stem}.training")
+        self.folder = plan.checkpoints
         self.command = plan.resume_command()
         self.sessions: list[Session] = []
         if not resume:
@@ -76,7 +76,14 @@ class Work(Report):
         watched, self.watched = self.watched, ()
         if self.plan.sample_every and not watched:
             self.warn(f"{self.plan.method} has nothing to draw samples of in this training")
-        yield from self.log.follow(self.shown(events), partial(self._sample, watched) if watched else None)
+        step = total = 0
+        sample = partial(self._sample, watched) if watched else None
+        for event in self.log.follow(self.shown(events), sample):
+            step, total = event.step, event.total
+            yield event
+        if step < total:
+            few = f"{self.plan.patience} checks in a row brought nothing more"
+            self.note(f"learning ended at step {step} of {total}: {few}")
         self.phases.enter("preparing")
 
     def watch(self, edits: Sequence[Edit]) -> None:
@@ -91,10 +98,25 @@ class Work(Report):
         """Where the method's next training is kept; trainings are told apart by their order."""
         identity = {**self.plan.record(), "output": "", "trained": dict(settings)}
         session = self._session(str(len(self.sessions) + 1), identity)
+        if self.plan.patience:
+            session.patience = self._patience(self.plan.patience)
         if self.resume and session.resume:
             self.note(f"taking up the training at step {session.resume}")
         self.sessions.append(session)
         return session
+
+    def _patience(self, checks: int) -> Patience | None:
+        """Looks at what the next training changes, as it stands; warns of one that cannot be looked at."""
+        if not self.watched:
+            self.warn(f"{self.plan.method} has nothing to look at in this training: it goes to its last step")
+            return None
+        prompts = (
+            wordings.pairs(concept, anchor or "", kind, preview.usual_things(self.base, self.task, kind))
+            for concept, anchor, kind in self.task.triples
+        )
+        known = ([one for one in some if not self.base.unknown_words(one.concept)] for some in prompts)
+        way = Way(self.base, [pair for some in known for pair in some[:PROMPTS]])
+        return Patience(checks, partial(way.gone, self.watched))
 
     def _session(self, name: str, identity: Mapping[str, Json]) -> Session:
         return Session(self.folder / name, identity, self.command, warn=self.warn)
