@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.api import compare as compare
     from conceptzap.api import demo_pipeline as demo_pipeline
     from conceptzap.api import erase as erase
+    from conceptzap.api import erase_all as erase_all
     from conceptzap.api import evaluate as evaluate
     from conceptzap.api import examine as examine
     from conceptzap.api import export as export
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.api import load as load
     from conceptzap.api import lock as lock
     from conceptzap.api import plan as plan
+    from conceptzap.api import plan_all as plan_all
     from conceptzap.api import push as push
     from conceptzap.api import remove as remove
     from conceptzap.api import save as save
@@ -69,15 +71,16 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.verbs.generating import Picture as Picture
     from conceptzap.verbs.hardening import HardenedFile as HardenedFile
     from conceptzap.verbs.inspecting import Model as Model
+    from conceptzap.verbs.many import ErasedAll as ErasedAll
     from conceptzap.verbs.pushing import Pushed as Pushed
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "api": (
-        "applied", "apply", "attack", "bench", "cite", "compare", "demo_pipeline", "erase",
+        "applied", "apply", "attack", "bench", "cite", "compare", "demo_pipeline", "erase", "erase_all",
         "evaluate", "examine", "export", "generate", "harden", "import_", "inspect", "load", "lock",
-        "plan", "push", "remove", "save", "stack", "verify",
+        "plan", "plan_all", "push", "remove", "save", "stack", "verify",
     ),
     "base": ("Base",),
     "edit": ("Edit", "Erasure", "Gate", "Header"),
@@ -99,6 +102,7 @@ _HOMES = {
     "verbs.generating": ("Picture",),
     "verbs.hardening": ("HardenedFile",),
     "verbs.inspecting": ("Model",),
+    "verbs.many": ("ErasedAll",),
     "verbs.pushing": ("Pushed",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

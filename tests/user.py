@@ -24,6 +24,13 @@ def erase_and_draw() -> conceptzap.Erasure:
     return made.erasure
 
 
+def erase_many() -> None:
+    plans = conceptzap.plan_all("concepts.toml", method="uce")
+    done: conceptzap.ErasedAll = conceptzap.erase_all(["cat", {"name": "dog", "keep": ["cat"]}], limit=0)
+    digests: list[str] = [one.digest for one in done.files]
+    print(plans["output"], digests, done.stack.path if done.stack else "", [one.command for one in done.failed])
+
+
 def files(erasure: conceptzap.Erasure) -> None:
     loaded: conceptzap.Erasure = conceptzap.load("x")
     both = conceptzap.stack([erasure, loaded.scaled(0.5), Path("y")])

@@ -20,6 +20,8 @@ from conceptzap.api.making import export as export
 from conceptzap.api.making import harden as harden
 from conceptzap.api.making import import_ as import_
 from conceptzap.api.making import plan as plan
+from conceptzap.api.many import erase_all as erase_all
+from conceptzap.api.many import plan_all as plan_all
 from conceptzap.api.measuring import attack as attack
 from conceptzap.api.measuring import bench as bench
 from conceptzap.api.measuring import compare as compare

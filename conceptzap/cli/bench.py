@@ -97,5 +97,5 @@ def run(
         error = ConceptZapError(failed, "mend what each says and give the same command again")
     if done.leads:
         figures.benched(done, as_json, error and _errors.record(error))
-    if error:
-        _errors.leave([error], as_json or not done.leads)
+    if error and done.leads:  # a launcher ends all processes as soon as one fails
+        _errors.leave([error], as_json)

@@ -1,10 +1,11 @@
 """Erase concepts from a checkpoint; one small file comes out.
 
     conceptzap erase "Van Gogh" --anchor painting
-    conceptzap erase church --anchor house --keep castle --seed 1 -o church
+    conceptzap erase --from concepts.toml --method uce -o all
 
 The checkpoint stays as it is. At the end: whether it is gone, the scores, a before/after picture
-beside the file, and the command that draws with it.
+beside the file, and the command that draws with it. --from takes a list: every concept gets a file in
+the folder that is called like the output, and all of them one stack; the same command goes on after a kill.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated
 import typer
 
 from conceptzap import methods
+from conceptzap.cli import _many
 from conceptzap.cli import _options as options
 from conceptzap.task import KINDS
 
@@ -37,6 +39,11 @@ def run(
         list[str] | None,
         typer.Argument(metavar="CONCEPT", show_default=False,
                        help="What goes, each in its own quotes; @file for one a line."),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", parser=options.path, show_default=False,
+                     help="TOML or CSV of name, anchor, keep, method, kind: a file each and their stack."),
     ] = None,
     anchor: Annotated[
         list[str] | None,
@@ -84,8 +91,10 @@ def run(
     ] = None,
     force: options.Force = False,
     preview: Annotated[
-        bool, typer.Option("--preview/--no-preview", help="A before/after picture beside the file.")
-    ] = True,
+        bool | None,
+        typer.Option("--preview/--no-preview",
+                     help="A before/after picture beside the file.  [yes; with --from no]"),
+    ] = None,
     log_with: Annotated[
         list[str] | None,
         typer.Option("--log-with", metavar="T", autocompletion=_trackers,
@@ -149,9 +158,12 @@ def run(
     request = {NAMES.get(key, key): value or () if key in options.LISTS else value
                for key, value in request.items()}  # fmt: skip
     words = request.pop("concepts")
-    request |= {"output": output, "force": force, "preview": preview, "log_with": log_with or (),
-                "sample_every": sample_every, "limit": limit,
-                "run_dir": run_dir and run_folder(run_dir, words)}  # fmt: skip
+    request |= {"output": output, "force": force, "log_with": log_with or (), "sample_every": sample_every,
+                "limit": limit}  # fmt: skip
+    if source:
+        _many.check(concepts=words, save_config=save_config, run_dir=run_dir)
+        return _many.run(source, {**request, "preview": bool(preview)}, dry_run, as_json)
+    request |= {"preview": preview is not False, "run_dir": run_dir and run_folder(run_dir, words)}
     report = Progress()
     plan = api.plan(words, report=report if dry_run else Report(), **request)
     saved = b""

@@ -132,7 +132,7 @@ class Session:
         with _disk(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         stop = Stop(escape(str(self.folder)), self.command)
-        with _locked(self.folder), _signals(stop):
+        with locked(self.folder), _signals(stop):
             for leftover in self.folder.glob(f"{HIDDEN}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             self._saved = time.monotonic()
@@ -278,7 +278,7 @@ def _disk(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """An advisory lock on the folder itself; the system drops it when the process dies."""
     with _disk(folder):
         handle = os.open(folder, os.O_RDONLY)

@@ -14,21 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-import torch
-from accelerate import PartialState
 
 import conceptzap
 from conceptzap import format
 from conceptzap.base import Base, load_base
 from conceptzap.edit import Json, canonical_json
-from conceptzap.errors import (
-    ConceptZapError,
-    Interrupted,
-    ThresholdError,
-    UsageError,
-    escape,
-    ran_out_of_memory,
-)
+from conceptzap.errors import ThresholdError, UsageError, escape
 from conceptzap.evaluation import matrix, run, suites
 from conceptzap.evaluation.matrix import Bench, Cell, Job, Matrix
 from conceptzap.evaluation.run import Experiment
@@ -39,12 +30,14 @@ from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.training import memory
 from conceptzap.trust import admission
-from conceptzap.verbs import attacking, erasing, evaluating, planning
+from conceptzap.verbs import attacking, erasing, evaluating, failing, launched, planning
 from conceptzap.verbs.generating import described
+from conceptzap.verbs.launched import Team
 
 ERASURES, CELLS, REQUEST = "erasures", "cells", "bench.toml"
 MAKING = ("preparing", "learning")  # phases of `erase` that a method costs; the rest is the same for all
 BUDGET = "quick"  # of every attack
+HINT = "run it alone with `conceptzap erase`, `evaluate`"
 ANOTHER = "name another folder, or use --force: what still fits is kept"
 
 
@@ -57,24 +50,28 @@ def bench(
     folder = naming.place(output)
     again = _prepare(folder, asked, force)
     _check(asked, _nearest(folder))
-    # processes that share no GPU find one another only when accelerate is told so
-    state = PartialState(cpu=asked.device == "cpu" or not torch.cuda.is_available())
-    base = load_base(asked.base, asked.device, asked.dtype, asked.prediction)
+    team = Team(asked.device)
+    base = load_base(asked.base, team.device, asked.dtype, asked.prediction)
     report.phase(described(base))
     for name in (ERASURES, CELLS):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    if state.is_main_process:
+    if team.leads:
         atomic.write_atomic(folder / REQUEST, tomli_w.dumps(asked.record()).encode(), force=True)
-    # 2. this process's share of the jobs; where there are too few, accelerate hands the last out twice
-    with state.split_between_processes(list(enumerate(asked.jobs, 1))) as share:
-        for number, job in share if state.process_index < len(asked.jobs) else ():
+    # 2. this process's share of the jobs
+    every = [Cell(job, suite) for job in asked.jobs for suite in asked.columns]
+
+    def missing() -> list[str]:
+        return [cell.name for cell in every if not _read(folder, asked, cell)]
+
+    with launched.telling(missing, len(every), "cells"):
+        for number, job in team.share(asked.jobs):
             report.note(f"{number} of {len(asked.jobs)}: {job.method}, {job.concept}")
             for cell in _cells(_Work(asked, folder, base, again, report), job):
                 _keep(folder / CELLS / f"{cell.name}.json", asked, cell)
-    state.wait_for_everyone()
+        team.wait()
     # 3. all cells, whoever made them
-    cells = [_read(folder, asked, Cell(job, suite)) for job in asked.jobs for suite in asked.columns]
-    done = Bench(asked, tuple(filter(None, cells)), leads=state.is_main_process)
+    cells = [_read(folder, asked, cell) for cell in every]
+    done = Bench(asked, tuple(filter(None, cells)), leads=team.leads)
     written = page.write(done, folder) if done.leads else {}
     return replace(done, written=written)
 
@@ -138,14 +135,14 @@ def _cells(work: _Work, job: Job) -> Iterator[Cell]:
         try:  # before anything is trained: does the suite know the concept, is its judge there?
             settled.append((cell, _experiment(work, cell)))
         except Exception as error:
-            yield replace(cell, error=_said(error))
+            yield replace(cell, error=failing.record(error, HINT))
     made: Cell | None = None
     for cell, experiment in settled:
         try:
             made = made or _erased(work, job)
             yield _measured(work, replace(made, suite=cell.suite), experiment)
         except Exception as error:
-            yield replace(made or cell, suite=cell.suite, error=_said(error))
+            yield replace(made or cell, suite=cell.suite, error=failing.record(error, HINT))
 
 
 def _is_kept(work: _Work, cell: Cell) -> bool:
@@ -158,19 +155,6 @@ def _experiment(work: _Work, cell: Cell) -> Experiment:
     return evaluating.settle(
         work.base, suite, [cell.job.concept], judges=asked.judges, seed=asked.seed, **asked.look
     )
-
-
-def _said(error: Exception) -> dict[str, Json]:
-    """An error as a cell keeps it; one that stops the whole bench is raised again."""
-    if isinstance(error, Interrupted):
-        raise error
-    kind, code, hint = type(error).__name__, 1, "run it alone with `conceptzap erase`, `evaluate`"
-    if isinstance(error, ConceptZapError):
-        code, hint = error.exit_code, error.hint
-    elif ran_out_of_memory(error):
-        code, hint = 5, "use --batch 1 or a smaller checkpoint"
-        memory.release()
-    return {"code": code, "kind": kind, "message": escape(error) or kind, "hint": escape(hint)}
 
 
 def _erased(work: _Work, job: Job) -> Cell:

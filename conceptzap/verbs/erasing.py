@@ -254,7 +254,7 @@ def _assemble(
         concepts=task.concepts,
         anchors=task.anchors,
         base=base.reference(site for edit in mine for site in edit.modules),
-        made=(_provenance(plan, task) | ({"harden": dict(hardened)} if hardened else {}),),
+        made=(provenance(plan, task) | ({"harden": dict(hardened)} if hardened else {}),),
         scores=score_records(scores, plan.seed) if role == "erase" else {},
         canary=canaries(base, mine, task),
         thumbnail=thumbnail if role == "erase" else "",
@@ -277,7 +277,8 @@ def versions() -> dict[str, str]:
     return {"conceptzap": conceptzap.__version__, **{name: version(name) for name in libraries}}
 
 
-def _provenance(plan: ErasePlan, task: Task) -> dict[str, Json]:
+def provenance(plan: ErasePlan, task: Task) -> dict[str, Json]:
+    """How an erasure was made, as its header says it."""
     return {
         "method": plan.method,
         "config": dataclasses.asdict(plan.settings),

@@ -7,16 +7,21 @@ process, and neither accelerate nor torch is imported. Results never depend on h
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from conceptzap.errors import ConceptZapError
+from conceptzap.errors import ConceptZapError, Interrupted, escape
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 T = TypeVar("T")
+STOPPED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+AGAIN = "give the same command again: what is finished is kept"
+NAMED = 20  # of what is missing
 LONGEST_WAIT = timedelta(days=7)  # for the slowest; a process that dies is noticed at once
 
 
@@ -61,6 +66,27 @@ class Team:
 
 class LostProcess(ConceptZapError):
     """One of the processes that work together ended before its work did."""
+
+
+@contextmanager
+def telling(missing: Callable[[], Sequence[str]], total: int, what: str) -> Iterator[None]:
+    """Whatever stops the block, a signal or a lost process, says what of all is missing then."""
+
+    def said(how: str) -> str:
+        names = [escape(name) for name in missing()]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return f"{how}; {len(names)} of {total} {what} are missing: {', '.join(names[:NAMED])}{more}"
+
+    try:
+        yield
+    except LostProcess as error:
+        raise LostProcess(said(str(error)), AGAIN) from error
+    except (Interrupted, KeyboardInterrupt, SystemExit) as error:
+        code = error.exit_code if isinstance(error, Interrupted) else getattr(error, "code", STOPPED)
+        if code not in (STOPPED, TERMINATED):
+            raise
+        signum = signal.Signals(code - 128)
+        raise Interrupted(said(f"stopped by {signum.name}"), AGAIN, signum) from error
 
 
 def _state(device: str) -> PartialState:

@@ -1,0 +1,266 @@
+"""Many concepts in one run: a file each and their stack, begun anew or gone on with, on one process or many.
+
+The base, the text states of prompts, the vectors of words and the base's pictures are shared; nothing that
+is shared changes a bit, so that every file is the one that `erase` with the row's arguments writes. A file
+that is there and was made by the same plan is kept: the same command goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from conceptzap import format
+from conceptzap.base import Base
+from conceptzap.edit import Erasure, Header, Json, canonical_json
+from conceptzap.errors import (
+    FormatError,
+    MismatchError,
+    ThresholdError,
+    UsageError,
+    escape,
+)
+from conceptzap.evaluation.closing import Closing, closing
+from conceptzap.report import Report
+from conceptzap.result import Score
+from conceptzap.task import Task
+from conceptzap.training import states
+from conceptzap.training.session import locked
+from conceptzap.trust import admission
+from conceptzap.verbs import concept_list, erasing, failing, launched, stacking
+from conceptzap.verbs.concept_list import Plans
+from conceptzap.verbs.generating import described, find_base, usual
+from conceptzap.verbs.launched import Team
+from conceptzap.verbs.planning import ErasePlan
+from conceptzap.verbs.stacking import Stacked
+
+PICTURES = 24  # of all concepts together that the stack is judged by, at least one each
+ALONE = "run it alone with the command that is named"
+
+
+@dataclass(frozen=True)
+class ErasedOne:
+    """One concept of a run. `kept`: an earlier run made its file; `seconds` are of this one.
+
+    `error` is what went wrong, {} where nothing did; then `command` repeats it alone. `left`: in how many
+    of how many of its pictures the stack still shows it, where that was measured.
+    """
+
+    concept: str
+    anchor: str
+    kind: str
+    method: str
+    path: Path
+    bytes: int = 0
+    digest: str = ""
+    seconds: float = 0.0
+    kept: bool = False
+    error: Mapping[str, Json] = field(default_factory=dict)
+    command: str = ""
+    left: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ErasedAll:
+    """What `erase_all` made: `files`, one each, in the order of the list, and the `stack` of all.
+
+    There is no stack where one of them `failed`. `scores` and `verdict` are of the stack, empty where nothing
+    was measured. Of several processes the one that `leads` tells.
+    """
+
+    files: tuple[ErasedOne, ...]
+    stack: Stacked | None = None
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    verdict: str = ""
+    seconds: float = 0.0
+    leads: bool = True
+
+    @property
+    def failed(self) -> tuple[ErasedOne, ...]:
+        return tuple(one for one in self.files if one.error)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A row with its plan, its task as the base knows it, and what is there of it already."""
+
+    plan: ErasePlan
+    task: Task
+    made: Header | None
+
+    @property
+    def name(self) -> str:
+        return self.task.concepts[0]
+
+
+def erase_all(asked: Plans, report: Report, base: Any = None) -> ErasedAll:
+    """Carry all plans out; see `api.erase_all`."""
+    began = time.monotonic()
+    first = asked.plans[0]
+    # 1. the base, and all that can be known to be wrong before anything is made
+    team = Team(first.device)
+    here = find_base(base or first.base, team.device, first.dtype, first.prediction)
+    report.phase(described(here))
+    jobs = [_job(here, row, plan) for row, plan in zip(asked.rows, asked.plans, strict=True)]
+    _check(jobs, asked.force)
+    asked.folder.mkdir(exist_ok=True)
+    # 2. this process's share; one that is stopped or lost says what is missing
+
+    def missing() -> list[str]:
+        return [job.name for job in jobs if not _made(here, job.plan, job.task)]
+
+    with launched.telling(missing, len(jobs), "concepts"), _only_run(asked.folder, team), states.shared():
+        mine = [_done(here, job, number, len(jobs), report) for number, job in team.share(jobs)]
+        files = tuple(team.gather(mine))
+    # 3. the stack of all, once it acts, and how it does
+    done = ErasedAll(files, seconds=time.monotonic() - began, leads=team.leads)
+    if not team.leads or done.failed:
+        return done
+    whole = concept_list.stacked(asked)
+    admission.admit(here, whole, True, report)
+    stack = _write(asked, whole, report)
+    found = _judged(here, jobs, whole, report) if asked.measured else Closing()
+    left = [replace(one, left=found.shown.get(one.concept)) for one in files]
+    done = replace(done, files=tuple(left), stack=stack, scores=found.scores, verdict=found.verdict)
+    return _checked(replace(done, seconds=time.monotonic() - began))
+
+
+# before anything is made
+
+
+def _job(base: Base, row: concept_list.Row, plan: ErasePlan) -> _Job:
+    try:
+        task = erasing.fitting_task(base, plan, Report())
+    except UsageError as error:
+        raise UsageError(f"{row.place}: {error}", error.hint) from error
+    return _Job(plan, task, _made(base, plan, task))
+
+
+def _made(base: Base, plan: ErasePlan, task: Task) -> Header | None:
+    """The header of the file that is there, where a run of this very plan on this very base made it."""
+    try:
+        found = format.load(plan.output)
+    except FormatError:
+        return None
+    head = found.header
+    made = dict(head.made[0]) if len(head.made) == 1 else {}
+    hardened = bool(made.pop("harden", None)) == bool(plan.harden)
+    wanted = erasing.provenance(plan, task)
+    same = (head.concepts, head.anchors, head.base.id) == (task.concepts, task.anchors, base.id)
+    alike = canonical_json(made) == canonical_json(wanted) and hardened and same
+    return head if alike and not admission.is_foreign(base, found) else None
+
+
+def _check(jobs: Sequence[_Job], force: bool) -> None:
+    """Raise `UsageError` where a file is there that somebody else, or another plan, made."""
+    taken = [job.plan.output for job in jobs if not job.made and job.plan.output.exists()]
+    if taken and not force:
+        more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
+        message = f"{escape(taken[0])} exists and was made in another way{more}"
+        raise UsageError(message, "name another --output, or use --force: what still fits is kept")
+
+
+@contextmanager
+def _only_run(folder: Path, team: Team) -> Iterator[None]:
+    """Hold the folder against a second run; the system lets go when the process dies."""
+    if not team.leads:
+        yield
+        return
+    with locked(folder):
+        yield
+
+
+# one concept
+
+
+def _done(base: Base, job: _Job, number: int, total: int, report: Report) -> ErasedOne:
+    """Make a concept's file, unless it is there; what goes wrong is its error."""
+    plan, task = job.plan, job.task
+    about = ErasedOne(job.name, task.anchors[0] or "", task.kinds[0], plan.method, plan.output)
+    if job.made:
+        return _told(replace(about, kept=True), plan, _not_erased(job.made))
+    report.note(f"{number} of {total}: {job.name}")
+    began = time.monotonic()
+    error: Exception | None = None
+    try:
+        _erased(base, plan, report)
+    except Exception as raised:
+        error = raised
+    return _told(replace(about, seconds=time.monotonic() - began), plan, error)
+
+
+def _erased(base: Base, plan: ErasePlan, report: Report) -> None:
+    """Take up a training that was stopped, where it is of this plan; else begin anew."""
+    if any(plan.checkpoints.glob("*/step-*")):
+        try:
+            erasing.erase(plan, report, True, base)
+            return
+        except MismatchError:
+            report.note(f"{plan.task.concepts[0]}: what was begun is of another plan, so it begins anew")
+    erasing.erase(plan, report, False, base)
+
+
+def _told(one: ErasedOne, plan: ErasePlan, error: Exception | None) -> ErasedOne:
+    """With what its file is, and what went wrong."""
+    try:
+        found = format.read_header(plan.output)
+        one = replace(one, bytes=found.bytes, digest=found.digest)
+    except FormatError as unread:
+        error = error or unread
+    if error is None:
+        return one
+    return replace(one, error=failing.record(error, ALONE), command=plan.command())
+
+
+def _not_erased(head: Header) -> ThresholdError | None:
+    """What `erase` said of a file that is kept and whose own figures still see the concept."""
+    leak = head.scores.get("leak")
+    if not leak or not leak["value"] > erasing.NOT_ERASED:
+        return None
+    return ThresholdError(f"not erased: {leak['value']:.0%} of {leak['n']} pictures still show it")
+
+
+# the stack
+
+
+def _write(asked: Plans, whole: Erasure, report: Report) -> Stacked:
+    """Write the stack; one that is there already stays, and no other is overwritten without `force`."""
+    paths = [plan.output for plan in asked.plans]
+    if asked.stack.exists() and not asked.force and _digest(asked.stack) != whole.digest:
+        raise UsageError(f"{escape(asked.stack)} exists and is another stack", "use --force to replace it")
+    return stacking.write(paths, asked.stack, True, report)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return format.read_header(path).digest
+    except FormatError:
+        return ""
+
+
+def _judged(base: Base, jobs: Sequence[_Job], whole: Erasure, report: Report) -> Closing:
+    """The closing figures of all concepts together."""
+    tasks = [job.task for job in jobs]
+    names, anchors, kinds = zip(*(task.triples[0] for task in tasks), strict=True)
+    settings = replace(usual(base), batch=erasing.CLOSING_BATCH)
+    report.phase("measuring what is erased and what is kept")
+    each = max(1, PICTURES // len(jobs))
+    edits = whole.with_role("erase")
+    return closing(base, edits, Task(names, anchors, (), kinds), settings, jobs[0].plan.seed, report, each)
+
+
+def _checked(done: ErasedAll) -> ErasedAll:
+    """What was made, unless the stack still shows the concepts: then a `ThresholdError`."""
+    leak = done.scores.get("leak")
+    if leak and leak.value > erasing.NOT_ERASED:
+        error = ThresholdError(
+            f"not erased: {leak.value:.0%} of {leak.n} pictures of the stack still show what was to go",
+            "see which in the table; for these try another anchor, method or more --steps",
+        )
+        error.made = done
+        raise error
+    return done

@@ -1,0 +1,394 @@
+"""`erase --from`: a list of concepts, stopped and gone on with, in one process or two, on a tiny random base."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Answer, conceptzap, refused
+from test_cli_flow import closed_form
+
+import conceptzap as package
+from conceptzap import api
+from conceptzap.edit import Header
+from conceptzap.errors import Interrupted, ThresholdError, UsageError
+from conceptzap.evaluation.closing import Closing
+from conceptzap.report import Report
+from conceptzap.result import Score
+from conceptzap.terminal import many as table
+from conceptzap.verbs import concept_list, launched, many
+from conceptzap.verbs.launched import LostProcess
+from conceptzap.verbs.many import ErasedAll, ErasedOne
+
+SUFFIX = ".lprompt.safetensors"
+NAMES = ("cat", "church", "horse", "tree")
+LIST = """
+[[concept]]
+name = "cat"
+anchor = "dog"
+keep = ["horse", "church"]
+
+[[concept]]
+name = "church"
+anchor = "house"
+
+[[concept]]
+name = "horse"
+
+[[concept]]
+name = "tree"
+anchor = ""
+"""
+
+
+def words(base: Path, *more: object) -> list[str]:
+    cheap = ("--set", "keep_prompts=12", "--anchor", "house", "--keep", "car")
+    asked = ("erase", "--from", "list.toml", "--base", base, "--method", closed_form(), *cheap, *more)
+    return [str(word) for word in asked]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the list, to work in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.toml").write_text(LIST)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """The list erased in one go."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("list.toml").write_text(LIST)
+        return folder, conceptzap(*words(tiny_folder), "--json")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob(f"*{SUFFIX}")}
+
+
+# what comes out
+
+
+def test_a_file_each_and_their_stack(whole: tuple[Path, Answer]) -> None:
+    folder, answer = whole
+    assert answer.code == 0, answer.err
+    told = answer.json
+    assert set(told) == {"schema", "files", "failed", "stack", "scores", "seconds"}
+    assert told["schema"] == "conceptzap.erase_all/1" and told["failed"] == []
+    assert [one["concept"] for one in told["files"]] == list(NAMES)
+    assert [one["anchor"] for one in told["files"]] == ["dog", "house", "house", ""]
+    for one in told["files"]:
+        path = Path(one["path"])
+        assert path == folder / "list" / f"{one['concept']}{SUFFIX}" and path.stat().st_size == one["bytes"]
+        assert package.inspect(path).digest == one["digest"] and not one["kept"] and one["seconds"] > 0
+    kept = [package.inspect(one["path"]).header.made[0]["keep"] for one in told["files"]]
+    assert kept == [["horse", "church"], ["car"], ["car"], ["car"]]
+    by_hand = package.stack([one["path"] for one in told["files"]])
+    assert package.load(told["stack"]["path"]) == by_hand and by_hand.digest == told["stack"]["digest"]
+    assert told["stack"]["path"] == str(folder / f"list{SUFFIX}")
+    assert sorted(files(folder)) == sorted([*(f"{name}{SUFFIX}" for name in NAMES), f"list{SUFFIX}"])
+
+
+def test_a_file_is_the_one_that_erase_writes_alone(
+    whole: tuple[Path, Answer], tiny_folder: Path, here: Path
+) -> None:
+    """Byte for byte, though here nothing is shared; by the command that a failed row is told with."""
+    plans = conceptzap(*words(tiny_folder), "-n", "--json").json
+    assert plans["schema"] == "conceptzap.plan_all/1" and len(plans["plans"]) == 4
+    assert plans["output"] == str(here / f"list{SUFFIX}") and plans["folder"] == str(here / "list")
+    asked = concept_list.resolve("list.toml", **request(tiny_folder))
+    Path("list").mkdir()
+    answer = conceptzap(*shlex.split(asked.plans[0].command())[1:])
+    assert answer.code == 0, answer.err
+    assert files(here) == {f"cat{SUFFIX}": files(whole[0])[f"cat{SUFFIX}"]}
+
+
+def request(base: Path) -> dict[str, Any]:
+    """The arguments of `words`, from Python."""
+    return {
+        "base": str(base), "method": closed_form(), "overrides": {"keep_prompts": "12"}, "anchors": ("house",),
+        "keep": ("car",),
+    }  # fmt: skip
+
+
+def test_from_python_and_from_csv_it_is_the_same(
+    whole: tuple[Path, Answer], tiny_folder: Path, here: Path
+) -> None:
+    rows: list[Any] = [{"name": "cat", "anchor": "dog", "keep": ["horse", "church"]}, "church"]
+    given = {**request(tiny_folder), "anchors": "house", "report": Report()}
+    done = package.erase_all(rows, **given, output="two")
+    assert [one.digest for one in done.files] == [one["digest"] for one in whole[1].json["files"][:2]]
+    assert done.stack and done.stack.path == Path(f"two{SUFFIX}") and done.scores == {}
+    (here / "two.csv").write_text('\ufeffname,anchor,keep\ncat,dog,"horse; church"\n\nchurch,,\n', "utf-8")
+    again = package.erase_all("two.csv", **given)
+    assert all(one.kept for one in again.files) and again.stack and again.stack.digest == done.stack.digest
+
+
+def test_the_table_has_a_line_for_each_and_the_command_of_what_failed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rest = {"anchor": "", "kind": "object", "method": "m"}
+    good = ErasedOne("cat", **rest, path=tmp_path / "cat", bytes=9, digest="f" * 64, left=(1, 2))
+    bad = ErasedOne("dog", **rest, path=tmp_path / "dog", error={"message": "no luck"}, command="conceptzap x")
+    table.told(ErasedAll((replace(good, kept=True), replace(good, concept="car"), bad), verdict="half"))
+    out, err = capsys.readouterr()
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert "f" * 12 in lines["cat"] and "kept" in lines["cat"] and "gone from 1 of 2" in lines["cat"]
+    assert "0.0 s" in lines["car"] and "failed" in lines["dog"]
+    assert "dog: no luck; repeat it alone: conceptzap x" in err and "half" in err and "2 made, 1 kept" in err
+    table.plans(concept_list.resolve(["cat"], output=tmp_path / "x", method=closed_form()).record())
+    assert "cat" in capsys.readouterr().out
+
+
+# stopped, failed, gone on with
+
+
+def after(number: int, instead: Callable[[], Any]) -> Callable[..., Any]:
+    """`erasing.erase` that does something else from its call `number` on."""
+    calls: list[str] = []
+    erase = many.erasing.erase
+
+    def call(plan: Any, *rest: Any) -> Any:
+        calls.append(plan.method)
+        return instead() if len(calls) >= number else erase(plan, *rest)
+
+    return call
+
+
+def test_what_is_finished_is_not_made_again(
+    whole: tuple[Path, Answer], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(whole[0])
+    monkeypatch.setattr(many.erasing, "erase", None)
+    before = files(whole[0])
+    again = conceptzap(*words(tiny_folder), "--json")
+    assert again.code == 0 and all(one["kept"] for one in again.json["files"])
+    assert again.json["stack"] == whole[1].json["stack"] and files(whole[0]) == before
+
+
+def test_a_stopped_run_goes_on_with_the_same_bytes(
+    whole: tuple[Path, Answer], tiny_folder: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop() -> None:
+        raise SystemExit(143)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(many.erasing, "erase", after(3, stop))
+        answer = conceptzap(*words(tiny_folder), "--json")
+    assert answer.code == 143 and "2 of 4 concepts are missing: horse, tree" in answer.json["error"]["message"]
+    assert not (here / f"list{SUFFIX}").exists()
+    done = conceptzap(*words(tiny_folder), "--json")
+    assert [one["kept"] for one in done.json["files"]] == [True, True, False, False]
+    assert files(here) == files(whole[0])
+
+
+@pytest.mark.parametrize("error", [Interrupted("stopped", "go on", 15), SystemExit(143), KeyboardInterrupt()])
+def test_whatever_stops_a_run_says_what_is_missing(error: BaseException) -> None:
+    with pytest.raises(Interrupted) as raised, launched.telling(lambda: list("abc"), 9, "cells"):
+        raise error
+    signum = "SIGINT" if isinstance(error, KeyboardInterrupt) else "SIGTERM"
+    assert str(raised.value) == f"stopped by {signum}; 3 of 9 cells are missing: a, b, c"
+    assert raised.value.exit_code == (130 if signum == "SIGINT" else 143) and "same command" in raised.value.hint
+    with pytest.raises(LostProcess, match="gone; 25 of 30 cells are missing: 0, .*, 19 and 5 more"):
+        with launched.telling(lambda: list(map(str, range(25))), 30, "cells"):
+            raise LostProcess("gone")
+    with pytest.raises(SystemExit), launched.telling(list, 1, "cells"):
+        raise SystemExit(3)
+
+
+def test_what_failed_is_told_with_its_command_and_the_others_are_made(
+    whole: tuple[Path, Answer], tiny_folder: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("no luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(many.erasing, "erase", after(4, broken))
+        answer = conceptzap(*words(tiny_folder), "--json")
+    assert answer.code == 1
+    (failed,) = answer.json["failed"]
+    assert failed["concept"] == "tree" and failed["message"] == "no luck" and answer.json["stack"] is None
+    assert answer.json["error"]["message"] == "1 of 4 concepts failed" and len(files(here)) == 3
+    assert conceptzap(*shlex.split(failed["command"])[1:]).code == 0
+    done = conceptzap(*words(tiny_folder), "--json")
+    assert all(one["kept"] for one in done.json["files"]) and files(here) == files(whole[0])
+
+
+def test_a_file_that_its_own_figures_fail_is_told_of_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {"leak": {"value": 0.5, "low": 0.3, "high": 0.7, "n": 24}}
+    error = many._not_erased(made(scores))
+    assert error is not None and str(error) == "not erased: 50% of 24 pictures still show it"
+    assert many._not_erased(made({})) is None
+    assert many._not_erased(made({"leak": {**scores["leak"], "value": 0.2}})) is None
+
+
+def made(scores: Any) -> Header:
+    from samples import header
+
+    return header(scores=scores)
+
+
+def test_a_stack_that_still_shows_them_is_not_good_enough(
+    whole: tuple[Path, Answer], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Closing({"leak": Score("leak", 0.5, 0.3, 0.7, 8)}, "half", shown={"cat": (2, 2), "tree": (0, 2)})
+    monkeypatch.setattr(many, "closing", lambda *_: found)
+    monkeypatch.chdir(whole[0])
+    answer = conceptzap(*words(tiny_folder), "--json")
+    assert answer.code == 7 and answer.json["stack"] == whole[1].json["stack"]
+    assert "50% of 8 pictures of the stack" in answer.json["error"]["message"]
+    left = [(one["shown"], one["pictures"]) for one in answer.json["files"]]
+    assert left == [(2, 2), (None, None), (None, None), (0, 2)]
+    assert conceptzap(*words(tiny_folder), "--limit", "0").code == 0, "nothing is measured"
+    with pytest.raises(ThresholdError) as raised:
+        api.erase_all("list.toml", **{**request(tiny_folder), "anchors": "house"}, report=Report())
+    assert isinstance(raised.value.made, ErasedAll)
+
+
+def test_what_others_made_is_not_overwritten(whole: tuple[Path, Answer], tiny_folder: Path, here: Path) -> None:
+    (here / "list").mkdir()
+    other = files(whole[0])[f"church{SUFFIX}"]
+    (here / "list" / f"cat{SUFFIX}").write_bytes(other)
+    refused(here, 2, "was made in another way", *words(tiny_folder))
+    (here / f"list{SUFFIX}").write_bytes(other)
+    refused(here, 2, "is no stack of these concepts", *words(tiny_folder))
+    assert conceptzap(*words(tiny_folder), "--force").code == 0 and files(here) == files(whole[0])
+    (here / "list" / f"cat{SUFFIX}").write_bytes(b"damaged")
+    assert conceptzap(*words(tiny_folder)).code == 2
+    (here / "plain").write_text("")
+    refused(here, 2, "plain is not a folder", *words(tiny_folder), "-o", "plain")
+
+
+# one run at a time, several processes
+
+
+def test_a_second_run_waits_and_a_dead_ones_lock_is_nobodys(
+    whole: tuple[Path, Answer], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(whole[0])
+    hold = "import sys, time\nfrom conceptzap.training.session import locked\nfrom pathlib import Path\n"
+    hold += "with locked(Path('list')):\n    print('held', flush=True)\n    time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holding:
+        assert holding.stdout and holding.stdout.readline() == "held\n"
+        busy = conceptzap(*words(tiny_folder))
+        holding.send_signal(signal.SIGKILL)
+    assert busy.code == 5 and "another run is" in busy.err
+    assert conceptzap(*words(tiny_folder)).code == 0
+
+
+PROGRAM = """
+import os, sys
+from conceptzap.cli import main
+from conceptzap.verbs import many
+erase = many.erasing.erase
+made = []
+def dying(*given):
+    made.append(given)
+    if os.environ["RANK"] == "1" and len(made) == 2:
+        os._exit(9)
+    return erase(*given)
+many.erasing.erase = dying
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_share_the_work_and_one_that_is_lost_is_finished_for(
+    whole: tuple[Path, Answer], tiny_folder: Path, here: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    # what a launcher tells its processes
+    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo", **meet}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *words(tiny_folder)], stderr=subprocess.PIPE, text=True,
+            env=os.environ | told | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    said = [one.communicate()[1] for one in running]
+    assert [one.returncode for one in running] == [1, 9], said
+    assert "a process of this run was lost; 1 of 4 concepts are missing: tree" in said[0]
+    assert "1 of 4: cat" in said[0] and "3 of 4: horse" in said[1]
+    assert len(files(here)) == 3
+    assert conceptzap(*words(tiny_folder)).code == 0
+    assert files(here) == files(whole[0])
+
+
+# what cannot be meant
+
+WRONG = {
+    "unknown key": ("a.toml", '[[concept]]\nname = "x"\n\n[[concept]]\nnme = "y"\n', "a.toml:5: unknown key 'nme'"),
+    "nearest": ("a.toml", '[[concept]]\nnme = "y"\n', "did you mean name"),
+    "unknown table": ("a.toml", "steps = 1\n", "a.toml:1: unknown key 'steps'"),
+    "no table": ("a.toml", 'concept = "cat"\n', "a.toml:1: concept is no list"),
+    "not TOML": ("a.toml", "[[concept\n", "is not TOML"),
+    "a number": ("a.toml", "[[concept]]\nname = 1\n", "a.toml:2: name = 1 is not a text"),
+    "keep": ("a.toml", '[[concept]]\nname = "x"\nkeep = [1]\n', "a.toml:3: keep = [1] is not a list of texts"),
+    "no name": ("a.toml", '[[concept]]\nanchor = "x"\n', "a.toml:1: a concept without a name"),
+    "blank name": ("a.toml", 'concepts = [" "]\n', "a.toml:1: name ' ' is empty"),
+    "no rows": ("a.toml", "concepts = []\n", "a.toml names no concept"),
+    "empty": ("a.csv", "", "a.csv names no concept"),
+    "twice": ("a.csv", "name\ncat\nCat\n", "a.csv:3: 'Cat' stands at a.csv:2, too"),
+    "one file": ("a.csv", "name\nthe cat\nthe-cat\n", "a.csv:3: 'the-cat' would be written to the file of 'the cat'"),
+    "missing column": ("a.csv", "anchor\ncat\n", "a.csv:1: there is no column 'name'"),
+    "unknown column": ("a.csv", "name,anchr\ncat,dog\n", "a.csv:1: unknown column 'anchr'"),
+    "column twice": ("a.csv", "name,name\ncat,dog\n", "a.csv:1: two columns are called 'name'"),
+    "a comma more": ("a.csv", "name,anchor\ncat,dog,x\n", "a.csv:2: 3 cells for 2 columns"),
+    "quoting": ("a.csv", 'name,anchor\ncat,"a"b\n', "a.csv:2: ',' expected after"),
+    "open quote": ("a.csv", 'name,anchor\ncat,dog\n"tree,x\n', "a.csv:3: unexpected end of data"),
+    "not UTF-8": ("a.csv", "name\ncaf\udce9\n", "it is not UTF-8 text"),
+    "no such file": ("", "", "cannot read a.csv"),
+    "another file": ("a.txt", "cat\n", "neither TOML nor CSV"),
+    "method": ("a.csv", "name,method\ncat,x\n", "a.csv:2: no method is called 'x'"),
+    "kind": ("a.csv", "name,kind\ncat,thing\n", "a.csv:2: unknown kind 'thing'"),
+    "anchor": ("a.csv", "name,anchor\ncat,Cat\n", "a.csv:2: concept and anchor are both 'cat'"),
+    "a word of the demo's": ("a.csv", "name\ncat\nzebra\n", "a.csv:3: demo does not know 'zebra'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_list_that_cannot_be_meant_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file, text, message = WRONG[name]
+    if file:
+        (tmp_path / file).write_bytes(text.encode("utf-8", "surrogateescape"))
+    refused(tmp_path, 2, message, "erase", "--from", file or "a.csv")
+
+
+WORDS = {
+    "concepts beside it": (("cat",), "--from brings the concepts"),
+    "several anchors": (("--anchor", "dog", "--anchor", "house"), "2 of --anchor for a list"),
+    "a saved configuration": (("--save-config", "x.toml"), "--save-config is of one concept"),
+    "a run's folder": (("--run-dir", "runs"), "--run-dir is of one concept"),
+    "a negative limit": (("--limit", "-1"), "--limit -1 is out of range"),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_options_that_a_list_cannot_take(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("name\ncat\n")
+    more, message = WORDS[name]
+    refused(tmp_path, 2, message, "erase", "--from", "a.csv", *more)
+
+
+def test_rows_from_python_are_told_apart_by_number() -> None:
+    for rows, message in (([1], "row 1: 1 is no concept"), (["a", {"name": "b", "x": "y"}], "row 2: unknown key 'x'")):
+        with pytest.raises(UsageError, match=message):
+            concept_list.read(rows)
+    assert [row.name for row in concept_list.read(["a", {"name": "b"}])] == ["a", "b"]
