@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.evaluation.run import Evaluation as Evaluation
     from conceptzap.format.lprompt import Info as Info
     from conceptzap.redteam.outcome import Attacked as Attacked
+    from conceptzap.playground.serving import ui as ui
     from conceptzap.report import Bars as Bars
     from conceptzap.report import Report as Report
     from conceptzap.result import Result as Result
@@ -91,6 +92,7 @@ _HOMES = {
     "evaluation.matrix": ("Bench",),
     "evaluation.run": ("Evaluation",),
     "format.lprompt": ("Info",),
+    "playground.serving": ("ui",),
     "redteam.outcome": ("Attacked",),
     "report": ("Bars", "Report"),
     "result": ("Result", "Score", "Settings"),

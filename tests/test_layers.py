@@ -19,6 +19,7 @@ FAMILIES = ("methods", "attacks", "metrics", "judges", "exports", "imports")
 # the house, from the roof down: a file may import its own floor and what lies below it
 FLOORS = (
     ("__init__", "__main__", "cli"),
+    ("playground",),
     ("terminal",),
     ("api", "testing"),
     ("verbs",),

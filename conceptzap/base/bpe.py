@@ -19,14 +19,25 @@ CLIP_MERGES = Path(__file__).parent / "configs" / "clip_merges.txt.gz"
 Pair = tuple[str, str]
 
 
+# bytes that print in Latin-1 and stand for themselves
+PRINTED = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+
+
 def byte_letters() -> list[str]:
     """The printable stand-ins for the 256 bytes, in the order CLIP numbers them.
 
     Printable Latin-1 stands for itself, every other byte for a code point from 256 on (Radford et
     al. 2019, section 2.2).
     """
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(byte) for byte in plain] + [chr(256 + n) for n in range(256 - len(plain))]
+    return [chr(byte) for byte in PRINTED] + [chr(256 + n) for n in range(256 - len(PRINTED))]
+
+
+def spelled(pieces: Iterable[str]) -> str:
+    """What the tokens of a word spell; what is no UTF-8 text, as the replacement character."""
+    rest = (byte for byte in range(256) if byte not in PRINTED)
+    values = dict(zip(byte_letters(), (*PRINTED, *rest), strict=True))
+    word = "".join(pieces).removesuffix(WORD_END)
+    return bytes(values.get(letter, ord("?")) for letter in word).decode("utf-8", "replace")
 
 
 def tokenizer(merges: Iterable[Pair], pad: str = END) -> CLIPTokenizer:
