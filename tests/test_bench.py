@@ -36,7 +36,7 @@ KEEPING = {"rank", "keep_prompts"}  # settings that the quick ones have
 QUICK = [n for n in CLOSED if {one["name"] for one in catalog.method(n)["settings"]} >= KEEPING][:2]
 WORDS = ("--suite", "imagenette", *STUB, *CHEAP)
 LOOK = Settings(steps=1, guidance=2.0)
-FILES = {"folder", "json", "csv", "page"}
+FILES = {"folder", "json", "csv", "table", "page"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,6 +110,17 @@ def test_the_table_has_a_line_for_every_cell_with_limits_n_and_costs(whole: tupl
         assert int(line["peak bytes"]) == cell["peak_bytes"] and line["error"] == ""
 
 
+def test_the_table_for_a_readme_has_a_line_for_every_method_and_every_cell(whole: tuple[Path, Answer]) -> None:
+    out, answer = whole
+    rows = [line for line in (out / "bench.md").read_text().splitlines() if line.startswith("| `")]
+    cells, methods = answer.json["cells"], rows[: len(QUICK)]
+    assert len(rows) == len(QUICK) + len(cells) and "&" not in "".join(rows)
+    assert [row.count("|") for row in methods] == [methods[0].count("|")] * len(QUICK)
+    for row, cell in zip(rows[len(QUICK) :], cells, strict=True):
+        shown = f"{100 * cell['scores']['E']['value']:.1f} %"
+        assert f"`{cell['method']}` | {cell['concept']} |" in row and shown in row
+
+
 def test_the_request_is_a_file_that_gives_the_same_bench(
     whole: tuple[Path, Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +146,7 @@ def test_the_page_shows_e_against_p_and_links_to_what_lies_beside_it(whole: tupl
     tags = Tags(page).tags
     assert sum(tag == "circle" for tag, _ in tags) == 4 and sum(tag == "svg" for tag, _ in tags) == 1
     links = [attrs["href"] for tag, attrs in tags if tag == "a"]
-    assert len(links) == 3 + 4 and all((whole[0] / link).is_file() for link in links)
+    assert len(links) == 4 + 4 and all((whole[0] / link).is_file() for link in links)
     assert not [tag for tag, attrs in tags if tag == "script" or "src" in attrs]
     for text in ("erased (E)", "kept (P)", "its synonyms", "n = 6", "seconds", "peak memory", *QUICK):
         assert text in page

@@ -152,7 +152,9 @@ def test_without_a_network_a_hub_name_is_one_line(here: Path, tmp_path: Path) ->
         cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 5 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "the hub cannot be reached" in done.stderr
+    # a slow machine hears of the work in between
+    said = [line for line in done.stderr.splitlines() if not line.startswith("[")]
+    assert len(said) == 1 and "the hub cannot be reached" in said[0]
     assert not contents(tmp_path)
 
 

@@ -49,11 +49,13 @@ def child(action: Callable[[], None]) -> int:
 
 
 def write_for_ever(path: Path, *contents: bytes, started: int | None = None) -> None:
-    if started is not None:
-        os.write(started, b"!")
+    """`started` hears of the first write that is whole: before it there may be nothing to see."""
     while True:
         for data in contents:
             atomic.write_atomic(path, data, force=True)
+            if started is not None:
+                os.write(started, b"!")
+                started = None
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -143,7 +143,7 @@ def test_a_run_that_was_shot_goes_on_and_ends_byte_for_byte_the_same(
     env = os.environ | {"CONCEPTZAP_CACHE": str(store)}
     running = subprocess.Popen(program, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
     while len(kept := dict(_pictures(store))) < 8 and running.poll() is None:
-        time.sleep(0.01)
+        time.sleep(0.05)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL, "it was over before it could be shot"
     assert not (tmp_path / "shot").exists()

@@ -1,4 +1,4 @@
-"""The files of a bench: `bench.json` (the same for the same request), `bench.csv`, and the page.
+"""The files of a bench: `bench.json` (the same for the same request), `bench.csv`, `bench.md`, and the page.
 
 The page has, for each suite, a scatter of E against P, the means of every method, and all cells; then a
 table of every method under every attack.
@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from markupsafe import Markup
@@ -21,7 +22,7 @@ from conceptzap.format import atomic
 from conceptzap.page import folder, report
 from conceptzap.result import Score
 
-NAMES = {"json": "bench.json", "csv": "bench.csv", "page": "bench.html"}
+NAMES = {"json": "bench.json", "csv": "bench.csv", "table": "bench.md", "page": "bench.html"}
 ATTACKS = "attacks"  # the folder of the attacks' own pages
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 SIDE, MARGIN = 360, 44  # of the scatter, in its own units
@@ -30,18 +31,44 @@ TICKS = 5
 
 
 def write(done: Bench, place: Path) -> dict[str, Path]:
-    """Write all three; `bench.json` last."""
+    """Write all of them; `bench.json` last."""
     record = json.dumps(done.record(), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    for name, text in (("csv", _csv(done)), ("page", html(done)), ("json", record)):
+    texts = {"csv": _csv(done), "table": markdown(done), "page": html(done), "json": record}
+    for name, text in texts.items():
         atomic.write_atomic(place / NAMES[name], text.encode(), force=True)
     return {"folder": place, **{key: place / name for key, name in NAMES.items()}}
+
+
+def markdown(done: Bench) -> str:
+    """The tables of methods and of cells, for a README."""
+    environment = report.templates().overlay(autoescape=False)
+    made: dict[tuple[str, str], list[Cell]] = {}
+    for cell in (cell for cell in done.cells if cell.file):
+        made.setdefault((cell.suite, cell.job.method), []).append(cell)
+    text = environment.get_template("bench.md.j2").render(
+        done=done, means=list(done.means()), heads=_heads(done), figure=_figure,
+        costs={key: _costs(cells) for key, cells in made.items()},
+    )
+    return text.strip() + "\n"
+
+
+def _costs(cells: list[Cell]) -> tuple[float, float, float]:
+    """Mean seconds, kB and peak MB."""
+    costs = ((cell.seconds, cell.bytes / 1e3, cell.peak_bytes / 1e6) for cell in cells)
+    seconds, size, memory = map(mean, zip(*costs, strict=True))
+    return seconds, size, memory
+
+
+def _heads(done: Bench) -> dict[tuple[str, str], str]:
+    """Metric and slice -> its name, of all that some suite's cell has."""
+    shown = [key for key in done.figures if any(c.score(*key) for c in done.cells if not c.attack)]
+    return {key: phrases.name(Score(key[0], 0, 0, 0, 0, slice=key[1])) for key in shown}
 
 
 def html(done: Bench) -> str:
     """The whole page; it fetches nothing and runs nothing."""
     environment = report.templates()
     colours = {name: f"hsl({TURN * i % 360:.0f} 65% 50%)" for i, name in enumerate(done.matrix.methods)}
-    shown = [key for key in done.figures if any(c.score(*key) for c in done.cells if not c.attack)]
     return environment.get_template("bench.html.j2").render(
         policy=POLICY,
         style=Markup(environment.loader.get_source(environment, "style.css")[0]),
@@ -49,7 +76,7 @@ def html(done: Bench) -> str:
         colours=colours,
         scatters=[scatter(done, suite) for suite in done.matrix.suites],
         means=list(done.means()),
-        heads={key: phrases.name(Score(key[0], 0, 0, 0, 0, slice=key[1])) for key in shown},
+        heads=_heads(done),
         attacked={(cell.job, cell.attack): cell for cell in done.cells if cell.attack},
         attacks=ATTACKS,
         side=SIDE,
