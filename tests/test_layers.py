@@ -20,7 +20,7 @@ FAMILIES = ("methods", "attacks", "metrics", "judges", "exports", "imports")
 FLOORS = (
     ("__init__", "__main__", "cli"),
     ("playground",),
-    ("terminal",),
+    ("terminal", "integrations"),
     ("api", "testing"),
     ("verbs",),
     ("page",),

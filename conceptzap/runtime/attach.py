@@ -47,6 +47,7 @@ class Attachment:
         self.edits = tuple(edit for edit in edits if edit.scale)
         self._ledger = Ledger(self.edits, only, ours)
         self._handles: list[Any] = []
+        self._placed: list[tuple[nn.Module, Hook, bool]] = []  # where hooks belong, and if that is the UNet
         self._compiled = _is_compiled(unet)
         try:
             # hooks on the wrapper that torch.compile makes would miss calls of the UNet itself
@@ -66,6 +67,13 @@ class Attachment:
             handle.remove()
         self._handles.clear()
         self._forget_graphs()
+
+    def restore(self) -> None:
+        """Put the hooks that `remove` took off back, as they were; the receipt goes on."""
+        if not self._handles:
+            for placed in self._placed:
+                self._register(*placed)
+            self._forget_graphs()
 
     def _forget_graphs(self) -> None:
         """Compiled graphs do not notice hooks that come or go, so they must be made anew."""
@@ -102,13 +110,16 @@ class Attachment:
             self._hook(find_module(unet, path), SightHook(self._ledger, path), path)
 
     def _hook(self, module: nn.Module, hook: Hook, path: str = "") -> None:
-        self._handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
-        if hook.writes:
-            whole = not path  # the UNet's books must be closed when it fails, too
-            self._handles.append(
-                module.register_forward_hook(hook.after, with_kwargs=True, always_call=whole))
+        self._placed.append((module, hook, not path))
+        self._register(module, hook, not path)
         if path:
             self._ledger.watch(hook, hook.writes)
+
+    def _register(self, module: nn.Module, hook: Hook, whole: bool) -> None:
+        self._handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
+        if hook.writes:  # the UNet's books must be closed when it fails, too
+            self._handles.append(
+                module.register_forward_hook(hook.after, with_kwargs=True, always_call=whole))
 
 
 def _is_compiled(unet: nn.Module) -> bool:

@@ -1,0 +1,256 @@
+"""The ComfyUI nodes, on a real ComfyUI engine where one is installed, and always on a stand-in of it.
+
+A random UNet of Stable Diffusion 1's shape, small, under the original names of a single file. ComfyUI's Euler
+steps in sigmas are our DDIM steps in another scale, so both end at the same latents.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import comfy_engine
+import edits as some
+import pytest
+import standin
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from conceptzap import format
+from conceptzap.base import Base, original
+from conceptzap.edit import Edit, sort_edits
+from conceptzap.errors import MismatchError, RefusedError, SilentEditError, UsageError
+from conceptzap.integrations import comfyui, patcher
+from conceptzap.result import Settings
+from conceptzap.runtime.attach import attached
+from conceptzap.runtime.sampler import denoise
+from conceptzap.testing import tiny
+
+WIDTH, STEPS, SCALE = 32, 4, 5.0
+ROUNDING = 1e-5
+PROMPT, OTHER = "van gogh", "a photo of a cat"
+SHAPE = {
+    "image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": WIDTH, "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2], "transformer_depth": [1, 0], "transformer_depth_output": [1, 1, 0, 0],
+    "transformer_depth_middle": 1, "num_heads": 4, "num_head_channels": -1, "use_spatial_transformer": True,
+    "use_linear_in_transformer": False, "use_checkpoint": False, "legacy": False, "adm_in_channels": None,
+    "use_temporal_attention": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    """The tiny Stable Diffusion 1 with norms of 32 groups, as the original code has them."""
+    whole = tiny("sd1")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        unet = UNet2DConditionModel(
+            sample_size=8, block_out_channels=(WIDTH, 2 * WIDTH), layers_per_block=1, norm_num_groups=32,
+            attention_head_dim=4, cross_attention_dim=whole.unet.config.cross_attention_dim,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )  # fmt: skip
+    return replace(whole, unet=unet).frozen()
+
+
+@dataclass
+class Program:
+    """A patcher of the checkpoint, and how the program draws with one: from latents, by sigmas."""
+
+    patcher: Any
+    sample: Callable[[Any, Tensor, Tensor, tuple[Tensor, Tensor]], Tensor]
+
+
+def stand_in(base: Base, weights: dict[str, Tensor]) -> Program:
+    unet = standin.UNet(WIDTH, base.unet.config.cross_attention_dim).eval().requires_grad_(False)
+    unet.load_state_dict(weights)
+    made = standin.ModelPatcher(standin.Model(unet, base.alphas))
+    return Program(made, lambda p, x, sigmas, conds: standin.sample(p, x, sigmas, SCALE, conds))
+
+
+def real(base: Base, weights: dict[str, Tensor]) -> Program:
+    if lacking := comfy_engine.missing():
+        pytest.skip(f"no ComfyUI engine, so it was NOT tested with one: {', '.join(lacking)} not installed")
+    engine, device = comfy_engine.engine(), torch.device("cpu")
+    config = engine.supported_models.SD15({**SHAPE, "context_dim": base.unet.config.cross_attention_dim})
+    config.unet_config = {**SHAPE, "context_dim": base.unet.config.cross_attention_dim}
+    config.set_inference_dtype(torch.float32, None)
+    model = engine.model_base.BaseModel(config, engine.model_base.ModelType.EPS, device=device)
+    model.diffusion_model.load_state_dict(weights)
+    made = engine.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+
+    def sample(p: Any, x: Tensor, sigmas: Tensor, conds: tuple[Tensor, Tensor]) -> Tensor:
+        positive, negative = ([[cond, {}]] for cond in conds)
+        found = engine.sample.sample_custom(
+            p, x / sigmas[0], SCALE, engine.samplers.ksampler("euler"), sigmas, positive, negative,
+            torch.zeros_like(x), disable_pbar=True, seed=0,
+        )  # fmt: skip
+        return found * model.latent_format.scale_factor
+
+    return Program(made, sample)
+
+
+@pytest.fixture(scope="module", params=[stand_in, real])
+def program(request: pytest.FixtureRequest, base: Base, tmp_path_factory: pytest.TempPathFactory) -> Program:
+    path = tmp_path_factory.mktemp("comfy") / "model.safetensors"
+    named = original.tensors(base.unet, base.vae, base.text_encoders, base.family)
+    save_file({name: value.contiguous().clone() for name, value in named.items()}, path)
+    start = "model.diffusion_model."
+    weights = {k.removeprefix(start): v for k, v in load_file(path).items() if k.startswith(start)}
+    return request.param(base, weights)
+
+
+def ours(base: Base, prompt: str, edits: tuple[Edit, ...] = ()) -> Tensor:
+    settings, cond = Settings(steps=STEPS, guidance=SCALE), base.encode([prompt])
+    with torch.no_grad(), attached(base.unet, edits):
+        trail = list(denoise(base, cond, base.unconditional(""), settings, base.noise([0])))
+    return trail[-1][1]
+
+
+def theirs(program: Program, base: Base, prompt: str, model: Any = None) -> Tensor:
+    """The same with the program: DDIM's latents are its own, divided by sqrt(alpha)."""
+    times = [751, 501, 251, 1]
+    sigmas = ((1 - base.alphas) / base.alphas).sqrt()[[*times, 0]]
+    conds = base.encode([prompt]).states, base.encode([""]).states
+    start = base.noise([0]) * (1 + sigmas[0] ** 2).sqrt()
+    model = program.patcher if model is None else model
+    return program.sample(model, start, sigmas, conds) * base.alphas[0].sqrt()
+
+
+def erased(program: Program, base: Base, edits: Any, strength: float = 1.0, model: Any = None) -> Any:
+    erasure = format.seal(some.erasure(base, edits))
+    return patcher.put(program.patcher if model is None else model, erasure, strength)
+
+
+def every(base: Base) -> tuple[Edit, ...]:
+    """Tokens and a text edit behind a gate, layers, convolutions, adapters, masks, keys and values."""
+    return sort_edits([
+        *some.eraser(base), some.low_rank(base), some.low_rank(base, some.CONVS), some.adapter(base),
+        some.columns(base), some.key_values(base), some.low_rank(base, "unet.up_blocks.*.upsamplers.0.conv"),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, OTHER])
+def test_it_draws_what_our_sampler_draws(prompt: str, program: Program, base: Base) -> None:
+    plain = ours(base, prompt)
+    assert some.far(theirs(program, base, prompt), plain) < ROUNDING
+    wanted, model = ours(base, prompt, every(base)), erased(program, base, every(base))
+    assert some.far(theirs(program, base, prompt, model), wanted) < ROUNDING
+    assert some.far(plain, wanted) > 100 * ROUNDING
+
+
+def test_shut_or_removed_it_is_the_base_bit_for_bit(program: Program, base: Base) -> None:
+    """Rows are judged by their own text, however they are batched; the model below stays as it is."""
+    before = theirs(program, base, PROMPT), theirs(program, base, OTHER)
+    model = erased(program, base, some.eraser(base))
+    assert theirs(program, base, OTHER, model).equal(before[1])
+    assert some.far(theirs(program, base, PROMPT, model), ours(base, PROMPT, some.eraser(base))) < ROUNDING
+    assert theirs(program, base, PROMPT).equal(before[0])
+    absent = erased(program, base, some.eraser(base), strength=0.0)
+    assert theirs(program, base, PROMPT, absent).equal(before[0])
+    hooks = [m for m in program.patcher.model.diffusion_model.modules() if m._forward_pre_hooks]
+    assert not hooks
+
+
+def test_files_add_up_in_any_order_and_at_their_strengths(program: Program, base: Base) -> None:
+    one, other = some.eraser(base), [some.shared(base, seed=5)]
+    wanted = ours(base, PROMPT, sort_edits([*one, *(edit.scaled(0.5) for edit in other)]))
+    first = erased(program, base, other, 0.5, erased(program, base, one))
+    second = erased(program, base, one, 1.0, erased(program, base, other, 0.5))
+    drawn = [theirs(program, base, PROMPT, model) for model in (first, second, first.clone())]
+    assert some.far(drawn[0], wanted) < ROUNDING
+    assert drawn[0].equal(drawn[1]) and drawn[0].equal(drawn[2])
+
+
+def test_rows_that_are_conditional(program: Program, base: Base) -> None:
+    """`cond_or_uncond` says which they are."""
+    edits = (some.conditional(some.shared(base)),)
+    drawn = theirs(program, base, PROMPT, erased(program, base, edits))
+    assert some.far(drawn, ours(base, PROMPT, edits)) < ROUNDING
+    assert some.far(drawn, ours(base, PROMPT, (some.shared(base),))) > 100 * ROUNDING
+
+
+def test_a_silenced_edit_raises(program: Program, base: Base) -> None:
+    """Another node's wrapper on top, or one that takes a cross-attention's place: no picture."""
+    model = erased(program, base, some.eraser(base))
+    over = model.clone()
+    over.set_model_unet_function_wrapper(lambda f, call: f(call["input"], call["timestep"], **call["c"]))
+    with pytest.raises(SilentEditError, match="passed over in a step"):
+        theirs(program, base, PROMPT, over)
+    replaced = model.clone()
+    replaced.set_model_attn2_replace(lambda q, k, v, options: q, "middle", 0)
+    with pytest.raises(SilentEditError, match="attn2 (saw 0 of 2 rows|has no place)"):
+        theirs(program, base, PROMPT, replaced)
+    assert some.far(theirs(program, base, PROMPT, model), ours(base, PROMPT, some.eraser(base))) < ROUNDING
+
+
+def test_another_wrapper_below_goes_on(program: Program, base: Base) -> None:
+    seen, model = [], program.patcher.clone()
+
+    def wrapper(apply_model: Any, call: Any) -> Tensor:
+        seen.append(call["cond_or_uncond"])
+        return apply_model(call["input"], call["timestep"], **call["c"])
+
+    model.set_model_unet_function_wrapper(wrapper)
+    model = erased(program, base, some.eraser(base), model=model)
+    assert some.far(theirs(program, base, PROMPT, model), ours(base, PROMPT, some.eraser(base))) < ROUNDING
+    assert len(seen) == STEPS
+
+
+def test_what_cannot_act_there(program: Program, base: Base, sdxl: Base) -> None:
+    with pytest.raises(RefusedError, match="guides"):
+        erased(program, base, [some.guide(base)])
+    for edits in (some.eraser(sdxl), [some.low_rank(sdxl, "unet.add_embedding.linear_1")]):
+        with pytest.raises(MismatchError):
+            patcher.put(program.patcher, format.seal(some.erasure(sdxl, edits)), 1.0)
+    with pytest.raises(UsageError, match="out of range"):
+        erased(program, base, some.eraser(base), strength=3.0)
+
+
+def test_the_nodes(program: Program, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the models folder, onto a MODEL, and what it did there."""
+    (tmp_path / "lprompts").mkdir()
+    format.save(some.erasure(base, some.eraser(base)), tmp_path / "lprompts" / "vg.lprompt.safetensors")
+    folders = types.ModuleType("folder_paths")  # ComfyUI's table of folders, the part that is used
+    folders.models_dir, folders.folder_names_and_paths = str(tmp_path), {}
+    folders.get_filename_list = lambda name: sorted(
+        path.name for place in folders.folder_names_and_paths[name][0] for path in Path(place).iterdir())
+    folders.get_full_path_or_raise = lambda name, file: str(
+        Path(folders.folder_names_and_paths[name][0][0]) / file)
+    monkeypatch.setitem(sys.modules, "folder_paths", folders)
+    load, put, read = (cls() for cls in comfyui.NODE_CLASS_MAPPINGS.values())
+    (files,) = load.INPUT_TYPES()["required"]["file"]
+    assert files == ["vg.lprompt.safetensors"] and len(load.IS_CHANGED(files[0])) == 64
+    (erasure,) = load.load(files[0])
+    told = put.apply(program.patcher, erasure, 1.0)
+    (model,) = told["result"]
+    assert told["ui"]["text"][0].startswith("Van Gogh: ") and len(told["ui"]["text"]) == 1
+    for prompt, said in ((PROMPT, f"erased in {STEPS} rows"), (OTHER, "nothing to erase")):
+        theirs(program, base, prompt, model)
+        receipt = read.read({"samples": None}, model)
+        assert said in receipt["result"][1] and f"{STEPS} calls" in receipt["ui"]["text"][0]
+    assert "no erasure" in read.read({}, program.patcher)["ui"]["text"][0]
+    assert set(comfyui.NODE_DISPLAY_NAME_MAPPINGS) == set(comfyui.NODE_CLASS_MAPPINGS)
+    json.dumps([cls.INPUT_TYPES() for cls in comfyui.NODE_CLASS_MAPPINGS.values()])
+
+
+def test_another_checkpoint_is_said(program: Program, base: Base) -> None:
+    moved = some.erasure(base, some.eraser(base))
+    header = replace(moved.header, base=replace(moved.header.base, fingerprint={"attn2": "0" * 64}))
+    model = patcher.put(program.patcher, format.seal(replace(moved, header=header)), 1.0)
+    assert patcher.on(model).erased.foreign() == ["Van Gogh"]
+
+
+def test_the_pack_is_small_and_has_its_registry_form() -> None:
+    folder = Path(comfyui.__file__).parent
+    assert len((folder / "__init__.py").read_text().splitlines()) < 150
+    form = tomllib.loads((folder / "pyproject.toml").read_text())
+    assert form["project"]["dependencies"] == ["conceptzap"] and form["tool"]["comfy"]["DisplayName"]
