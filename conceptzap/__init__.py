@@ -57,8 +57,8 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.evaluation.matrix import Bench as Bench
     from conceptzap.evaluation.run import Evaluation as Evaluation
     from conceptzap.format.lprompt import Info as Info
-    from conceptzap.redteam.outcome import Attacked as Attacked
     from conceptzap.playground.serving import ui as ui
+    from conceptzap.redteam.outcome import Attacked as Attacked
     from conceptzap.report import Bars as Bars
     from conceptzap.report import Report as Report
     from conceptzap.result import Result as Result

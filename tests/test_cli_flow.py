@@ -304,7 +304,7 @@ def test_stack_is_order_free(here: Path) -> None:
     pair = (f"cat{SUFFIX}", f"other{SUFFIX}")
     one = conceptzap("stack", *pair, "-o", "ab", "--json").json
     two = conceptzap("stack", *reversed(pair), "-o", "ba", "--json").json
-    assert set(one) == {"schema", "path", "bytes", "digest", "concepts", "parents"}
+    assert set(one) == {"schema", "path", "bytes", "digest", "concepts", "parents", "overlaps"}
     assert one["schema"] == "conceptzap.stack/1" and one["digest"] == two["digest"]
     assert (here / f"ab{SUFFIX}").read_bytes() == (here / f"ba{SUFFIX}").read_bytes()
     assert sorted(one["concepts"]) == ["cat", "house"] and len(one["parents"]) == 2

@@ -17,6 +17,7 @@ from conceptzap.verbs.stacking import Stacked
 
 if TYPE_CHECKING:
     from conceptzap.trust.policy import Policy
+    from conceptzap.verbs.generating import AnyBase
     from conceptzap.verbs.pushing import Pushed
 
 
@@ -46,12 +47,15 @@ def stack_files(
     output: Path | str | None = None,
     force: bool = False,
     report: Report | None = None,
+    base: AnyBase | None = None,
 ) -> Stacked:
     """Write the stack of these files: by default here, called after all that it erases.
 
-    Warns of a concept that is erased more than once, and of keys alone. Raises as `stack` does.
+    What comes back has `overlaps`: concepts that several files erase, files that act on every prompt and,
+    with a `base`, gates that open for the concept of another file. Warned of, as are keys alone. Raises as
+    `stack` does.
     """
-    return stacking.write(paths, output, force, report or Bars())
+    return stacking.write(paths, output, force, report or Bars(), base)
 
 
 def cite(paths: Path | str | Sequence[Path | str], report: Report | None = None) -> dict[str, str]:

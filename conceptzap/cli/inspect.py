@@ -17,9 +17,9 @@ from conceptzap.cli import _options as options
 def run(paths: options.Files, as_json: options.AsJson = False) -> None:
     from conceptzap.errors import ConceptZapError
     from conceptzap.terminal import models, show
-    from conceptzap.verbs import inspecting
+    from conceptzap.verbs import inspecting, overlaps
 
-    found, other, bad = [], [], []
+    found, other, bad, headers = [], [], [], {}
     every = [inside for path in paths for inside in inspecting.among(path)]
     for path in every:
         try:
@@ -28,18 +28,23 @@ def run(paths: options.Files, as_json: options.AsJson = False) -> None:
                 other.append(models.record(one))
             else:
                 found.append(show.info_record(one))
+                headers[one.digest] = one.header
         except ConceptZapError as error:
             bad.append(error)
     if len(every) == 1 and bad:
         raise bad[0]
+    twice = overlaps.repeated([headers[digest] for digest in sorted(headers)])
     if as_json:
         more = {"models": other} if other else {}
-        show.emit("inspect", {"files": found, **more, **_errors.among(bad)})
+        same = {"overlaps": {"concepts": twice}} if twice else {}
+        show.emit("inspect", {"files": found, **more, **same, **_errors.among(bad)})
     elif len(every) > len(paths):
         models.catalogue(found)
     else:
         for record in found:
             show.info(record)
+    for concept, titles in twice.items() if not as_json else ():
+        show.warn(f"{concept!r} is erased by {len(titles)} of these files")
     for record in other if not as_json else ():
         models.show(record)
     _errors.leave(bad, as_json)

@@ -3,7 +3,8 @@
     conceptzap stack van-gogh church
     conceptzap stack *.lprompt.safetensors -o all --json
 
-The order of the files makes no difference.
+The order of the files makes no difference. A concept that several files erase is warned of; with --base
+also a gate that opens for the concept of another file, as the base's text encoders have it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ def run(
         typer.Option("--output", "-o", metavar="FILE", parser=options.path,
                      help="The file to write.  [what it erases, joined by +]"),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="B", show_default=False,
+                     help="Ask every gate about the other files' concepts; nothing is drawn."),
+    ] = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -30,6 +36,6 @@ def run(
     from conceptzap.terminal import show
     from conceptzap.terminal.progress import Progress
 
-    made = api.stack_files(paths, output, force, Progress())
+    made = api.stack_files(paths, output, force, Progress(), base)
     record = show.stack_record(made)
     show.emit("stack", record) if as_json else show.stacked(record)

@@ -12,7 +12,6 @@ from conceptzap.base import Cond
 from conceptzap.redteam.carrier import allowed, tables
 from conceptzap.redteam.victim import Victim
 
-
 NAMED, UNNAMED = "named", "unnamed"
 
 

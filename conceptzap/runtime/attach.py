@@ -29,7 +29,15 @@ from conceptzap.base import PREFIX, find_module
 from conceptzap.edit import Edit
 from conceptzap.errors import MismatchError, RefusedError, SilentEditError
 from conceptzap.runtime import adapters, gates, guides, ops, sight
-from conceptzap.runtime.hooks import CrossHook, Hook, LayerHook, SightHook, Site, UNetHook, owner
+from conceptzap.runtime.hooks import (
+    CrossHook,
+    Hook,
+    LayerHook,
+    SightHook,
+    Site,
+    UNetHook,
+    owner,
+)
 from conceptzap.runtime.receipt import STRIPPED, Ledger, Receipt
 
 

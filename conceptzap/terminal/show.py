@@ -167,12 +167,16 @@ def stack_record(made: Any) -> dict[str, Any]:
         "digest": made.digest,
         "concepts": list(made.header.concepts),
         "parents": list(made.header.parents),
+        "overlaps": made.overlaps.record(),
     }
 
 
 def stacked(record: Mapping[str, Any]) -> None:
     """The stack's path; what is in it as a note."""
-    concepts = ", ".join(record["concepts"])
+    concepts = flat(record["concepts"])
+    everywhere = len(record["overlaps"]["everywhere"])
+    if everywhere > 1:
+        note(f"{everywhere} files act on every prompt, and add up there; the others only where they open")
     note(f"{concepts}: {size(record['bytes'])}, digest {record['digest'][:12]}")
     lines([record["path"]])
 

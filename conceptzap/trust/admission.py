@@ -111,7 +111,7 @@ def admit_all(base: Base, erasures: Sequence[Erasure], strict: bool, report: Rep
     """
     from conceptzap.trust import canary
 
-    foreign = [_fits(base, erasure, strict) for erasure in erasures]
+    foreign = [fits(base, erasure, strict) for erasure in erasures]
     canary.check_all(base, [(one, not away) for one, away in zip(erasures, foreign, strict=True)])
     for erasure, away in zip(erasures, foreign, strict=True):
         if away:
@@ -119,7 +119,8 @@ def admit_all(base: Base, erasures: Sequence[Erasure], strict: bool, report: Rep
     return foreign
 
 
-def _fits(base: Base, erasure: Erasure, strict: bool) -> bool:
+def fits(base: Base, erasure: Erasure, strict: bool) -> bool:
+    """Whether an erasure is of another checkpoint of the base's architecture; raises as `admit_all` does."""
     made_for = erasure.header.base
     if made_for.signature != base.signature:
         raise MismatchError(

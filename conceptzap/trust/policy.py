@@ -18,7 +18,13 @@ from packaging.version import Version
 
 from conceptzap import format
 from conceptzap.edit import BaseRef, Erasure
-from conceptzap.errors import FormatError, RefusedError, ResourceError, UsageError, escape
+from conceptzap.errors import (
+    FormatError,
+    RefusedError,
+    ResourceError,
+    UsageError,
+    escape,
+)
 from conceptzap.format import remote
 from conceptzap.format.atomic import read_regular, write_atomic
 from conceptzap.format.container import FILE_LIMIT

@@ -122,7 +122,7 @@ def erase_all(asked: Plans, report: Report, base: Any = None) -> ErasedAll:
         return done
     whole = concept_list.stacked(asked)
     admission.admit(here, whole, True, report)
-    stack = _write(asked, whole, report)
+    stack = _write(here, asked, whole, report)
     found = _judged(here, jobs, whole, report) if asked.measured else Closing()
     left = [replace(one, left=found.shown.get(one.concept)) for one in files]
     done = replace(done, files=tuple(left), stack=stack, scores=found.scores, verdict=found.verdict)
@@ -227,12 +227,12 @@ def _not_erased(head: Header) -> ThresholdError | None:
 # the stack
 
 
-def _write(asked: Plans, whole: Erasure, report: Report) -> Stacked:
+def _write(base: Base, asked: Plans, whole: Erasure, report: Report) -> Stacked:
     """Write the stack; one that is there already stays, and no other is overwritten without `force`."""
     paths = [plan.output for plan in asked.plans]
     if asked.stack.exists() and not asked.force and _digest(asked.stack) != whole.digest:
         raise UsageError(f"{escape(asked.stack)} exists and is another stack", "use --force to replace it")
-    return stacking.write(paths, asked.stack, True, report)
+    return stacking.write(paths, asked.stack, True, report, base)
 
 
 def _digest(path: Path) -> str:

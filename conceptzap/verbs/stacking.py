@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conceptzap import edit, format
 from conceptzap.edit import Erasure, Header
 from conceptzap.format import atomic, naming
 from conceptzap.report import Report
+from conceptzap.trust import admission
+from conceptzap.verbs import overlaps
+from conceptzap.verbs.overlaps import Overlaps
+
+if TYPE_CHECKING:
+    from conceptzap.base import Base
+    from conceptzap.verbs.generating import AnyBase
 
 MANY = 50  # files that take long enough to be counted
 
 
 @dataclass(frozen=True)
 class Stacked:
-    """A stack that was written."""
+    """A stack that was written, and where its files touch one another."""
 
     path: Path
     bytes: int
     digest: str
     header: Header
+    overlaps: Overlaps = field(default_factory=Overlaps)
 
 
 def write(
-    paths: Sequence[Path | str], output: Path | str | None, force: bool, report: Report
+    paths: Sequence[Path | str],
+    output: Path | str | None,
+    force: bool,
+    report: Report,
+    base: AnyBase | None = None,
 ) -> Stacked:
     """Read, stack and write; see `api.stack_files`."""
     if output is not None:  # the default name is known only once the files are read
@@ -35,21 +47,21 @@ def write(
     parts = [format.load(path) for path in counted]
     whole = format.seal(edit.stack(parts))
     target = naming.erasure_path((), output or naming.stack_path(whole.header.title))
+    found = overlaps.find(parts, _ready(base, whole), report)
     digest = format.save(whole, target, force)
-    for text in _odd(parts, whole):
+    for text in found.lines():
         report.warn(text)
-    return Stacked(target, target.stat().st_size, digest, whole.header)
-
-
-def _odd(parts: Sequence[Erasure], whole: Erasure) -> list[str]:
-    """What is allowed in a stack and seldom meant."""
-    erasing = {part.digest: part.header for part in parts if part.with_role("erase")}
-    inside = {digest for head in erasing.values() for digest in head.parents}
-    apart = [head.concepts for digest, head in erasing.items() if digest not in inside]
-    counts = Counter(concept for concepts in apart for concept in set(concepts))
-    counts |= Counter(whole.header.concepts)
-    twice = sorted(concept for concept, count in counts.items() if count > 1)
-    odd = [f"{concept!r} is erased more than once" for concept in twice]
     if not whole.with_role("erase"):
-        odd.append("this stack holds keys only: it erases nothing")
-    return odd
+        report.warn("this stack holds keys only: it erases nothing")
+    return Stacked(target, target.stat().st_size, digest, whole.header, found)
+
+
+def _ready(base: AnyBase | None, whole: Erasure) -> Base | None:
+    """The base that gates are asked by, of the architecture they are for; None where none was named."""
+    if base is None:
+        return None
+    from conceptzap.verbs.generating import find_base
+
+    here = find_base(base, "auto", "auto", None)
+    admission.fits(here, whole, strict=False)
+    return here
