@@ -199,6 +199,25 @@ def guide(base: Base, rule: str = "swap", seed: int = 0, gates: Iterable[Gate] =
     return Edit("guide", ("unet",), tensors, params, tuple(gates))
 
 
+TABLE = "text.*.token_embedding"
+
+
+def in_text(base: Base, pattern: str = "text.*.0.mlp.fc1", seed: int = 0, form: str = "up") -> Edit:
+    """A change at the last module of the text encoders that matches: up, into, delta or keep.
+
+    In the first layer, for SDXL reads the states before the last one.
+    """
+    site = base.sites(pattern)[-1]
+    out, into = base.module(site).weight.shape
+    slots = {
+        "up": {"up": randn(out, 2, seed=seed) / 4, "down": randn(2, into, seed=seed + 1) / 4},
+        "into": {"into": randn(into, 2, seed=seed) / 4, "down": randn(2, into, seed=seed + 1) / 4},
+        "delta": {"delta": randn(out, into, seed=seed) / 8},
+        "keep": {"keep": randn(out, into, seed=seed) < 1},
+    }  # fmt: skip
+    return Edit("weight", (site,), slots[form])
+
+
 def conditional(edit: Edit) -> Edit:
     """The same for conditional rows alone."""
     return replace(edit, params={**edit.params, "rows": "conditional"})
@@ -222,13 +241,21 @@ def erasure(base: Base, edits: Sequence[Edit] = ()) -> Erasure:
 def eps(base: Base, prompts: Sequence[str], edits: Iterable[Edit] = (), t: int = TIME) -> Tensor:
     """The noise that the base sees under the edits, one row a prompt, in one UNet call."""
     latents = base.noise(range(len(prompts)))
-    with attached(base.unet, edits):
+    with attached(base, edits):
         return base.eps(latents, t, base.encode(prompts))
 
 
 def hooks(base: Base) -> int:
-    """Hooks on all modules of the UNet."""
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in base.unet.modules())
+    """Hooks on all modules of the UNet, and those of ours in the text encoders (others have theirs)."""
+    ours = (
+        hook
+        for encoder in base.text_encoders
+        for module in encoder.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        if type(getattr(hook, "__self__", None)).__module__.startswith("conceptzap")
+    )
+    modules = base.unet.modules()
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules) + len(list(ours))
 
 
 def far(a: Tensor, b: Tensor) -> float:

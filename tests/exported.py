@@ -53,10 +53,12 @@ def save(folder: Path, base: Base, name: str, edits: Sequence[Edit]) -> Path:
 def through_diffusers(base: Base, written: Path) -> Base:
     """A base of the same weights, or of none, on which diffusers alone puts what was written."""
     if written.is_dir():
-        return replace(base, unet=DiffusionPipeline.from_pretrained(str(written)).unet.eval())
-    pipe = tiny(base.family).pipeline()
-    pipe.load_lora_weights(str(written))
-    return replace(base, unet=pipe.unet)
+        pipe = DiffusionPipeline.from_pretrained(str(written))
+    else:
+        pipe = tiny(base.family).pipeline()
+        pipe.load_lora_weights(str(written))
+    encoders = (pipe.text_encoder, getattr(pipe, "text_encoder_2", None))
+    return replace(base, unet=pipe.unet.eval(), text_encoders=tuple(one.eval() for one in encoders if one))
 
 
 def seen(base: Base, edits: Sequence[Edit] = ()) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from conceptzap.base import CROSS, CROSS_K, Base, find_module
 from conceptzap.errors import MismatchError, RefusedError, SilentEditError
 from conceptzap.runtime.attach import Attachment, attached
-from conceptzap.runtime.receipt import Ledger
+from conceptzap.runtime.ledger import Ledger
 
 MIXED = (some.ASKED[0], some.OTHER[0], some.ASKED[1], some.OTHER[1])
 BOTH = (some.tokens, some.shared)
@@ -136,9 +136,9 @@ def test_calling_around_the_hooks_is_refused(base: Base) -> None:
     try:
         with torch.no_grad():
             base.eps(latents, some.TIME, cond)
-            with pytest.raises(RefusedError, match="outside its UNet"):
+            with pytest.raises(RefusedError, match="outside its model"):
                 base.unet.forward(latents, some.TIME, cond.states, added_cond_kwargs=_added(cond))
-            with pytest.raises(RefusedError, match="outside its UNet"):
+            with pytest.raises(RefusedError, match="outside its model"):
                 base.module(base.sites(CROSS_K)[0])(cond.states)
     finally:
         attachment.remove()

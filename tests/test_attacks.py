@@ -27,7 +27,8 @@ from conceptzap.evaluation.comparison import Prediction
 from conceptzap.evaluation.probes import Subject, World
 from conceptzap.redteam import bell, discrete, inverting, search, trial
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import Carrier, allowed, split, without
+from conceptzap.redteam.carrier import allowed, without
+from conceptzap.training.carrier import Carrier, split
 from conceptzap.redteam.outcome import Attacked
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, STRAIGHT, TRANSFER, Victim
 from conceptzap.registry import config, family

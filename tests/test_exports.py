@@ -161,6 +161,31 @@ def test_webui_finds_every_module_of_a_real_unet(name: str) -> None:
     assert found > 200
 
 
+@pytest.mark.parametrize("to", FORMATS)
+def test_plain_diffusers_reads_texts_as_the_erased_encoders_do(
+    to: str, base: Base, tmp_path: Path
+) -> None:
+    """Every linear layer of them that programs agree on a name for, beside one in the UNet."""
+    sites = [s for s in base.sites("text.*.layers.*") if isinstance(base.module(s), torch.nn.Linear)]
+    edits = [some.shared(base), *(some.in_text(base, site, seed=i) for i, site in enumerate(sites))]
+    made = conceptzap.export(save(tmp_path, base, "a", edits), to, tmp_path / "out", base=base)
+    is_exported(base, made.path, edits)
+    if to == "lora":
+        names = {name.split(".")[0] for name in load_file(made.path)}
+        numbers = ("te1", "te2") if base.family == "sdxl" else ("te",)
+        first = {f"lora_{n}_text_model_encoder_layers_0_self_attn_q_proj" for n in numbers}
+        assert first <= names and len(names) == len(sites) + len(edits[0].sites)
+
+
+def test_words_go_into_a_checkpoint_and_into_no_lora(base: Base, tmp_path: Path) -> None:
+    edits = [some.in_text(base, some.TABLE), some.in_text(base, form="delta"), some.low_rank(base)]
+    path = save(tmp_path, base, "a", edits)
+    made = conceptzap.export(path, "checkpoint", tmp_path / "out", base=base)
+    is_exported(base, made.path, edits)
+    with pytest.raises(RefusedError, match="no two programs agree on a name for text"):
+        conceptzap.export(path, "lora", tmp_path / "lora", base=base, rank=4)
+
+
 def test_the_pooled_text_goes_into_a_checkpoint_and_into_no_lora(sdxl: Base, tmp_path: Path) -> None:
     """A LoRA that left it out would keep the larger half of the concept."""
     edits = [some.shared(sdxl), some.low_rank(sdxl, POOLED_SITE)]

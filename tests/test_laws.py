@@ -51,6 +51,16 @@ OTHERS: dict[str, Maker] = {
     "conditional rows": lambda base, **k: some.conditional(some.tokens(base, **k)),
 }
 MAKERS = WEIGHTS | OTHERS
+TEXTS: dict[str, Maker] = {
+    "text": some.in_text,
+    "text pair": lambda base, **k: some.in_text(base, "text.1.*.0.*.q_proj", form="into", **k),
+    "dense text": lambda base, **k: some.in_text(base, "text.*.0.*.out_proj", form="delta", **k),
+    "text mask": lambda base, **k: some.in_text(base, "text.1.*.0.*.fc2", form="keep", **k),
+    "words": lambda base, **k: some.in_text(base, some.TABLE, **k),
+    "moved words": lambda base, **k: some.in_text(base, some.TABLE, form="into", **k),
+    "dense words": lambda base, **k: some.in_text(base, "text.1.*token_embedding", form="delta", **k),
+}
+ALL = MAKERS | TEXTS
 GUIDES = ("safe", "swap")
 GATES = ("always", "window", "match", "sight")
 few = settings(max_examples=6, deadline=None, derandomize=True, database=None)
@@ -61,7 +71,8 @@ def made(base: Base, name: str, seed: int, gate: str = "always", scale: float = 
         "always": (), "window": (some.window(some.TIME, 900),),
         "match": (some.gate(base),), "sight": (some.sight(base),),
     }  # fmt: skip
-    return replace(MAKERS[name](base, seed=seed, gates=gates[gate]), scale=scale)
+    gated = {} if name in TEXTS else {"gates": gates[gate]}
+    return replace(ALL[name](base, seed=seed, **gated), scale=scale)
 
 
 def stacks(names: dict[str, Maker], gates: tuple[str, ...] = GATES) -> st.SearchStrategy:
@@ -73,25 +84,29 @@ def stacks(names: dict[str, Maker], gates: tuple[str, ...] = GATES) -> st.Search
 
 @pytest.mark.parametrize("edits", ["none", "strength 0"])
 def test_identity(base: Base, edits: str) -> None:
-    absent = [] if edits == "none" else [replace(maker(base), scale=0.0) for maker in MAKERS.values()]
+    absent = [] if edits == "none" else [replace(maker(base), scale=0.0) for maker in ALL.values()]
     assert some.eps(base, PROMPTS, absent).equal(some.eps(base, PROMPTS))
 
 
 @few
-@given(stacks(MAKERS))
+@given(stacks(ALL))
 def test_reversal(base: Base, drawn: list) -> None:
-    weights = {name: value.clone() for name, value in base.unet.state_dict().items()}
+    weights = [value.clone() for value in _weights(base)]
     before, hooks = some.eps(base, PROMPTS), some.hooks(base)
     during = some.eps(base, PROMPTS, [made(base, *one) for one in drawn])
     assert not during.equal(before)
     assert some.eps(base, PROMPTS).equal(before) and some.hooks(base) == hooks
-    assert all(value.equal(weights[name]) for name, value in base.unet.state_dict().items())
+    assert all(value.equal(kept) for value, kept in zip(_weights(base), weights, strict=True))
+
+
+def _weights(base: Base) -> list[torch.Tensor]:
+    return [value for part in (base.unet, *base.text_encoders) for value in part.state_dict().values()]
 
 
 @few
 @given(st.data())
 def test_order_free(base: Base, data: st.DataObject) -> None:
-    edits = [made(base, *one) for one in data.draw(stacks(MAKERS))]
+    edits = [made(base, *one) for one in data.draw(stacks(ALL))]
     shuffled = data.draw(st.permutations(edits))
     assert some.far(some.eps(base, PROMPTS, shuffled), some.eps(base, PROMPTS, edits)) < 2e-5
     in_files = [sort_edits(order) for order in (edits, shuffled)]
@@ -160,7 +175,7 @@ def test_what_only_hooks_can_do_is_not_baked(base: Base) -> None:
 
 
 @few
-@given(stacks(MAKERS))
+@given(stacks(ALL))
 def test_round_trip(base: Base, tmp_path_factory: pytest.TempPathFactory, drawn: list) -> None:
     edits = [made(base, *one) for one in drawn]
     path = tmp_path_factory.mktemp("trip") / f"one{format.SUFFIX}"

@@ -119,7 +119,7 @@ def test_its_edits_are_known_and_fit(made: Any, here: Base) -> None:
         erasure = format.load(path)
         assert erasure.edits and {edit.op for edit in erasure.edits} <= OPS
         assert {edit.role for edit in erasure.edits} == {"erase" if path == made.path else "key"}
-        with attached(here.unet, erasure.edits):
+        with attached(here, erasure.edits):
             here.eps(here.noise([0]), 500, here.encode(["a cat"]))
 
 

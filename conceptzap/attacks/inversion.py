@@ -17,7 +17,7 @@ import torch
 from conceptzap.evaluation.probes import seed_of
 from conceptzap.redteam import discrete, search
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import Carrier, split
+from conceptzap.training.carrier import Carrier, split
 from conceptzap.redteam.victim import EVADE, STRAIGHT, TRANSFER, Victim
 from conceptzap.report import Report
 

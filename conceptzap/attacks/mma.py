@@ -17,7 +17,7 @@ from torch import Tensor
 from conceptzap.base import Cond
 from conceptzap.redteam import discrete
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import Carrier, tables
+from conceptzap.training.carrier import Carrier, tables
 from conceptzap.redteam.victim import EVADE, TRANSFER, Victim
 from conceptzap.report import Report
 

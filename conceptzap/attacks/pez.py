@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from conceptzap.redteam import discrete
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import Carrier, split
+from conceptzap.training.carrier import Carrier, split
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, TRANSFER, Tensors, Victim
 from conceptzap.report import Report
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from conceptzap.redteam import bell, discrete
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import Carrier
+from conceptzap.training.carrier import Carrier
 from conceptzap.redteam.victim import TRANSFER, Victim
 from conceptzap.report import Report
 

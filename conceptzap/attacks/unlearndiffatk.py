@@ -18,7 +18,8 @@ from torch import Tensor
 from conceptzap.evaluation.probes import STYLE
 from conceptzap.redteam import discrete, search
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import Carrier, allowed, split
+from conceptzap.redteam.carrier import allowed
+from conceptzap.training.carrier import Carrier, split
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, STRAIGHT, TRANSFER, Victim
 from conceptzap.report import Report
 

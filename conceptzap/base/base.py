@@ -6,19 +6,18 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from conceptzap.base import bpe, identity, layout, loading, schedule
+from conceptzap.base import bpe, identity, layout, loading, modules, schedule
 from conceptzap.base.cond import Cond
+from conceptzap.base.modules import PREFIX, find_module
 from conceptzap.edit import BaseRef
 from conceptzap.errors import MismatchError, ResourceError
 
-PREFIX = "unet."
 CROSS = "unet.*.attn2"
 CROSS_K = "unet.*.attn2.to_k"
 CROSS_V = "unet.*.attn2.to_v"
@@ -248,13 +247,12 @@ class Base:
     # -- modules -------------------------------------------------------------------------------
 
     def sites(self, pattern: str) -> tuple[str, ...]:
-        """Paths of the modules that match a shell pattern such as "unet.*.attn2", in UNet order."""
-        paths = (PREFIX + name for name, _ in self.unet.named_modules() if name)
-        return tuple(path for path in paths if fnmatchcase(path, pattern))
+        """Paths of the modules that match a shell pattern such as "unet.*.attn2" or "text.*"."""
+        return modules.sites(self, pattern)
 
     def module(self, site: str) -> nn.Module:
         """The module at a path of `sites`; raises like `find_module`."""
-        return find_module(self.unet, site)
+        return find_module(self, site)
 
     # -- identity ------------------------------------------------------------------------------
 
@@ -289,7 +287,7 @@ class Base:
         another checkpoint.
         """
         parts = ["attn2", "text"]
-        if not all(re.search(r"\.attn2(\.|$)", site) for site in sites):
+        if not all(re.search(r"\.attn2(\.|$)|^text\.", site) for site in sites):
             parts.append("unet")
         for name in parts:
             if name not in self._prints:
@@ -373,17 +371,6 @@ class Base:
         return cls(
             **shared, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
-
-
-def find_module(unet: nn.Module, site: str) -> nn.Module:
-    """The module at `site` ("unet....."), below any LoRA wrapper; `MismatchError` if there is none."""
-    try:
-        module = unet.get_submodule(site.removeprefix(PREFIX)) if site.startswith(PREFIX) else None
-    except AttributeError:
-        module = None
-    if module is None:
-        raise MismatchError(f"this base has no module {site}", "use the base it was made for")
-    return getattr(module, "base_layer", module)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What other programs call the layers of a UNet: by diffusers' path or by the original code's."""
+"""What other programs call the layers of a UNet and of text encoders: by diffusers' path or by the original code's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from conceptzap.base.base import PREFIX
+from conceptzap.base.modules import PREFIX, TEXT, encoder_of
 from conceptzap.base.original import unet_names
 
 KOHYA = "lora_unet_"  # before a path whose dots are underscores
@@ -20,6 +20,18 @@ def original_site(site: str, unet: Any) -> str:
 def underscored(path: str) -> str:
     """As kohya's scripts write a path, diffusers' or the original one."""
     return KOHYA + path.removeprefix(PREFIX).replace(".", "_")
+
+
+def of_text(site: str) -> str:
+    """A text encoder's layer as diffusers has it: `text.2.final` -> `text_encoder_2.text_model.final`."""
+    number = encoder_of(site)
+    return f"text_encoder{f'_{number + 1}' * bool(number)}.{TEXT.sub('text_model.', site)}"
+
+
+def underscored_text(site: str, family: str) -> str:
+    """The same as kohya's scripts write it: `lora_te_text_model_encoder_x`, numbered in SDXL."""
+    number = encoder_of(site) + 1 if family == "sdxl" else ""
+    return f"lora_te{number}_" + TEXT.sub("text_model.", site).replace(".", "_")
 
 
 def layers(unet: nn.Module) -> dict[str, str]:

@@ -41,6 +41,7 @@ from conceptzap.exports import Order
 from conceptzap.format import atomic
 from conceptzap.format.naming import SUFFIX
 from conceptzap.report import Report
+from conceptzap.runtime import texts
 from conceptzap.runtime.attach import attached, bake
 from conceptzap.trust import canary
 from conceptzap.words import with_article
@@ -112,13 +113,15 @@ def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, J
 
 
 def _baked(base: Base, order: Order, asked: torch.dtype | None) -> Base:
-    """The base with the edits in its UNet, every part in the dtype asked for, or its own."""
+    """The base with the edits in its parts, each in the dtype asked for, or its own."""
+    read, in_unet = texts.baked(base, order.edits)
+    pairs = zip(base.text_encoders, read.text_encoders, strict=True)
     mark = {"erasures": [source["digest"] for source in order.sources]}
     unet, vae = base.unet, base.vae
     return replace(
         base,
-        unet=_twin(unet, asked, bake(unet, order.edits), _name_or_path=base.id, _conceptzap=mark),
-        text_encoders=tuple(_cast(part, asked) for part in base.text_encoders),
+        unet=_twin(unet, asked, bake(unet, in_unet), _name_or_path=base.id, _conceptzap=mark),
+        text_encoders=tuple(_cast(new, asked or _own_dtype(old)) for old, new in pairs),
         vae=_twin(vae, asked, {}, _name_or_path=base.id),
     )
 
@@ -148,8 +151,7 @@ def _own_dtype(module: nn.Module) -> torch.dtype:
     return exports.narrowest(module.parameters(), DTYPES)
 
 
-def _cast(module: nn.Module, asked: torch.dtype | None) -> nn.Module:
-    dtype = asked or _own_dtype(module)
+def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module if module.dtype == dtype else copy.deepcopy(module).to(dtype)
 
 
@@ -206,7 +208,7 @@ def _verified(base: Base, order: Order, path: Path, dtype: torch.dtype) -> float
         )
     prompts = [*order.header.concepts, ""]
     plain, found = _eps(base, prompts), _eps(written, prompts)
-    with attached(base.unet, order.edits):
+    with attached(base, order.edits):
         wanted = _eps(base, prompts)
     error = ((found - wanted).norm() / (wanted - plain).norm()).item()
     if not error <= max(canary.TOLERANCE[dtype], canary.TOLERANCE[base.dtype]):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from conceptzap import exports
 from conceptzap.base import PREFIX, Base, find_module, names
+from conceptzap.base.modules import is_text
 from conceptzap.edit import Edit, Json, canonical_json, raw
 from conceptzap.errors import RefusedError, UsageError
 from conceptzap.exports import Order
@@ -33,8 +34,11 @@ from conceptzap.runtime import ops
 
 DTYPES = (torch.float16, torch.float32)
 DENSE = frozenset({"delta", "keep", "bits"})
-# elsewhere in a UNet no two readers agree on the names
-NAMED = re.compile(r"unet\.((down|up)_blocks\.\d+|mid_block)\.(attentions|resnets)\.\d+\.[\w.]+")
+# elsewhere in a UNet or a text encoder no two readers agree on the names
+NAMED = re.compile(
+    r"unet\.((down|up)_blocks\.\d+|mid_block)\.(attentions|resnets)\.\d+\.[\w.]+"
+    r"|text\.[12]\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+)
 EXACT = 0.01  # largest relative error at one module of what is meant to be exact
 
 
@@ -70,6 +74,9 @@ def check(order: Order) -> None:
     sites = sorted({site for edit in nameless for site in edit.sites if not NAMED.fullmatch(site)})
     differ = f"no two programs agree on a name for {', '.join(sites)}; use --to checkpoint"
     exports.refuse("lora", order, nameless, differ)
+    if order.keys == "peft":
+        beside = [edit for edit in order.edits if any(map(is_text, edit.sites))]
+        exports.refuse("PEFT folder", order, beside, "it is of the UNet alone; use other --keys")
     exports.asked_dtype(order, DTYPES)
 
 
@@ -91,7 +98,7 @@ def place(order: Order, output: Path) -> Path:
 def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, Json]:
     """Write the file once it is known that its factors give the change back."""
     edits = _by_site(order.edits)
-    modules = {site: find_module(base.unet, site) for site in edits}
+    modules = {site: find_module(base, site) for site in edits}
     layers = {site: _factors(edits[site], modules[site], order.rank) for site in edits}
     parts = [part for layer in layers.values() for part in layer]
     dtype = exports.asked_dtype(order, DTYPES) or exports.narrowest(parts, DTYPES)
@@ -207,15 +214,19 @@ def _tensors(
         _, *shape = modules[site].weight.shape
         up, down = up.view(*up.shape, *(1 for _ in shape[1:])), down.view(len(down), *shape)
         if keys in ("diffusers", "peft"):
-            start = "unet." if keys == "diffusers" else "base_model.model."
-            name = f"{start}{site.removeprefix(PREFIX)}"
+            start = "" if keys == "diffusers" else "base_model.model."
+            name = start + (names.of_text(site) if is_text(site) else _unet_path(site, keys))
             tensors |= {f"{name}.lora_B.weight": up, f"{name}.lora_A.weight": down}
         else:
-            path = site if keys == "kohya" else names.original_site(site, base.unet)
-            name = names.underscored(path)
+            path = site if keys == "kohya" or is_text(site) else names.original_site(site, base.unet)
+            name = names.underscored_text(site, base.family) if is_text(site) else names.underscored(path)
             tensors |= {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
             tensors[f"{name}.alpha"] = torch.tensor(len(down), dtype=down.dtype)
     return tensors
+
+
+def _unet_path(site: str, keys: str) -> str:
+    return site if keys == "diffusers" else site.removeprefix(PREFIX)
 
 
 def _labels(base: Base, order: Order, rank: int) -> dict[str, str]:

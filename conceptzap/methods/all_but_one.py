@@ -68,7 +68,7 @@ def _weights(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Ed
         score = distil.teacher(base, forget, empty)  # [n, c, h, w]
         wanted = distil.teacher(base, forget, forget.anchor) - score
         # 2. the edited model's, from one call
-        with attached(base.unet, edits):
+        with attached(base, edits):
             both = Cond.cat([empty, forget.concept])
             without, given = base.eps(forget.x.repeat(2, 1, 1, 1), forget.t.repeat(2), both).chunk(2)
             moved = objectives.distance(base, given - without, wanted, forget.t, "noise")

@@ -55,14 +55,14 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     with ExitStack() as stack:
         for lesson in lessons.lessons(base, task, report):
             one = _after(base, task, lesson, cfg, report)
-            stack.enter_context(installed(base.unet, one))
+            stack.enter_context(installed(base, one))
             made += one
     yield from made
 
 
 def _after(base: Base, task: Task, lesson: Lesson, cfg: Config, report: Report) -> list[Edit]:
     """One concept's edits, beside all that are in force by then."""
-    edits, before = objectives.low_rank(base, cfg.sites, cfg.rank, report.seed), installed_on(base.unet)
+    edits, before = objectives.low_rank(base, cfg.sites, cfg.rank, report.seed), installed_on(base)
     taken = {site: subspace.outputs(base, before, site) for edit in edits for site in edit.sites}
 
     def terms(_: int, forget: Batch, keep: Batch) -> distil.Terms:

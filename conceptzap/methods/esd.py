@@ -67,7 +67,7 @@ def _losses(
             concept = base.eps(rows.x, rows.t, rows.concept)  # [n, c, h, w]
             anchor = base.eps(rows.x, rows.t, rows.anchor)
         target = objectives.negative_guidance(concept, anchor, cfg.eta)
-        with attached(base.unet, edits):
+        with attached(base, edits):
             eps = base.eps(rows.x, rows.t, rows.concept)
             loss = objectives.distance(base, eps, target, rows.t, "noise")
             yield "erase", loss * rows.share, "weights"
@@ -77,7 +77,7 @@ def _losses(
         rows = retain.draw(generator, cfg.batch, part, parts)
         with torch.no_grad():
             target = base.eps(rows.x, rows.t, rows.concept)
-        with attached(base.unet, edits):
+        with attached(base, edits):
             eps = base.eps(rows.x, rows.t, rows.concept)
             loss = objectives.distance(base, eps, target, rows.t, "noise")
             yield "retain", cfg.retain * loss * rows.share, "weights"

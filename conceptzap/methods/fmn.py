@@ -48,7 +48,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     edits = objectives.low_rank(base, cfg.sites, cfg.rank, report.seed)
 
     def terms(_: int, forget: Marked, keep: Batch) -> distil.Terms:
-        with attached(base.unet, edits), attention.captured(base) as taken:
+        with attached(base, edits), attention.captured(base) as taken:
             base.eps(forget.x, forget.t, forget.concept)
             yield "attention", norm(attending.shares(taken, forget.marks)), "weights"
         yield from distil.retain(base, edits, keep, cfg)

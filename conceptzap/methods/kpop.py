@@ -117,7 +117,7 @@ class _Losses:
 
     def _transfer(self, batch: Batch) -> Generator[tuple[str, Tensor, str], None, None]:
         target = self._frozen(batch.x, batch.t, batch.concept)
-        with attached(self.base.unet, [*self.weights, self.key]):
+        with attached(self.base, [*self.weights, self.key]):
             yield "transfer", self._loss(batch, target), "prompt"
 
     def _removal(
@@ -126,14 +126,14 @@ class _Losses:
         concept = self._frozen(batch.x, batch.t, batch.concept)  # [n, c, h, w]
         anchor = self._frozen(batch.x, batch.t, batch.anchor)
         target = objectives.negative_guidance(concept, anchor, self.cfg.eta)
-        with attached(self.base.unet, self.weights):
+        with attached(self.base, self.weights):
             yield "remove", self._loss(batch, target), "weights"
         if self.cfg.with_prompt:
-            with attached(self.base.unet, [*self.weights, self.key]):
+            with attached(self.base, [*self.weights, self.key]):
                 yield "with prompt", self.cfg.with_prompt * self._loss(batch, concept), "weights"
         if keep is not None:
             target = self._frozen(keep.x, keep.t, keep.concept)
-            with attached(self.base.unet, self.weights):
+            with attached(self.base, self.weights):
                 yield "retain", self.cfg.retain * self._loss(keep, target), "weights"
 
     @torch.no_grad()

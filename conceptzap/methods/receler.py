@@ -67,7 +67,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
         anchor = distil.teacher(base, forget, forget.anchor)
         target = objectives.negative_guidance(concept, anchor, cfg.eta)
         inside = attending.region(base, forget, forget.concept, cfg.region)
-        with watched(base) as outputs, attached(base.unet, [*edits, attack]):
+        with watched(base) as outputs, attached(base, [*edits, attack]):
             eps = base.eps(forget.x, forget.t, forget.concept)
             loss = objectives.distance(base, eps, target, forget.t, "noise")
             outside = strays(edits, outputs, inside)

@@ -85,7 +85,7 @@ def _distil(
         rows = trajectories.draw(generator, cfg.batch, part, parts)
         with torch.no_grad():
             target = base.eps(rows.x, rows.t, rows.anchor)  # [n, c, h, w], as the frozen base sees it
-        with attached(base.unet, [*fixed, learned]):
+        with attached(base, [*fixed, learned]):
             eps = base.eps(rows.x, rows.t, rows.concept)
             loss = objectives.distance(base, eps, target, rows.t, "noise")
             yield "distil", loss * rows.share, "tokens"

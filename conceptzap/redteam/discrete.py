@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, one_hot
 
 from conceptzap.base import Cond
-from conceptzap.redteam.carrier import allowed, tables
+from conceptzap.redteam.carrier import allowed
+from conceptzap.training.carrier import tables
 from conceptzap.redteam.victim import Victim
 
 NAMED, UNNAMED = "named", "unnamed"

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from conceptzap.base import CROSS, Base, Cond
 from conceptzap.edit import Edit, Gate, Json
-from conceptzap.redteam.carrier import Carrier, split, tables
+from conceptzap.training.carrier import Carrier, split, tables
 from conceptzap.report import Report
-from conceptzap.runtime import gates, sight
+from conceptzap.runtime import gates, sight, texts
 from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
 from conceptzap.training import lessons, objectives, probe
@@ -86,19 +86,20 @@ def _hardened(
 ) -> tuple[Edit, list[Json]]:
     # 1. what the concept looks like on its way, and what else must not open the gate
     seed = report.seed
+    acting, edits = texts.baked(base, edits)
     prompts = objectives.subset(seed, lesson.prompts, size.concept)
     anchors = objectives.subset(seed, lesson.anchors, size.others // 8)
     shut = [*lesson.kept(size.others - len(anchors)), *anchors]
     concept = probe.watch(base, prompts, seed, report, f"looking at {lesson.concept}")
-    others = probe.watch(base, shut, seed + 1000, report, "looking at what stays", edits)
+    others = probe.watch(acting, shut, seed + 1000, report, "looking at what stays", edits)
     gone = prompts[: size.erased]
-    others = others.joined(probe.watch(base, gone, seed + 2000, report, "looking at what is erased", edits))
+    others = others.joined(probe.watch(acting, gone, seed + 2000, report, "looking at what is erased", edits))
     gate, rounds, idle = probe.fit_gate(concept, others), [], 0
     # 2. attack, look, fit again
     for number in range(size.rounds):
         free = size.tokens[number % len(size.tokens)]
-        cond = _search(base, lesson, prompts, concept, edits, gate, free, size, number, report)
-        found = probe.watch(base, cond[list(range(size.found))], seed + 3000 + 100 * number, report,
+        cond = _search(base, acting, lesson, prompts, concept, edits, gate, free, size, number, report)
+        found = probe.watch(acting, cond[list(range(size.found))], seed + 3000 + 100 * number, report,
                             "looking at what was found", edits)  # fmt: skip
         drawn, through = _fate(gate, found)
         rounds.append({
@@ -137,11 +138,11 @@ def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:
 
 
 def _search(
-    base: Base, lesson: Lesson, prompts: Sequence[str], seen: Seen, edits: Sequence[Edit], gate: Gate,
-    free: int, size: Budget, number: int, report: Report,
+    base: Base, acting: Base, lesson: Lesson, prompts: Sequence[str], seen: Seen, edits: Sequence[Edit],
+    gate: Gate, free: int, size: Budget, number: int, report: Report,
 ) -> Cond:  # fmt: skip
-    """Text states of the prompts with what was found in place of the concept's name."""
-    carrier = Carrier.instead(base, prompts, lesson.names, free)
+    """Text states, of the base that acts, of the prompts with what was found in place of the concept's name."""
+    carrier = Carrier.instead(acting, prompts, lesson.names, free)
     asked = base.encode(list(prompts))
     generator = torch.Generator().manual_seed(report.seed * 7919 + number)
     v = nn.Parameter(_start(base, lesson, free, generator))
@@ -155,7 +156,7 @@ def _search(
             target = base.predict(x, t, asked[rows])  # [batch, c, h, w]
         with torch.enable_grad():
             cond = carrier.rows(rows).states(split(base, v.expand(size.batch, -1, -1)))
-            with attached(base.unet, edits), probe.looking(base) as looks:
+            with attached(base, edits), probe.looking(base) as looks:
                 error = (base.predict(x, t, cond) - target).pow(2).mean()
             margin = sight.scores(gate, looks[0], t.float().cpu()) - gate.params["threshold"]
             loss = error + size.evade * _shutting(edits, cond, margin)

@@ -23,7 +23,7 @@ from conceptzap.evaluation.probes import Subject, World
 from conceptzap.format import atomic, cache
 from conceptzap.report import Report
 from conceptzap.result import Probe, Settings
-from conceptzap.runtime import gates, sight
+from conceptzap.runtime import gates, sight, texts
 from conceptzap.runtime.attach import attached
 from conceptzap.runtime.sampler import denoise
 
@@ -54,14 +54,18 @@ class Victim:
 
     @staticmethod
     def of(base: Base, edits: Sequence[Edit], target: Subject, **rest: Any) -> Victim:
-        return Victim(base, tuple(edits), target, digest=base_digest(base), **rest)
+        """Edits of the text encoders become weights of its own base, which learns from the plain one."""
+        own, left = texts.baked(base, edits)
+        if own is not base:
+            rest = {"teacher": base, "taught": base_digest(base), **rest}
+        return Victim(own, left, target, digest=base_digest(own), **rest)
 
     def oracle(self, other: Base) -> Victim:
         """The same asked of a checkpoint that never knew the concept, to which its pictures are shown."""
         if not _same_pictures(self.base, other):
             hint = "train it with the same VAE at the same size"
             raise MismatchError(f"{other.id} has other latents than {self.base.id}", hint)
-        beside = {"teacher": self.base, "taught": self.digest}
+        beside = {"teacher": self.knows, "taught": self.taught or self.digest}
         return replace(self, base=other, edits=(), digest=base_digest(other), **beside)
 
     @property
@@ -189,7 +193,7 @@ class Victim:
             if form != TRANSFER:
                 stack.enter_context(gates.straight_through())
             if edits:
-                stack.enter_context(attached(self.base.unet, edits))
+                stack.enter_context(attached(self.base, edits))
             yield
 
     def eps(self, form: str, x: Tensor, t: Tensor, cond: Cond, more: Sequence[Edit] = ()) -> Tensor:

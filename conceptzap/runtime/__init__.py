@@ -4,6 +4,9 @@
 each edit acts on each row, the `hooks` at the edits' modules let the `ops` compute what the acting ones
 add, and the books are closed: every module must have seen every row, or the call raises.
 
+Edits of the text encoders (`texts`) have books of their own, one for each encoder; a UNet call is refused
+whose text states these have not made.
+
 gates: (text states [rows, length, width], timesteps [rows]) -> strengths [edits, rows], or [rows, length]
     for an edit behind a `token` gate. All-zero states are shut. Text is read once, time at every call.
 ops:   (input x [rows, ..., in], output y, strengths) -> what to add to x (`into down`) or to y. Every

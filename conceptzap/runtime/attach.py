@@ -25,10 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conceptzap.base import PREFIX, find_module
+from conceptzap.base import PREFIX, Model, find_module
+from conceptzap.base.modules import encoder_of, plain, unet_of
 from conceptzap.edit import Edit
 from conceptzap.errors import MismatchError, RefusedError, SilentEditError
-from conceptzap.runtime import adapters, gates, guides, ops, sight
+from conceptzap.runtime import adapters, gates, guides, ops, sight, texts
 from conceptzap.runtime.hooks import (
     CrossHook,
     Hook,
@@ -38,28 +39,36 @@ from conceptzap.runtime.hooks import (
     UNetHook,
     owner,
 )
-from conceptzap.runtime.receipt import STRIPPED, Ledger, Receipt
+from conceptzap.runtime.ledger import Ledger
+from conceptzap.runtime.receipt import STRIPPED, Receipt
 
 
 class Attachment:
-    """Edits hooked into a UNet until `remove()`. Use `attached` where a block is enough.
+    """Edits hooked into a base, or a bare UNet, until `remove()`. Use `attached` where a block is enough.
 
     Those of strength 0 are left out. `only` [edits, rows], 1 or 0, confines each edit to some rows of
-    every call; the edits must all be of some strength then. `ours`: the UNet is called by nobody but
-    conceptzap, which says which rows are unconditional; elsewhere a pipeline has to (`Guidance`).
+    every call, those of the text encoders, too; the edits must all be of some strength then. `ours`: the
+    UNet is called by nobody but conceptzap, which says which rows are unconditional; elsewhere a pipeline
+    has to (`Guidance`).
     """
 
     def __init__(
-        self, unet: nn.Module, edits: Iterable[Edit], only: Tensor | None = None, ours: bool = True
+        self,
+        model: Model | nn.Module,
+        edits: Iterable[Edit],
+        only: Tensor | None = None,
+        ours: bool = True,
     ) -> None:
         self.edits = tuple(edit for edit in edits if edit.scale)
         self._ledger = Ledger(self.edits, only, ours)
+        self._books: dict[int, texts.Books] = {}  # place of a text encoder that is edited -> its own
         self._handles: list[Any] = []
-        self._placed: list[tuple[nn.Module, Hook, bool]] = []  # where hooks belong, and if that is the UNet
-        self._compiled = _is_compiled(unet)
+        self._placed: list[tuple[nn.Module, Hook]] = []  # where hooks belong
+        unet = unet_of(model)
+        encoders = getattr(model, "text_encoders", ())
+        self._compiled = any(map(_is_compiled, (unet, *encoders)))
         try:
-            # hooks on the wrapper that torch.compile makes would miss calls of the UNet itself
-            self._install(getattr(unet, "_orig_mod", unet))
+            self._install(model, plain(unet), only)
             self._forget_graphs()
         except BaseException:
             self.remove()
@@ -69,8 +78,15 @@ class Attachment:
     def receipt(self) -> Receipt:
         return self._ledger.receipt
 
+    def check_ran(self) -> None:
+        """Raise `SilentEditError` if nothing was run with the edits: the UNet or, for its own, an encoder."""
+        encoded = self._books and all(books.ledger.receipt.calls for books in self._books.values())
+        of_text = all(map(texts.of_text, self.edits))
+        if self.edits and not self.receipt.calls and not (of_text and encoded):
+            raise SilentEditError("edits were attached but the UNet was never run with them", STRIPPED)
+
     def remove(self) -> None:
-        """Take every hook off; the UNet is bit for bit what it was."""
+        """Take every hook off; UNet and text encoders are bit for bit what they were."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -88,46 +104,67 @@ class Attachment:
         if self._compiled:
             torch.compiler.reset()
 
-    def _install(self, unet: nn.Module) -> None:
+    def _install(self, model: Model | nn.Module, unet: nn.Module, only: Tensor | None) -> None:
         if edits_on(unet) is not None:
             raise RefusedError(
                 "this UNet has erasures attached already",
                 "remove them first, or attach all edits together",
             )
-        modules = _checked(unet, self.edits)
+        modules = _checked(model, unet, self.edits)
+        # 1. the text encoders, by books of their own
+        of_text = [texts.of_text(edit) for edit in self.edits]
+        for place in sorted({encoder_of(s) for e, t in zip(self.edits, of_text) if t for s in e.sites}):
+            self._into_encoder(model, unet, place, only)
+        # 2. the UNet: what is at a cross-attention, and what is at any other module
         cross: dict[str, Site] = {}
-        plain: dict[str, Site] = {}
+        inner: dict[str, Site] = {}
         for (tokens, paths), indices in _by_sites(self._ledger.edits).items():
             for path in paths:
-                sites = cross if tokens else plain
+                sites = cross if tokens else inner
                 sites.setdefault(path, Site(path)).edits.extend(indices)
-        for site in (*cross.values(), *plain.values()):
+        for site in (*cross.values(), *inner.values()):
             site.edits.sort()
         if self.edits:
-            self._hook(unet, UNetHook(self._ledger))
+            self._hook(unet, UNetHook(self._ledger, texts.Origins(model, self._books).check))
         for path, site in cross.items():
             around = CrossHook(self._ledger, site)
-            self._hook(modules[path], around, path)
+            self._hook(modules[path], around, self._ledger)
             for letter in "kv":
-                inner = f"{path}.to_{letter}"
-                layer = LayerHook(self._ledger, plain.pop(inner, Site(inner)), around, letter)
-                self._hook(find_module(unet, inner), layer, inner)
-        for path, site in plain.items():
-            self._hook(modules[path], LayerHook(self._ledger, site), path)
+                part = f"{path}.to_{letter}"
+                layer = LayerHook(self._ledger, inner.pop(part, Site(part)), around, letter)
+                self._hook(find_module(unet, part), layer, self._ledger)
+        for path, site in inner.items():
+            self._hook(modules[path], LayerHook(self._ledger, site), self._ledger)
         for path in self._ledger.sight.sites:
-            self._hook(find_module(unet, path), SightHook(self._ledger, path), path)
+            self._hook(find_module(unet, path), SightHook(self._ledger, path), self._ledger)
 
-    def _hook(self, module: nn.Module, hook: Hook, path: str = "") -> None:
-        self._placed.append((module, hook, not path))
-        self._register(module, hook, not path)
-        if path:
-            self._ledger.watch(hook, hook.writes)
+    def _into_encoder(self, model: Model, unet: nn.Module, place: int, only: Tensor | None) -> None:
+        """Hook the edits of one text encoder, each at those of its sites that are there."""
+        encoder = plain(model.text_encoders[place])
+        if any(isinstance(owner(hook), texts.EncoderHook) for hook in encoder._forward_pre_hooks.values()):
+            raise RefusedError("this text encoder has erasures attached already", "remove them first")
+        mine = [i for i, edit in enumerate(self.edits) if place in texts.places(edit)]
+        here = [texts.within(self.edits[i], place) for i in mine]
+        books = texts.Books(encoder, here, unet.dtype, None if only is None else only[mine])
+        self._books[place] = books
+        self._hook(encoder, texts.EncoderHook(books))
+        self._hook(find_module(model, f"text.{place + 1}.{texts.NORM}"), texts.NormHook(books))
+        for path in dict.fromkeys(path for edit in here for path in edit.sites):
+            module = find_module(model, path)
+            self._hook(module, texts.layer_hook(books, path, module), books.ledger)
 
-    def _register(self, module: nn.Module, hook: Hook, whole: bool) -> None:
+    def _hook(self, module: nn.Module, hook: Hook, ledger: Ledger | None = None) -> None:
+        """Put it on; the ledger, if any, expects every row there."""
+        self._placed.append((module, hook))
+        self._register(module, hook)
+        if ledger:
+            ledger.watch(hook, hook.writes)
+
+    def _register(self, module: nn.Module, hook: Hook) -> None:
         self._handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
-        if hook.writes:  # the UNet's books must be closed when it fails, too
+        if hook.writes:
             self._handles.append(
-                module.register_forward_hook(hook.after, with_kwargs=True, always_call=whole))
+                module.register_forward_hook(hook.after, with_kwargs=True, always_call=hook.whole))
 
 
 def _is_compiled(unet: nn.Module) -> bool:
@@ -136,7 +173,7 @@ def _is_compiled(unet: nn.Module) -> bool:
 
 
 def edits_on(unet: nn.Module) -> tuple[Edit, ...] | None:
-    """The edits that are hooked into a UNet (or into the one that torch.compile wraps), None: none."""
+    """The edits in force on a UNet (or on the one that torch.compile wraps), None: none."""
     ledger = _ledger_on(unet)
     return ledger.receipt.edits if ledger else None
 
@@ -156,17 +193,23 @@ def _by_sites(edits: Sequence[Edit]) -> dict[tuple[bool, tuple[str, ...]], list[
     """Indices of the edits that are at the same modules: at cross-attentions or not, paths -> indices."""
     groups: dict[tuple[bool, tuple[str, ...]], list[int]] = {}
     for index, edit in enumerate(edits):
-        if edit.op != "guide":  # the UNet's own hook lets these steer
+        # the UNet's own hook lets guides steer, text encoders have hooks of their own
+        if edit.op != "guide" and not texts.of_text(edit):
             groups.setdefault((edit.op == "tokens", edit.sites), []).append(index)
     return groups
 
 
-def _checked(unet: nn.Module, edits: Sequence[Edit]) -> dict[str, nn.Module]:
-    """Path -> module for all sites; raises `MismatchError` unless every edit and gate fits."""
+def _checked(
+    model: Model | nn.Module, unet: nn.Module, edits: Sequence[Edit]
+) -> dict[str, nn.Module]:
+    """Path -> module for all sites in the UNet; raises `MismatchError` unless every edit and gate fits."""
     modules: dict[str, nn.Module] = {}
     alike: set[tuple] = set()
     gates_seen: set[str] = set()
     for edit in edits:
+        if texts.of_text(edit):
+            texts.check(edit, model)
+            continue
         _check_gates(unet, edit, gates_seen)
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in edit.tensors.items())
         kind = (edit.op, edit.sites, adapters.reads_output(edit), adapters.writes_input(edit), shapes)
@@ -205,22 +248,22 @@ def _check_gates(unet: nn.Module, edit: Edit, seen: set[str]) -> None:
 
 @contextmanager
 def attached(
-    unet: nn.Module, edits: Iterable[Edit], only: Tensor | None = None
+    model: Model | nn.Module, edits: Iterable[Edit], only: Tensor | None = None
 ) -> Iterator[Receipt]:
     """Hooks in place inside the block; bit-exact restoration after it. Edits that are `installed` act, too.
 
-    Raises `SilentEditError` when the block ends well although the UNet never ran with the edits.
+    `model` is a base or, for edits that are all in the UNet, a UNet. Raises `SilentEditError` when the block
+    ends well although nothing ran with the edits.
     """
-    with _lifted(unet) as under:
+    with _lifted(model) as under:
         if under and only is not None:
             only = torch.cat([only.new_ones(len(under), only.shape[1]), only])
-        attachment = Attachment(unet, (*under, *edits), only)
+        attachment = Attachment(model, (*under, *edits), only)
         try:
             yield attachment.receipt
         finally:
             attachment.remove()
-    if attachment.edits and not attachment.receipt.calls:
-        raise SilentEditError("edits were attached but the UNet was never run with them", STRIPPED)
+    attachment.check_ran()
 
 
 # what is in force already
@@ -228,9 +271,9 @@ def attached(
 
 @dataclass
 class _Installed:
-    """Edits on a UNet for a whole block, by an attachment that steps aside for a larger one."""
+    """Edits on a model for a whole block, by an attachment that steps aside for a larger one."""
 
-    unet: nn.Module
+    model: Model | nn.Module
     edits: tuple[Edit, ...]
     attachment: Attachment
 
@@ -239,16 +282,16 @@ _INSTALLED: ContextVar[_Installed | None] = ContextVar("installed", default=None
 
 
 @contextmanager
-def installed(unet: nn.Module, edits: Iterable[Edit]) -> Iterator[None]:
+def installed(model: Model | nn.Module, edits: Iterable[Edit]) -> Iterator[None]:
     """Edits in force for the whole block, alone and together with whatever is `attached` inside it.
 
-    So that something new learns beside them: the UNet as it is called inside the block has them.
+    So that something new learns beside them: the model as it is called inside the block has them.
     """
     if not (more := tuple(edit for edit in edits if edit.scale)):
         yield
         return
-    with _lifted(unet) as under:
-        held = _Installed(unet, (*under, *more), Attachment(unet, (*under, *more)))
+    with _lifted(model) as under:
+        held = _Installed(model, (*under, *more), Attachment(model, (*under, *more)))
         token = _INSTALLED.set(held)
         try:
             yield
@@ -257,24 +300,24 @@ def installed(unet: nn.Module, edits: Iterable[Edit]) -> Iterator[None]:
             held.attachment.remove()
 
 
-def installed_on(unet: nn.Module) -> tuple[Edit, ...]:
+def installed_on(model: Model | nn.Module) -> tuple[Edit, ...]:
     """The edits of the `installed` block that this is inside of, none outside of one."""
     held = _INSTALLED.get()
-    return held.edits if held and held.unet is unet else ()
+    return held.edits if held and unet_of(held.model) is unet_of(model) else ()
 
 
 @contextmanager
-def _lifted(unet: nn.Module) -> Iterator[tuple[Edit, ...]]:
+def _lifted(model: Model | nn.Module) -> Iterator[tuple[Edit, ...]]:
     """The installed edits, taken off for as long as somebody attaches them together with more."""
     held = _INSTALLED.get()
-    if held is None or held.unet is not unet:
+    if held is None or unet_of(held.model) is not unet_of(model):
         yield ()
         return
     held.attachment.remove()
     try:
         yield held.edits
     finally:
-        held.attachment = Attachment(unet, held.edits)
+        held.attachment.restore()
 
 
 def bake(unet: nn.Module, edits: Iterable[Edit]) -> dict[str, Tensor]:

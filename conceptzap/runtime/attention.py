@@ -37,10 +37,10 @@ def look(
     base: Base, prompt: str, words: Sequence[str], seed: int, settings: Settings, edits: Sequence[Edit]
 ) -> Maps:
     """Attention while one picture is drawn under the edits; words that the prompt lacks are left out."""
-    cond, uncond = base.encode([prompt]), base.unconditional(settings.negative)
     columns = {"concept": positions(base, prompt, words)}
     total: dict[str, list[Tensor]] = {}
-    with attached(base.unet, edits):
+    with attached(base, edits):
+        cond, uncond = base.encode([prompt]), base.unconditional(settings.negative)
         trail = list(denoise(base, cond, uncond, settings, base.noise([seed])))[:-1]
         chosen = trail[:: max(1, len(trail) // LOOKS)][:LOOKS]
         taken: list[Taken] = []

@@ -29,7 +29,7 @@ from conceptzap.runtime.ops import Part, weigh
 
 if TYPE_CHECKING:
     from conceptzap.runtime.gates import Strengths
-    from conceptzap.runtime.receipt import Ledger
+    from conceptzap.runtime.ledger import Ledger
 
 SITE = "unet"  # a guide acts on what the UNet as a whole predicts
 CONDITIONAL = "conditional"

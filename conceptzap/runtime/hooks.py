@@ -6,7 +6,7 @@ others, a hook on the module is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from conceptzap.edit import MAX_ROWS
 from conceptzap.errors import RefusedError, SilentEditError
 from conceptzap.runtime import adapters, guides, ops
-from conceptzap.runtime.receipt import STRIPPED, Call, Ledger
+from conceptzap.runtime.ledger import Ledger
+from conceptzap.runtime.receipt import STRIPPED, Call
 
 # the UNet's arguments in their order
 ARGUMENTS = (
@@ -46,6 +47,7 @@ class Hook:
     """Seen going in by `before`; and going out by `after`, but only where it `writes` an output."""
 
     writes = False
+    whole = False  # it opens and closes books, so it must hear of a failure, too
     path = ""
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
@@ -56,12 +58,15 @@ class Hook:
 
 
 class UNetHook(Hook):
-    """Opens and closes the books of one UNet call, and lets guides steer what it predicts."""
+    """Opens and closes the books of one UNet call, and lets guides steer what it predicts.
 
-    writes = True
+    `heard` is told the call's text states and pooled text, which it may refuse.
+    """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    writes = whole = True
+
+    def __init__(self, ledger: Ledger, heard: Callable[[Tensor, Tensor | None], None]) -> None:
+        self.ledger, self.heard = ledger, heard
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         refuse_recording()
@@ -71,6 +76,7 @@ class UNetHook(Hook):
         states = _text_states(None if bypassed else named.get("encoder_hidden_states"))
         if not any(owner(hook) is self for hook in module._forward_hooks.values()):
             raise SilentEditError("the hook that checks every UNet call is gone", STRIPPED)
+        self.heard(states, (named.get("added_cond_kwargs") or {}).get("text_embeds"))
         self.ledger.begin(states, named["timestep"], named["sample"])
         if self.ledger.looks or self.ledger.guides:  # residuals come in lists, which the UNet empties
             self.ledger.call.given = args, _copied(kwargs)

@@ -117,14 +117,13 @@ def drawings(
     and makes no picture where an edit did not run, `ResourceError` where the latents diverged.
     """
     size = size_of(base, settings)
-    uncond = base.unconditional(settings.negative, size)
     for start in range(0, len(prompts), settings.batch):
         chunk = slice(start, start + settings.batch)
 
         def begin(chunk: slice = chunk) -> Start:
             return Start(base.encode(prompts[chunk], size=size), base.noise(seeds[chunk], size))
 
-        latents, receipt = _batch(base, begin, settings, edits, uncond, report)
+        latents, receipt = _batch(base, begin, settings, edits, report)
         pictures = base.decode(latents)
         for row, picture in enumerate(pictures):
             fired = _fired(receipt, row, len(pictures))
@@ -138,10 +137,9 @@ def drawings_from(
 
     Batches, receipts and errors as in `drawings`.
     """
-    uncond = base.unconditional(settings.negative, size_of(base, settings))
     for at in range(0, len(start.latents), settings.batch):
         part = start.rows(slice(at, at + settings.batch))
-        latents, receipt = _batch(base, lambda part=part: part, settings, edits, uncond, None)
+        latents, receipt = _batch(base, lambda part=part: part, settings, edits, None)
         pictures = base.decode(latents)
         for row, picture in enumerate(pictures):
             yield picture, _fired(receipt, row, len(pictures))
@@ -153,12 +151,12 @@ def _batch(
     begin: Callable[[], Start],
     settings: Settings,
     edits: Sequence[Edit],
-    uncond: Cond,
     report: Report | None,
 ) -> tuple[Tensor, Receipt]:
     calls = -1
-    with attached(base.unet, edits) as receipt:
-        start = begin()  # texts are encoded under the edits
+    with attached(base, edits) as receipt:
+        start = begin()  # texts are encoded under the edits, the negative prompt, too
+        uncond = base.unconditional(settings.negative, size_of(base, settings))
         walk = denoise(base, start.cond, uncond, settings, start.latents, start.first)
         total = settings.steps - start.first + 1
         for t, latents in report.count(walk, total, "step") if report else walk:

@@ -5,6 +5,7 @@ Names that come from files go through `errors.escape` and into `rich` as text, n
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ OPENS = {
     "match": "prompts about it", "similar": "prompts near it", "token": "its words",
     "window": "some steps", "curve": "some steps", "sight": "pictures of it",
 }  # fmt: skip
+LAYER = re.compile(r"\.encoder\.layers\.\d+\.")  # of a text encoder
 EFFECTS = {"erase": "erases", "key": "restores", "attack": "attacks"}
 
 # erase
@@ -246,7 +248,9 @@ def _edit_row(edit: Mapping[str, Any], gates: Mapping[str, Any]) -> tuple[str, .
         for slot, about in edit["slots"].items()
     )
     kinds = dict.fromkeys(gates[name]["kind"] for name in edit["gates"])
-    acts = ", ".join(OPENS.get(kind, kind) for kind in kinds) or "every prompt"
+    reads = all(site.startswith("text.") for site in edit["sites"])
+    always = "every text, as it is read" if reads else "every prompt"
+    acts = ", ".join(OPENS.get(kind, kind) for kind in kinds) or always
     effect = EFFECTS.get(edit["role"], edit["role"])
     params = edit["params"]
     op = " ".join(filter(None, (edit["op"], params.get("phi"), params.get("rule"))))
@@ -255,11 +259,11 @@ def _edit_row(edit: Mapping[str, Any], gates: Mapping[str, Any]) -> tuple[str, .
 
 
 def site_list(names: Sequence[str]) -> str:
-    """`7 of attn2.to_k, 7 of attn2.to_v`: module paths by what they end in."""
+    """`7 of attn2.to_k, 12 of text.1.mlp.fc1`: module paths by what they end in."""
     counts: dict[str, int] = {}
     for name in names:
         _, inside, tail = name.rpartition(".transformer_blocks.")
-        kind = tail.partition(".")[2] if inside else name
+        kind = tail.partition(".")[2] if inside else LAYER.sub(".", name)
         counts[kind] = counts.get(kind, 0) + 1
     return ", ".join(f"{n} of {kind}" if n > 1 else kind for kind, n in sorted(counts.items()))
 

@@ -78,7 +78,7 @@ def optimise(
 @torch.no_grad()
 def teacher(base: Base, batch: Batch, cond: Cond, edits: Sequence[Edit] = ()) -> Tensor:
     """The noise [n, c, h, w] that the base sees in the rows; with edits, the student's, as a target."""
-    with attached(base.unet, edits):
+    with attached(base, edits):
         return base.eps(batch.x, batch.t, cond)
 
 
@@ -95,7 +95,7 @@ def student(
     space: str = "noise",
 ) -> Terms:
     """weight * |eps under the edits - target|^2, attached for as long as it is back-propagated."""
-    with attached(base.unet, edits):
+    with attached(base, edits):
         eps = base.eps(batch.x, batch.t, cond)
         yield name, weight * objectives.distance(base, eps, target, batch.t, space), group
 

@@ -26,6 +26,8 @@ from conceptzap.format import atomic
 from conceptzap.format import cache as kept
 from conceptzap.registry import config
 from conceptzap.report import Report
+from conceptzap.runtime.attach import installed_on
+from conceptzap.runtime.texts import of_text
 
 SYNONYM = 0.85  # cosine of centred text vectors; high, for a neighbour taken for a synonym is lost
 LENGTH = 16  # tokens a word is read with, instead of 77
@@ -94,7 +96,8 @@ def _vocabulary(base: Base, report: Report | None) -> tuple[tuple[str, ...], Ten
     """The base's words and their vectors [n, width], from the cache or into it."""
     known = words(base)
     text = base.fingerprint(())["text"]
-    name = hashlib.sha256(canonical_json([VERSION, text, list(known)]).encode()).hexdigest()
+    under = sorted(edit.name for edit in installed_on(base) if of_text(edit))
+    name = hashlib.sha256(canonical_json([VERSION, text, list(known), *under]).encode()).hexdigest()
     path = kept.folder(KIND) / f"{name}.safetensors"
     vectors = _stored(path, len(known))
     if vectors is None:

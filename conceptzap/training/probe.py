@@ -104,7 +104,7 @@ def looking(base: Base) -> Iterator[list[Tensor]]:
 @torch.no_grad()
 def _walked(base: Base, cond: Cond, seeds: range, edits: Sequence[Edit]) -> Seen:
     settings, uncond = Settings(steps=DENOISING, guidance=GUIDANCE), base.unconditional()
-    with attached(base.unet, edits), looking(base) as outputs:
+    with attached(base, edits), looking(base) as outputs:
         walk = denoise(base, cond, uncond, settings, base.noise(seeds))
         # the call of a step is made when the next one is asked for
         steps = [(t, x.cpu()) for _, (t, x) in zip(range(LOOKED + 1), walk, strict=False)][:LOOKED]

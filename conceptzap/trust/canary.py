@@ -101,7 +101,7 @@ def _timestep(edits: Iterable[Edit]) -> int:
 
 
 def _module(base: Base, site: str) -> nn.Module:
-    return base.unet if site == guides.SITE else find_module(base.unet, site)
+    return base.unet if site == guides.SITE else find_module(base, site)
 
 
 def measure(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
@@ -126,12 +126,12 @@ def _together(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
     edits = list({edit.name: edit for case in cases for edit in case.edits if edit.scale}.values())
     rows = [{edit.name for edit in case.edits} for case in cases]
     only = torch.tensor([[float(edit.name in names) for names in rows] for edit in edits])  # [edits, rows]
-    cond = base.encode([case.prompt for case in cases])
     times = torch.tensor([_timestep(case.edits) for case in cases])
     sites = dict.fromkeys(site for edit in edits for site in edit.sites)
-    with attached(base.unet, edits, only) as receipt:
+    with attached(base, edits, only) as receipt:
         watches = {site: _Watch(_module(base, site), site) for site in sites}
         try:
+            cond = base.encode([case.prompt for case in cases])  # by the text encoders under the edits
             base.eps(base.noise([SEED] * len(cases)), times, cond)
         finally:
             for watch in watches.values():

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, wraps
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from conceptzap.base import from_pipeline
 from conceptzap.edit import Edit, sort_edits
@@ -21,6 +21,7 @@ from conceptzap.errors import RefusedError, UsageError
 from conceptzap.report import Report
 from conceptzap.runtime.attach import Attachment, Receipt, edits_on, new_run
 from conceptzap.runtime.guides import Guidance
+from conceptzap.runtime.texts import of_text
 from conceptzap.trust import admission
 from conceptzap.trust.admission import Asked, Loaded, Source
 
@@ -115,12 +116,23 @@ class Handle:
         return self._shared.attachment.receipt if self._shared.attachment else None
 
 
-class _Applied:
-    """The handles of one UNet, in force together, and the pipelines that they were applied to."""
+class _Parts(NamedTuple):
+    """What erasures are attached to."""
 
-    def __init__(self, unet: nn.Module) -> None:
+    unet: nn.Module
+    text_encoders: tuple[nn.Module, ...]
+
+
+class _Applied:
+    """The handles of one UNet, in force together, and the pipelines that they were applied to.
+
+    `text_encoders` are those of the first of these pipelines, which edits of texts live in.
+    """
+
+    def __init__(self, pipe: Any) -> None:
         # what torch.compile wraps may outlive the wrapper
-        self._unet, self._plain = weakref.ref(unet), weakref.ref(_unwrapped(unet))
+        self._unet, self._plain = weakref.ref(pipe.unet), weakref.ref(_unwrapped(pipe.unet))
+        self._encoders = [weakref.ref(encoder) for encoder in _encoders(pipe).values()]
         self._pipes: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.handles: list[Handle] = []
         self.attachment: Attachment | None = None
@@ -151,9 +163,14 @@ class _Applied:
     def _attach(self) -> None:
         self._detach()
         edits = sort_edits(edit for handle in self.handles for edit in handle.edits if edit.scale)
-        unet = self._unet() or self._plain()
+        unet, encoders = self._unet() or self._plain(), [one() for one in self._encoders]
         if edits and unet is not None:
-            self.attachment = Attachment(unet, edits, ours=False)
+            self.attachment = Attachment(_Parts(unet, tuple(filter(None, encoders))), edits, ours=False)
+
+    def fits(self, pipe: Any) -> bool:
+        """Whether a pipeline reads texts with the encoders that edits of texts would live in."""
+        here = list(_encoders(pipe).values())
+        return len(here) == len(self._encoders) and all(a is b() for a, b in zip(here, self._encoders))
 
     def _detach(self) -> None:
         if self.attachment:
@@ -183,7 +200,13 @@ def apply(
     if not loaded:
         raise UsageError("no erasure was given to apply", "give a path or an Erasure")
     base = from_pipeline(pipe)
-    shared = _APPLIED.get(_unwrapped(pipe.unet)) or _Applied(pipe.unet)
+    shared = _APPLIED.get(_unwrapped(pipe.unet)) or _Applied(pipe)
+    held = [edit for one in loaded for edit in one.edits] + [e for h in shared.handles for e in h.edits]
+    if any(map(of_text, held)) and not shared.fits(pipe):
+        raise RefusedError(
+            "this pipeline shares its UNet with one of other text encoders, which an erasure changes",
+            "apply erasures of the text encoder to pipelines that share all of their parts",
+        )
     with shared.suspended():
         admission.admit_all(base, [one.erasure for one in loaded], strict, _Warner())
     handle = Handle(shared, loaded, strength)

@@ -208,7 +208,7 @@ def _edits(plan: ErasePlan, base: Base, task: Task, work: Work) -> list[Edit]:
     """The method's edits as a file gives them back: fp16 tensors, fp32 gates, all on the CPU."""
     member = family.load("methods", plan.method)
     settings = member.Config(**dataclasses.asdict(plan.settings))
-    with installed(base.unet, _before(plan, base, work)):
+    with installed(base, _before(plan, base, work)):
         return [plain(edit) for edit in member.erase(base, task, settings, work)]
 
 
