@@ -37,6 +37,7 @@ class Batch:
 
     `concept` asks for what is erased, `anchor` for what is drawn instead (the same prompts in a keep
     set). `share`: n as a share of the whole batch, by which a loss that is a mean over n counts.
+    `prompts`: what `concept` was encoded from.
     """
 
     x: Tensor
@@ -44,6 +45,7 @@ class Batch:
     concept: Cond
     anchor: Cond
     share: float = 1.0
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Trajectories:
     concept: Cond
     anchor: Cond
     device: torch.device
+    prompts: tuple[str, ...] = ()
 
     @staticmethod
     def of(base: Base, pairs: Sequence[Pair], n: int, report: Report, turn: int = 0) -> Trajectories:
@@ -72,7 +75,7 @@ class Trajectories:
         concept, anchor = [pair.concept for pair in chosen], [pair.anchor for pair in chosen]
         latents, times = partial_sampling(base, concept, seed, report)
         return Trajectories(
-            latents, times, base.encode(concept), base.encode(anchor), base.device
+            latents, times, base.encode(concept), base.encode(anchor), base.device, tuple(concept)
         )
 
     @staticmethod
@@ -89,8 +92,9 @@ class Trajectories:
         when, which = when[rows], which[rows]
         index = which.tolist()
         x = self.latents[when, which].to(self.device)  # [rows, c, h, w]
-        share = len(index) / batch
-        return Batch(x, self.times[when], self.concept[index], self.anchor[index], share)
+        prompts = tuple(self.prompts[i] for i in index) if self.prompts else ()
+        concept, anchor = self.concept[index], self.anchor[index]
+        return Batch(x, self.times[when], concept, anchor, len(index) / batch, prompts)
 
 
 @torch.no_grad()
