@@ -21,7 +21,7 @@ from conceptzap.base import CROSS_KV, Base
 from conceptzap.edit import Edit
 from conceptzap.report import Report
 from conceptzap.task import Task
-from conceptzap.training import subspace
+from conceptzap.training import closed_form, subspace
 from conceptzap.training.lessons import lessons
 
 PAPER = "2604.10032"
@@ -37,10 +37,15 @@ class Config:
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
     told = subspace.states_of(base, list(lessons(base, task, report)), cfg.keep_prompts, report)
+    yield Edit("weight", base.sites(CROSS_KV), _pair(told, cfg))
+    if told.pooled:
+        yield closed_form.at_pooled(base, _pair(told.pooled, cfg))
+
+
+def _pair(told: subspace.States, cfg: Config) -> dict[str, Tensor]:
     null = subspace.null_space(told.keep, cfg.threshold)
     pair = double_projection(told.source, told.target, null, cfg.rank)
-    tensors = {slot: tensor.float().contiguous() for slot, tensor in pair.items()}
-    yield Edit("weight", base.sites(CROSS_KV), tensors)
+    return {slot: tensor.float().contiguous() for slot, tensor in pair.items()}
 
 
 def double_projection(source: Tensor, target: Tensor, null: Tensor, rank: int) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from conceptzap.report import Report
 from conceptzap.runtime import attention
 from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
-from conceptzap.training import attending, closed_form, distil, objectives
+from conceptzap.training import attending, closed_form, distil, objectives, subspace
 from conceptzap.training.attending import Marked, MarkedLatents
 from conceptzap.training.lessons import Lesson, lessons
 from conceptzap.training.states import States
@@ -63,6 +63,11 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     # 3. all changes in one
     grams = [_gram(_states(base, lesson.prompts)) for lesson in taught]
     yield refined
+    if told := subspace.pooled_of(base, taught, cfg.keep_prompts):  # a whole prompt's, so stage 1 is all of it
+        sums = closed_form.Moves.of(told.source, told.target, told.keep)
+        weight = closed_form.POOLED_KEEP * cfg.keep_scale
+        pair = closed_form.solve(sums, rank=cfg.refined, ridge=cfg.ridge, keep_scale=weight)
+        yield closed_form.at_pooled(base, pair)
     for site in zip(*changes, strict=True):
         yield replace(site[0], tensors=fuse([edit.tensors for edit in site], grams, _gram(keep), cfg))
 
@@ -102,7 +107,7 @@ def _trained(
 
     def terms(_: int, rows: Marked) -> distil.Terms:
         inside = attending.region(base, rows, rows.concept, cfg.region)
-        with attached(base.unet, [refined, *edits]), attention.captured(base) as taken:
+        with attached(base, [refined, *edits]), attention.captured(base) as taken:
             base.eps(rows.x, rows.t, rows.concept)
             yield "attention", looks(attending.shares(taken, rows.marks), inside), "weights"
 

@@ -21,7 +21,7 @@ from conceptzap.base import Base
 from conceptzap.edit import Edit
 from conceptzap.report import Report
 from conceptzap.task import Task
-from conceptzap.training import subspace
+from conceptzap.training import closed_form, subspace
 from conceptzap.training.lessons import lessons
 
 PAPER = "2605.28902"
@@ -42,16 +42,24 @@ class Config:
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
     taught = list(lessons(base, task, report))
     told = subspace.states_of(base, taught, cfg.keep_prompts, report)
-    count = cfg.directions * len(taught)
-    gram = told.keep.T @ told.keep / len(told.keep)  # [d, d]
     for site in base.sites(cfg.sites):
         weight = base.module(site).weight.detach().cpu().double()
-        gone, instead = (
-            projector((states @ weight.T), count) for states in (told.source, told.target)
-        )  # [out, out]
-        turn = rotation(weight, gone, instead, gram, cfg)
-        pair = subspace.cut((turn - torch.eye(len(turn)).to(turn)) @ weight, told.source, cfg.rank)
-        yield Edit("weight", (site,), {"up": pair["into"], "down": pair["down"]})
+        yield Edit("weight", (site,), _turned(told, weight, len(taught), cfg))
+    if told.pooled:
+        weight = closed_form.pooled_weight(base, told.pooled.source.shape[1])
+        yield closed_form.at_pooled(base, _turned(told.pooled, weight, len(taught), cfg))
+
+
+def _turned(told: subspace.States, weight: Tensor, concepts: int, cfg: Config) -> dict[str, Tensor]:
+    """What turns the values of a layer [out, d]: `up` [out, r] and `down` [r, d]."""
+    gram = told.keep.T @ told.keep / len(told.keep)  # [d, d]
+    count = cfg.directions * concepts
+    gone, instead = (
+        projector((states @ weight.T), count) for states in (told.source, told.target)
+    )  # [out, out]
+    turn = rotation(weight, gone, instead, gram, cfg)
+    pair = subspace.cut((turn - torch.eye(len(turn)).to(turn)) @ weight, told.source, cfg.rank)
+    return {"up": pair["into"], "down": pair["down"]}
 
 
 def projector(values: Tensor, count: int) -> Tensor:

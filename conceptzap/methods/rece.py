@@ -42,8 +42,16 @@ class Config:
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
     told = subspace.states_of(base, list(lessons(base, task, report)), cfg.keep_prompts, report)
-    gram = value_gram(base)
-    solved = {"ridge": cfg.ridge, "keep_scale": cfg.keep_scale}
+    yield Edit("weight", base.sites(CROSS_KV), _rounds(told, value_gram(base), cfg, cfg.keep_scale))
+    if told.pooled:
+        weight = closed_form.pooled_weight(base, told.pooled.source.shape[1])
+        keep = closed_form.POOLED_KEEP * cfg.keep_scale
+        yield closed_form.at_pooled(base, _rounds(told.pooled, weight.T @ weight, cfg, keep))
+
+
+def _rounds(told: subspace.States, gram: Tensor, cfg: Config, keep_scale: float) -> dict[str, Tensor]:
+    """The first closed form and those against what would restore it, as one pair; G is of its readers."""
+    solved = {"ridge": cfg.ridge, "keep_scale": keep_scale}
     sums = closed_form.Moves.of(told.source, told.target, told.keep)
     pair = closed_form.solve(sums, rank=cfg.rank, **solved)
     for _ in range(cfg.rounds):
@@ -51,7 +59,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
         sums = closed_form.Moves.of(restored, told.target, told.keep)
         more = closed_form.solve(sums, rank=cfg.more_rank, **solved)
         pair = compose(pair, more)
-    yield Edit("weight", base.sites(CROSS_KV), pair)
+    return pair
 
 
 def value_gram(base: Base) -> Tensor:

@@ -23,7 +23,7 @@ from conceptzap.base import Base
 from conceptzap.edit import Edit
 from conceptzap.report import Report
 from conceptzap.task import Task
-from conceptzap.training import subspace
+from conceptzap.training import closed_form, subspace
 from conceptzap.training.lessons import lessons
 
 PAPER = "2503.07392"
@@ -45,14 +45,26 @@ class Config:
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
     told = subspace.states_of(base, list(lessons(base, task, report)), cfg.keep_prompts, report)
-    rows = told.last if cfg.last else slice(None)
-    source, target = told.source[rows], told.target[rows]  # [n, d]
     sites = base.sites(cfg.sites)
     weight = torch.cat([base.module(site).weight.detach().cpu().double() for site in sites])
-    keep = influenced(source, target, told.keep, weight, cfg, report.seed)
-    fixed = invariants(base.encode([""]).states[0].cpu().double())
+    empty = base.encode([""])
+    fixed = invariants(empty.states[0].cpu().double())
+    yield Edit("weight", sites, _pair(told, weight, fixed, cfg, report.seed))
+    if told.pooled:
+        weight = closed_form.pooled_weight(base, told.pooled.source.shape[1])
+        fixed = empty.pooled.T.cpu().double()  # [p, 1]
+        yield closed_form.at_pooled(base, _pair(told.pooled, weight, fixed, cfg, report.seed))
+
+
+def _pair(
+    told: subspace.States, weight: Tensor, fixed: Tensor, cfg: Config, seed: int
+) -> dict[str, Tensor]:
+    """The constrained change of what layers [out, d] read, but for the invariants `fixed` [d, k]."""
+    rows = told.last if cfg.last else slice(None)
+    source, target = told.source[rows], told.target[rows]  # [n, d]
+    keep = influenced(source, target, told.keep, weight, cfg, seed)
     change = null_constrained(source, target, keep, fixed, cfg)
-    yield Edit("weight", sites, subspace.cut(change, source, min(cfg.rank, len(source))))
+    return subspace.cut(change, source, min(cfg.rank, len(source)))
 
 
 def influenced(

@@ -253,12 +253,22 @@ def edits(
     into = torch.block_diag(*(one["into"] for one in solved[:count]))  # [width, ranks]
     down = torch.block_diag(*(one["down"] for one in solved[:count]))  # [ranks, width]
     made = [Edit("weight", base.sites(CROSS_KV), {"into": into, "down": down}, gates=gates)]
-    for one in solved[count:]:
-        # the inputs behind the pooled text, the time embeddings, are neither read nor moved
-        rest = base.module(POOLED_SITE).weight.shape[1] - len(one["into"])
-        padded = {
-            "into": torch.nn.functional.pad(one["into"], (0, 0, 0, rest)),
-            "down": torch.nn.functional.pad(one["down"], (0, rest)),
-        }
-        made.append(Edit("weight", (POOLED_SITE,), padded, gates=gates))
-    return made
+    return [*made, *(at_pooled(base, one, gates) for one in solved[count:])]
+
+
+def at_pooled(base: Base, pair: dict[str, Tensor], gates: tuple[Gate, ...] = ()) -> Edit:
+    """The edit of the pooled text by `into` [p, r] (or `up` [out, r]) and `down` [r, p], p its own width.
+
+    The inputs behind the pooled text, the time embeddings, are neither read nor moved.
+    """
+    rest = base.module(POOLED_SITE).weight.shape[1] - pair["down"].shape[1]
+    padded = {slot: tensor.float().contiguous() for slot, tensor in pair.items()}
+    padded["down"] = torch.nn.functional.pad(padded["down"], (0, rest))
+    if "into" in padded:
+        padded["into"] = torch.nn.functional.pad(padded["into"], (0, 0, 0, rest))
+    return Edit("weight", (POOLED_SITE,), padded, gates=gates)
+
+
+def pooled_weight(base: Base, width: int) -> Tensor:
+    """The columns [out, p] of the layer that read the pooled text, double, on the CPU."""
+    return base.module(POOLED_SITE).weight.detach().cpu().double()[:, :width]

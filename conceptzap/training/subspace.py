@@ -22,20 +22,22 @@ from conceptzap.training.lessons import Lesson
 class States:
     """Rows of text states: `source` [n, d] become `target` [n, d], `keep` [m, d] stay.
 
-    `last` holds the rows of each concept's last token in its barest prompt, [concepts].
+    `last` holds the rows of each concept's last token in its barest prompt, [concepts]. `pooled`: the same
+    of whole prompts by their pooled texts, where the base reads these, too (SDXL).
     """
 
     source: Tensor
     target: Tensor
     keep: Tensor
     last: Tensor
+    pooled: States | None = None
 
 
 def states_of(
     base: Base, taught: Sequence[Lesson], keep_prompts: int, report: Report | None = None
 ) -> States:
     """The states of all lessons: from the concept on they move, those in front and the keep set's stay."""
-    source, target, keep, last = [], [], [], []
+    source, target, keep, last, pooled = [], [], [], [], []
     for lesson in taught:
         last.append(sum(map(len, source)) + base.token_count(lesson.concept) - 1)
         read = lessons.read(base, lesson, keep_prompts, report)
@@ -46,8 +48,28 @@ def states_of(
             keep.append(front)
         stay = read.rows([*lesson.anchors, *lesson.kept(keep_prompts)])
         keep.append(read.hidden[stay].float().flatten(0, 1))
+        if read.pooled is not None:
+            pooled.append([read.pooled[rows] for rows in (*map(read.rows, _sides(lesson)), stay)])
     rows = (torch.cat(part).cpu().double() for part in (source, target, keep))
-    return States(*rows, torch.tensor(last))
+    return States(*rows, torch.tensor(last), _joined(pooled))
+
+
+def pooled_of(base: Base, taught: Sequence[Lesson], keep_prompts: int) -> States | None:
+    """The pooled texts alone; None on a base that reads none."""
+    return states_of(base, taught, keep_prompts).pooled if base.family == "sdxl" else None
+
+
+def _sides(lesson: Lesson) -> tuple[list[str], list[str]]:
+    return lesson.prompts, lesson.anchors
+
+
+def _joined(parts: Sequence[Sequence[Tensor]]) -> States | None:
+    """Lessons' pooled texts as one: [n, p], [n, p] and [m, p]; a concept's barest prompt is its first."""
+    if not parts:
+        return None
+    counts = [len(source) for source, _, _ in parts]
+    rows = (torch.cat(part).cpu().double() for part in zip(*parts, strict=True))
+    return States(*rows, torch.tensor([sum(counts[:i]) for i in range(len(counts))]))
 
 
 def null_space(keep: Tensor, threshold: float) -> Tensor:
