@@ -43,13 +43,30 @@ def misfits(base: Base) -> dict[str, tuple[str, list[Edit]]]:
         "tokens": (f"1 of 2 edits: tokens at {many} modules", [some.tokens(base), weight]),
         "rows": ("tokens at 1 module", [some.key_values(base)]),
         "adapter": ("1 of 2 edits: adapter at 1 module", [some.adapter(base), weight]),
+        **{f"adapter {name}": ("1 of 1 edit: adapter at ", [one]) for name, one in adapters(base).items()},
+        "gated adapter": ("1 of 2 edits: adapter at 1 module behind 1 gate",
+                          [some.adapter(base, gates=[gate]), weight]),
+        "one row": ("1 of 1 edit: weight", [some.conditional(some.shared(base))]),
         "default": (f"2 of 2 edits: tokens at {many} modules behind 1 gate; weight (down, into)",
                     list(some.eraser(base))),
     }  # fmt: skip
 
 
+def adapters(base: Base) -> dict[str, Edit]:
+    """Every form of them: what they do to x, where they stand, which way they write."""
+    return {
+        "plain": some.adapter(base, phi="none"), "gelu": some.adapter(base, phi="gelu", reads="y"),
+        "topk": some.adapter(base, phi="topk", k=2), "attend": some.attending(base),
+        "project": some.projecting(base), "block": some.beside(base), "skip": some.skip(base),
+    }  # fmt: skip
+
+
+ADAPTERS = [f"adapter {name}" for name in ("plain", "gelu", "topk", "attend", "project", "block", "skip")]
+KINDS = ["gated", "window", "tokens", "rows", "adapter", "gated adapter", "one row", "default", *ADAPTERS]
+
+
 @pytest.mark.parametrize("to", FORMATS)
-@pytest.mark.parametrize("kind", ["gated", "window", "tokens", "rows", "adapter", "default"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_half_an_erasure_is_never_exported(kind: str, to: str, sd1: Base, tmp_path: Path) -> None:
     """The one line lists what does not fit and says what to do; no base is loaded for it."""
     message, edits = misfits(sd1)[kind]
