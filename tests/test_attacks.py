@@ -183,7 +183,7 @@ def test_what_is_known_stays_in_the_picture(sd1: Base) -> None:
     on = victim(sd1, ())
     clean, mask = on.remembered(Report()), inpaint.middle(8, 8, 0.5)
     start = Start(sd1.encode(on.prompts), sd1.noise(on.seeds), known=clean, mask=mask)
-    latents, _ = _batch(sd1, lambda: start, on.settings, (), sd1.unconditional(), None)
+    latents, _ = _batch(sd1, lambda: start, on.settings, (), None)
     outside = (mask == 0).expand_as(latents)
     assert torch.equal(latents[outside], clean[outside]) and not torch.equal(latents, clean)
     assert mask.sum() == 16

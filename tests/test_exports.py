@@ -168,9 +168,14 @@ def test_plain_diffusers_reads_texts_as_the_erased_encoders_do(
     """Every linear layer of them that programs agree on a name for, beside one in the UNet."""
     sites = [s for s in base.sites("text.*.layers.*") if isinstance(base.module(s), torch.nn.Linear)]
     edits = [some.shared(base), *(some.in_text(base, site, seed=i) for i, site in enumerate(sites))]
-    made = conceptzap.export(save(tmp_path, base, "a", edits), to, tmp_path / "out", base=base)
+    path = save(tmp_path, base, "a", edits)
+    made = conceptzap.export(path, to, tmp_path / "out", base=base)
     is_exported(base, made.path, edits)
     if to == "lora":
+        other = conceptzap.export(path, to, tmp_path / "diffusers", base=base, keys="diffusers")
+        is_exported(base, other.path, edits)
+        with pytest.raises(RefusedError, match="PEFT folder cannot hold"):
+            conceptzap.export(path, to, tmp_path / "peft", base=base, keys="peft")
         names = {name.split(".")[0] for name in load_file(made.path)}
         numbers = ("te1", "te2") if base.family == "sdxl" else ("te",)
         first = {f"lora_{n}_text_model_encoder_layers_0_self_attn_q_proj" for n in numbers}

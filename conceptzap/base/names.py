@@ -1,4 +1,4 @@
-"""What other programs call the layers of a UNet and of text encoders: by diffusers' path or by the original code's."""
+"""What other programs call the layers of a UNet and of text encoders: paths in diffusers or elsewhere."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ min_v || eps_theta(x_t, [v, c]) - eps(x_t, c) ||^2, and the encoder theta to era
 first `warmup` steps are without the attack. Differs: a low-rank change of the encoder's layers instead of
 all its weights; one v, which goes on from where it was, moved `attacks` steps before each of theta's (30 from
 a new start in the paper); the bare prompt is erased beside the attacked one; x_t from the base's
-trajectories; a stands for the empty prompt. Its figures: nudity 21.1 % under UnlearnDiffAtk, FID 19.3 of 16.7.
+trajectories; the anchor a for the empty prompt. Its figures: nudity 21.1 % under UnlearnDiffAtk, FID 19.3.
 """
 
 from __future__ import annotations

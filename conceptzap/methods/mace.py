@@ -63,7 +63,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     # 3. all changes in one
     grams = [_gram(_states(base, lesson.prompts)) for lesson in taught]
     yield refined
-    if told := subspace.pooled_of(base, taught, cfg.keep_prompts):  # a whole prompt's, so stage 1 is all of it
+    if told := subspace.pooled_of(base, taught, cfg.keep_prompts):  # of whole prompts: stage 1 is all
         sums = closed_form.Moves.of(told.source, told.target, told.keep)
         weight = closed_form.POOLED_KEEP * cfg.keep_scale
         pair = closed_form.solve(sums, rank=cfg.refined, ridge=cfg.ridge, keep_scale=weight)

@@ -141,7 +141,7 @@ def _search(
     base: Base, acting: Base, lesson: Lesson, prompts: Sequence[str], seen: Seen, edits: Sequence[Edit],
     gate: Gate, free: int, size: Budget, number: int, report: Report,
 ) -> Cond:  # fmt: skip
-    """Text states, of the base that acts, of the prompts with what was found in place of the concept's name."""
+    """Text states, by the base that acts, of prompts with what was found in place of the concept's name."""
     carrier = Carrier.instead(acting, prompts, lesson.names, free)
     asked = base.encode(list(prompts))
     generator = torch.Generator().manual_seed(report.seed * 7919 + number)

@@ -85,7 +85,7 @@ def _check_table(edit: Edit, table: nn.Embedding, site: str) -> None:
 
 
 def baked(base: Base, edits: Iterable[Edit]) -> tuple[Base, tuple[Edit, ...]]:
-    """A base whose text encoders have their edits in their weights, copies of its own, and the other edits."""
+    """A base of text encoders with their edits in the weights, copies of its own, and the other edits."""
     given = tuple(edit for edit in edits if edit.scale)
     mine = [edit for edit in given if of_text(edit)]
     if not mine:
