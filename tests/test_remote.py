@@ -76,7 +76,7 @@ def test_it_is_fetched_once_and_by_itself(shared: Hub, church: Path) -> None:
     assert all(line.endswith(FILE) for line in shared.asked)
 
 
-def test_every_way_of_naming_it(shared: Hub, church: Path) -> None:
+def test_every_way_of_naming_it(shared: Hub, church: Path, tmp_path: Path) -> None:
     commit = shared.repos[REPO].branches["main"]
     digest = format.read_header(church).digest
     for name in (NAME, Path(NAME), f"{NAME}@{commit}", f"hf://{REPO}@{commit}/church"):
@@ -84,6 +84,7 @@ def test_every_way_of_naming_it(shared: Hub, church: Path) -> None:
     assert cz.inspect(NAME).digest == cz.stack([NAME, church]).digest == digest
     assert conceptzap("inspect", NAME, "--json").json["files"][0]["digest"] == digest
     assert conceptzap("cite", NAME).code == 0
+    assert conceptzap("stack", NAME, church, "-o", tmp_path / "both", "--json").json["digest"] == digest
 
 
 def test_it_is_drawn_with(shared: Hub, tiny_folder: Path, tmp_path: Path) -> None:
@@ -113,6 +114,22 @@ def test_what_was_fetched_once_works_without_the_hub(closed: Hub, church: Path, 
     asked = list(closed.asked)
     assert naming.existing(NAME) == fetched and closed.asked == asked
     refused(fetched.parent, 5, "not in the cache", "inspect", f"{NAME}@v2")
+
+
+@pytest.mark.parametrize("broken", [500, 503])
+def test_a_hub_that_is_out_of_order(shared: Hub, broken: int, tmp_path: Path) -> None:
+    fetched, shared.broken = naming.existing(NAME), broken
+    assert naming.existing(NAME) == fetched
+    asked = len(shared.asked)
+    refused(tmp_path, 5, "cannot be reached", "inspect", f"{NAME}@v2")
+    assert len(shared.asked) - asked <= 2, "asked once, each time: nobody waits for a second answer"
+
+
+def test_a_commit_that_is_here_is_not_asked_for(shared: Hub) -> None:
+    commit = shared.repos[REPO].branches["main"]
+    fetched = naming.existing(f"{NAME}@{commit}")
+    asked = len(shared.asked)
+    assert naming.existing(f"{NAME}@{commit}") == fetched and len(shared.asked) == asked
 
 
 def test_what_the_hub_does_not_have(shared: Hub, tmp_path: Path) -> None:

@@ -11,15 +11,10 @@ from huggingface_hub import (
     snapshot_download,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import (
-    GatedRepoError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from conceptzap.base import layout
 from conceptzap.errors import ResourceError
-from conceptzap.registry.hub import PATIENCE, REVISION, answering
+from conceptzap.registry.hub import PATIENCE, REVISION, answering, is_answer
 
 NAME = re.compile(rf"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>{REVISION}))?")
 PLAIN = ["model_index.json", "scheduler/*.json", "tokenizer/*", "tokenizer_2/*"]
@@ -36,10 +31,9 @@ def fetch(name: str) -> tuple[Path, str]:
     with answering(name):
         try:
             info = HfApi().model_info(repo, revision=revision, timeout=PATIENCE)
-        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
-            raise
-        # no network shows as any of a dozen exceptions of two HTTP libraries
-        except Exception:
+        except Exception as error:
+            if is_answer(error):
+                raise
             return _cached(name, repo, revision)
         names = [sibling.rfilename for sibling in info.siblings or ()]
         patterns = _wanted(repo, info.sha, names)

@@ -21,6 +21,7 @@ NAME = re.compile(
     rf"/(?P<file>[^@:\\\s][^@:\\]*)(@(?P<late>{hub.REVISION}))?",
     re.ASCII,
 )
+COMMIT = re.compile(r"[0-9a-f]{40}")
 CACHED = re.compile(r".*/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/(?P<file>.+)")
 SHAPE = "it is named hf://user/repo/file or hf://user/repo/file@revision"
 ONLY = f"only files that end in {SUFFIX} are fetched"
@@ -67,19 +68,41 @@ def fetch(name: Path | str) -> Path:
     Raises `UsageError` for a name that means no file, `FormatError` where the hub has none, or one that
     is no sound erasure (it is not kept), `ResourceError` for what is closed or cannot be reached.
     """
-    from huggingface_hub import hf_hub_download
+    place = parse(name)
+    path = _cached(place) if COMMIT.fullmatch(place.revision or "") else None
+    if path is None:
+        with hub.answering(str(place), FormatError):
+            path = _download(place)
+    _check(path, place)
+    return path
+
+
+def _download(place: Place) -> Path:
+    """The newest file of this name, or the one that was fetched when the hub was last reached."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     from conceptzap.format.container import FILE_LIMIT
 
-    place = parse(name)
-    where = {"repo_id": place.repo, "filename": place.file, "revision": place.revision}
-    with hub.answering(str(place), FormatError):
-        size = hf_hub_download(**where, etag_timeout=hub.PATIENCE, dry_run=True).file_size or 0
-        if size > FILE_LIMIT:
-            raise FormatError(f"{place} is too large: {size} bytes", f"at most {FILE_LIMIT} are read")
-        path = Path(hf_hub_download(**where, etag_timeout=hub.PATIENCE))
-    _check(path, place)
-    return path
+    url = hf_hub_url(place.repo, place.file, revision=place.revision)
+    try:
+        size = get_hf_file_metadata(url, timeout=hub.PATIENCE).size or 0
+    except Exception as error:
+        if hub.is_answer(error):
+            raise
+        if path := _cached(place):
+            return path
+        raise LocalEntryNotFoundError(str(error)) from error
+    if size > FILE_LIMIT:
+        raise FormatError(f"{place} is too large: {size} bytes", f"at most {FILE_LIMIT} are read")
+    return Path(hf_hub_download(place.repo, place.file, revision=place.revision, etag_timeout=hub.PATIENCE))
+
+
+def _cached(place: Place) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(place.repo, place.file, revision=place.revision)
+    return Path(path) if isinstance(path, str) else None
 
 
 def _check(path: Path, place: Place) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,9 @@ def ui(
     if not folder.is_dir():
         raise UsageError(f"{str(folder)!r} is no folder", "name one that has erasures, or will have some")
     os.environ.update(SILENT)
-    os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="conceptzap-ui-"))
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="conceptzap-ui-")
+        atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
     try:
         import gradio as gr
         from starlette.middleware import Middleware
@@ -61,8 +66,17 @@ def ui(
         raise ResourceError(f"the page cannot be served: {error}", hint) from error
     told(page.local_url)
     if block:
-        page.block_thread()
+        _until_interrupted(page)
     return page
+
+
+def _until_interrupted(page: Any) -> None:
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        page.close(verbose=False)
 
 
 class _Policy:

@@ -26,6 +26,18 @@ def is_repo(name: str) -> bool:
     return not odd and bool(re.fullmatch(REPO, name, re.ASCII))
 
 
+def is_answer(error: Exception) -> bool:
+    """Whether the hub itself said no; all else is no network, in any of a dozen exceptions."""
+    from huggingface_hub import errors
+
+    said = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)
+    return isinstance(error, said) or _status(error) in CLOSED
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
 @contextmanager
 def answering(
     name: str, missing: type[ConceptZapError] = ResourceError, deed: str = "fetched"
@@ -64,6 +76,6 @@ def answering(
 
 
 def _failed(error: Exception, name: str, deed: str) -> ResourceError:
-    if getattr(getattr(error, "response", None), "status_code", None) in CLOSED:
+    if _status(error) in CLOSED:
         return ResourceError(f"{name} is closed to you", f"get the right to it and {LOGIN}")
     return ResourceError(f"{name} could not be {deed}: {escape(error)}", "try again")
