@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from browser import needs_chromium
+from browser import AXE, SERIOUS, needs_axe, needs_chromium
 from command import conceptzap, refused
 from devtools import Tab, tab
 from edits import ASKED, OTHER, gate
@@ -235,6 +235,18 @@ def test_it_draws_before_and_after_and_shows_the_gates(shown: Tab, tmp_path: Pat
         shown.photograph(tmp_path / f"{width}.png")
         assert (tmp_path / f"{width}.png").stat().st_size > 20_000
     shown.size(1280, 900)
+
+
+@needs_axe
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_everybody_can_read_it(shown: Tab, scheme: str) -> None:
+    shown.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    shown.ask(f"{AXE.read_text(encoding='utf-8')}; 1")
+    found = shown.ask(
+        "axe.run(document, { resultTypes: ['violations'] }).then((done) => done.violations.map("
+        "(one) => [one.impact, one.id, ...one.nodes.map((node) => node.html.slice(0, 200))]))"
+    )
+    assert not [fault for fault in found if fault[0] in SERIOUS]
 
 
 @needs_chromium

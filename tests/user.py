@@ -88,3 +88,9 @@ def guard() -> None:
     settings = conceptzap.Settings(steps=20)
     task = conceptzap.Task(("cat",), ("dog",), (), ("object",))
     print(settings.steps, task.pairs)
+
+
+def play() -> None:
+    page = conceptzap.ui("erasures", base="demo", block=False)
+    print(page.local_url)
+    page.close()

@@ -16,7 +16,7 @@ RECEIPTS = """
   {% if reading is none %}
   <span class="word">{{ word }}</span>
   {% else %}
-  {% set part = "%.0f" | format(18 + 62 * (reading | abs)) %}
+  {% set part = "%.0f" | format(16 + 40 * (reading | abs)) %}
   <span class="word {{ 'opens' if reading > 0 }}" style="--part: {{ part }}%"
     title="{{ "%+.2f" | format(reading) }} of the threshold">{{ word }}</span>
   {% endif %}
@@ -27,7 +27,7 @@ RECEIPTS = """
 <section class="receipt"><small>No erasure: the original's picture.</small></section>
 {% endfor %}
 {% if shown.receipts %}
-<small>Red words open the gate by themselves, blue ones are below its threshold, the further the darker;
+<small>Red words open the gate by themselves, blue ones are below its threshold, the further the stronger;
 (end) has read the whole text.</small>
 {% endif %}
 """
