@@ -8,14 +8,16 @@ report)` writes it and returns what is to be said of it. `use(target)` is how ot
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conceptzap.edit import Edit, Header, Json
-from conceptzap.errors import RefusedError, UsageError, escape
+from conceptzap.errors import RefusedError, ResourceError, UsageError, escape
 from conceptzap.format import atomic
 from conceptzap.format.naming import SUFFIX
 
@@ -122,15 +124,6 @@ def asked_dtype(order: Order, among: Sequence[torch.dtype]) -> torch.dtype | Non
     return DTYPES[order.dtype]
 
 
-def narrowest(tensors: Iterable[torch.Tensor], among: Sequence[torch.dtype]) -> torch.dtype:
-    """The first of `among` that holds all values as they are, else the last."""
-    held = list(tensors)
-    for dtype in among[:-1]:
-        if all(tensor.to(dtype).to(tensor.dtype).equal(tensor) for tensor in held):
-            return dtype
-    return among[-1]
-
-
 def origin(base: Base, order: Order) -> dict[str, Json]:
     """Where an export came from: erasures by digest, and the base that they were put into."""
     sites = [site for edit in order.edits for site in edit.sites]
@@ -140,3 +133,31 @@ def origin(base: Base, order: Order) -> dict[str, Json]:
         "concepts": list(order.header.concepts),
         "erasures": [dict(source) for source in order.sources],
     }
+
+
+# -- the disk
+
+
+def check_space(made: Base, target: Path) -> None:
+    """`ResourceError` where there is no room for a whole checkpoint."""
+    parts = (made.unet, *made.text_encoders, made.vae)
+    needed = sum(value.nbytes for part in parts for value in part.parameters())
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise ResourceError(
+            f"no space for {escape(target)}: {needed} bytes needed, {free} free",
+            "make room, or write to another disk",
+        )
+
+
+@contextmanager
+def disk(target: Path) -> Iterator[None]:
+    """What a disk says no to, as the error a user can act on."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = escape(getattr(error, "strerror", None) or error)
+        hint = "make room, or choose a folder that can be written to with --output"
+        raise ResourceError(f"cannot write {escape(target)}: {reason}", hint) from error

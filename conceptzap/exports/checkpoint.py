@@ -8,35 +8,26 @@ hidden name, read back, and renamed only when its UNet sees the noise that the a
 
 from __future__ import annotations
 
-import copy
-import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from conceptzap import exports
 from conceptzap.base import (
     Base,
-    layout,
     load_base,
     loading,
     original,
-    parameters,
+    saving,
     single_file,
 )
 from conceptzap.base.bpe import clip_tokenizer
 from conceptzap.edit import Json, canonical_json
-from conceptzap.errors import RefusedError, ResourceError, escape
+from conceptzap.errors import RefusedError
 from conceptzap.exports import Order
 from conceptzap.format import atomic
 from conceptzap.format.naming import SUFFIX
@@ -44,7 +35,6 @@ from conceptzap.report import Report
 from conceptzap.runtime import texts
 from conceptzap.runtime.attach import attached, bake
 from conceptzap.trust import canary
-from conceptzap.words import with_article
 
 FILE = ".safetensors"
 ARCHITECTURES = {
@@ -52,7 +42,6 @@ ARCHITECTURES = {
     "sd2": "stable-diffusion-v2-512",
     "sdxl": "stable-diffusion-xl-v1-base",
 }
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SCHEMA = "conceptzap.baked/1"
 
 
@@ -68,7 +57,7 @@ def check(order: Order) -> None:
     misfits = [edit for edit in order.edits if not exports.is_plain(edit)]
     exports.refuse("checkpoint", order, misfits)
     exports.check_whole("checkpoint", order)
-    exports.asked_dtype(order, DTYPES)
+    exports.asked_dtype(order, saving.DTYPES)
 
 
 def place(order: Order, output: Path) -> Path:
@@ -82,21 +71,21 @@ def place(order: Order, output: Path) -> Path:
 
 def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, Json]:
     """Write it, read it back, and give it its name only if it erases like the edits."""
-    asked = exports.asked_dtype(order, DTYPES)
+    asked = exports.asked_dtype(order, saving.DTYPES)
     made = _baked(base, order, asked)
-    _check_space(made, target)
+    exports.check_space(made, target)
     note = canonical_json({"schema": SCHEMA, **exports.origin(base, order)})
     whole = target.suffix == FILE
     with atomic.hidden_folder(target) as folder:
-        with _disk(target), loading.quiet():
+        with exports.disk(target), loading.quiet():
             if whole:
                 _write_file(made, folder / target.name, order.header.title, note)
             else:
                 made.pipeline().save_pretrained(str(folder), safe_serialization=True)
-                _make_alike(folder)
+                saving.make_alike(folder)
             (folder / exports.NOTE).write_text(note + "\n", encoding="utf-8")
         error = _verified(base, order, folder / target.name if whole else folder, made.unet.dtype)
-        with _disk(target):
+        with exports.disk(target):
             if whole:
                 atomic.check_writable(target, order.force)
                 atomic.settle(folder)
@@ -120,39 +109,10 @@ def _baked(base: Base, order: Order, asked: torch.dtype | None) -> Base:
     unet, vae = base.unet, base.vae
     return replace(
         base,
-        unet=_twin(unet, asked, bake(unet, in_unet), _name_or_path=base.id, _conceptzap=mark),
-        text_encoders=tuple(_cast(new, asked or _own_dtype(old)) for old, new in pairs),
-        vae=_twin(vae, asked, {}, _name_or_path=base.id),
+        unet=saving.twin(unet, asked, bake(unet, in_unet), _name_or_path=base.id, _conceptzap=mark),
+        text_encoders=tuple(saving.cast(new, asked or saving.own_dtype(old)) for old, new in pairs),
+        vae=saving.twin(vae, asked, {}, _name_or_path=base.id),
     )
-
-
-def _twin(
-    module: Any, asked: torch.dtype | None, changed: Mapping[str, Tensor], **config: Json
-) -> Any:
-    """A diffusers module with some weights changed and these entries in its config.
-
-    Weights that stay as they are are shared, not copied. diffusers keeps entries that begin with
-    an underscore, and warns at every loading of others that it does not know.
-    """
-    dtype = asked or _own_dtype(module)
-    with init_empty_weights():
-        twin = type(module).from_config(module.config)
-    weights = dict(parameters(module)) | changed
-    own = {name: value.to(dtype) for name, value in weights.items()}
-    missing = twin.load_state_dict(own, strict=False, assign=True).missing_keys
-    if missing and loading.without_encoder(twin, missing):
-        raise RefusedError(f"{with_article(type(module).__name__)} lacks {missing[0]}", layout.AGAIN)
-    twin.register_to_config(**config)
-    return twin.eval()
-
-
-def _own_dtype(module: nn.Module) -> torch.dtype:
-    """What the checkpoint was stored in: the narrowest dtype that changes none of its weights."""
-    return exports.narrowest(module.parameters(), DTYPES)
-
-
-def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return module if module.dtype == dtype else copy.deepcopy(module).to(dtype)
 
 
 # -- one file ----------------------------------------------------------------------------------
@@ -223,38 +183,3 @@ def _verified(base: Base, order: Order, path: Path, dtype: torch.dtype) -> float
 def _eps(base: Base, prompts: list[str]) -> Tensor:
     latents = base.noise([canary.SEED] * len(prompts))
     return base.eps(latents, canary.TIMESTEP, base.encode(prompts)).float()
-
-
-# -- the disk ----------------------------------------------------------------------------------
-
-
-def _check_space(made: Base, target: Path) -> None:
-    parts = (made.unet, *made.text_encoders, made.vae)
-    needed = sum(value.nbytes for part in parts for value in part.parameters())
-    free = shutil.disk_usage(target.parent).free
-    if free < needed:
-        raise ResourceError(
-            f"no space for {escape(target)}: {needed} bytes needed, {free} free",
-            "make room, or write to another disk",
-        )
-
-
-@contextmanager
-def _disk(target: Path) -> Iterator[None]:
-    """What a disk says no to, as the error a user can act on."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = escape(getattr(error, "strerror", None) or error)
-        hint = "make room, or choose a folder that can be written to with --output"
-        raise ResourceError(f"cannot write {escape(target)}: {reason}", hint) from error
-
-
-def _make_alike(folder: Path) -> None:
-    """Text encoders load as fp32, like all else that diffusers loads when no dtype is asked for.
-
-    They would load as they are stored, and a pipeline of mixed parts cannot draw.
-    """
-    for path in folder.glob("text_encoder*/config.json"):
-        config = layout.read_json(path) | {"dtype": "float32"}
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conceptzap import exports
-from conceptzap.base import PREFIX, Base, find_module, names
+from conceptzap.base import PREFIX, Base, find_module, names, saving
 from conceptzap.base.modules import is_text
 from conceptzap.edit import Edit, Json, canonical_json, raw
 from conceptzap.errors import RefusedError, UsageError
@@ -101,7 +101,7 @@ def write(base: Base, order: Order, target: Path, report: Report) -> dict[str, J
     modules = {site: find_module(base, site) for site in edits}
     layers = {site: _factors(edits[site], modules[site], order.rank) for site in edits}
     parts = [part for layer in layers.values() for part in layer]
-    dtype = exports.asked_dtype(order, DTYPES) or exports.narrowest(parts, DTYPES)
+    dtype = exports.asked_dtype(order, DTYPES) or saving.narrowest(parts, DTYPES)
     rank = max(len(layer.down) for layer in layers.values())
     layers = {site: _padded(layer, rank, dtype) for site, layer in layers.items()}
     error = _error(edits, modules, layers, report)
