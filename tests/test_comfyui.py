@@ -73,7 +73,11 @@ def stand_in(base: Base, weights: dict[str, Tensor]) -> Program:
     unet = standin.UNet(WIDTH, base.unet.config.cross_attention_dim).eval().requires_grad_(False)
     unet.load_state_dict(weights)
     made = standin.ModelPatcher(standin.Model(unet, base.alphas))
-    return Program(made, lambda p, x, sigmas, conds: standin.sample(p, x, sigmas, SCALE, conds))
+    return Program(made, stand_in_sample)
+
+
+def stand_in_sample(model: Any, x: Tensor, sigmas: Tensor, conds: tuple[Tensor, Tensor]) -> Tensor:
+    return standin.sample(model, x, sigmas, SCALE, conds)
 
 
 def real(base: Base, weights: dict[str, Tensor]) -> Program:

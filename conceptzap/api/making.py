@@ -183,9 +183,10 @@ def export(
     force: bool = False,
     report: Report | None = None,
 ) -> Exported:  # fmt: skip
-    """Write erasures, stacked, in the format `to` of the folder `exports`: "lora" or "checkpoint".
+    """Write erasures, stacked, in the format `to` of the folder `exports`: lora, checkpoint or diffusers.
 
-    Both hold changes of weights that stand behind no gate, whole or not at all: `RefusedError`
+    The last is a folder that diffusers draws erased, gates and all, where conceptzap is installed. The
+    others hold changes of weights that stand behind no gate, whole or not at all: `RefusedError`
     lists what does not fit, and is raised for keys. A LoRA holds dense changes by the `rank`
     largest components, with a warning of the error, under `keys` of kohya (usual), original (kohya's for
     SDXL), diffusers or peft (a folder). A checkpoint is read back and compared with

@@ -1,10 +1,12 @@
-"""Write erasures as a LoRA or a checkpoint.
+"""Write erasures as a LoRA, a checkpoint or a pipeline folder.
 
     conceptzap export uce.lprompt.safetensors --to lora -o uce-lora
     conceptzap export uce.lprompt.safetensors esd.lprompt.safetensors --to checkpoint -o erased
 
-Only changes of weights that hold for every prompt fit into either, whole or not at all: what stands
-behind a gate, as all that the default method makes, or adds tokens needs conceptzap. Dense changes
+Only changes of weights that hold for every prompt fit into a LoRA or a checkpoint, whole or not at all:
+what stands behind a gate, as all that the default method makes, or adds tokens needs conceptzap, as in the
+folder that --to diffusers writes: diffusers draws it erased where conceptzap is installed, and not at all
+elsewhere. Dense changes
 fit into a LoRA by their --rank largest components. A checkpoint is the base with the
 change in its weights: a diffusers folder, or one file for ComfyUI and others where --output ends in
 .safetensors. It is read back and compared before it gets its name.
