@@ -85,10 +85,12 @@ def place(
         for name, module in unet.named_modules():
             if name.endswith("attn2"):
                 module.__class__ = Blind
-        model = SimpleNamespace(model=SimpleNamespace(diffusion_model=unet))
-        processing = lambda: Processing(model)  # noqa: E731
-    else:
-        processing = lambda: Processing(SimpleNamespace(forge_objects=SimpleNamespace(unet=patcher)))  # noqa: E731
+
+    def processing() -> Processing:  # Forge's objects are new for every sampling
+        if request.param == "webui":
+            return Processing(SimpleNamespace(model=SimpleNamespace(diffusion_model=unet)))
+        return Processing(SimpleNamespace(forge_objects=SimpleNamespace(unet=patcher)))
+
     yield Place(script, options, patcher, processing, base)
 
 

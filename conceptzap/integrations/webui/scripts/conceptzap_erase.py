@@ -45,9 +45,9 @@ class EraseScript(scripts.Script):
 
 
 def _settings() -> None:
-    section = ("conceptzap", "Conceptzap")
     choices = {"choices": files(paths.models_path), "multiselect": True}
-    option = shared.OptionInfo([], "Erasures that are always on", gr.Dropdown, lambda: choices, section=section)
+    label, section = "Erasures that are always on", ("conceptzap", "Conceptzap")
+    option = shared.OptionInfo([], label, gr.Dropdown, lambda: choices, section=section)
     shared.opts.add_option(ALWAYS, option)
 
 
