@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,3 +100,16 @@ def demo_base() -> Base:
     if not DEMO_UNET.is_file():
         pytest.skip("the built-in checkpoint is not there")
     return load_base(str(DEMO))
+
+
+@pytest.fixture(scope="module")
+def few_steps() -> Iterator[None]:
+    """`erase` looks at a random base in two steps: what it shows is noise in thirty, too."""
+    from conceptzap.result import Settings
+    from conceptzap.verbs import erasing
+
+    usual = erasing.usual
+    with pytest.MonkeyPatch.context() as patch:
+        few = Settings(steps=2, guidance=2.0)
+        patch.setattr(erasing, "usual", lambda base: usual(base) if base.is_demo else few)
+        yield

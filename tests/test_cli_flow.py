@@ -21,6 +21,8 @@ from conceptzap.verbs import planning
 SUFFIX = ".lprompt.safetensors"
 DRAW = ("--base", "base", "--steps", "2", "--guidance", "2")
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 def closed_form() -> str:
     """A method without optimisation that has a rank: quick, whatever it is called."""

@@ -16,6 +16,8 @@ from conceptzap.testing import save_tiny
 TRAINED = ("--method", "esd", "--set", "trajectories=2", "--set", "batch=1")
 FILE = "cat.lprompt.safetensors"
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
