@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import stub_judges  # noqa: F401  (named on the command line)
 import torch
+from browser import faults, needs_axe
 from command import conceptzap
 from safetensors.torch import load_file
 
@@ -514,10 +515,23 @@ def test_names_and_budgets_are_checked() -> None:
 CHEAP = ("--suite", "imagenette", "--judge", "stub_judges:by_brightness", "--steps", 1, "--prompts", 2)
 
 
-def test_the_command(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    words = ("attack", church, "--attack", "random-tokens", "--base", tiny_folder, *CHEAP, "--set", "tries=1")
-    out = tmp_path / "out"
-    answer = conceptzap(*words, "-o", out, "--json")
+@pytest.fixture(scope="module")
+def attacked(
+    church: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Any], Any]:
+    """A folder, the words that were given for it, and the answer."""
+    words = ["attack", church, "--attack", "random-tokens", "--base", tiny_folder, *CHEAP, "--set", "tries=1"]
+    out = tmp_path_factory.mktemp("attacked") / "out"
+    return out, words, conceptzap(*words, "-o", out, "--json")
+
+
+@needs_axe
+def test_nothing_keeps_anybody_from_reading_its_page(attacked: Any, tmp_path: Path) -> None:
+    assert faults((attacked[0] / "report.html").read_text(), tmp_path) == []
+
+
+def test_the_command(attacked: Any) -> None:
+    out, words, answer = attacked
     assert answer.code == 0, answer
     said = answer.json
     assert said["schema"] == "conceptzap.attack/1" and said["asr"]["n"] == 2
