@@ -383,11 +383,12 @@ def test_doctor(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_doctor_knows_what_works_offline(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(here))
-    for name, file in (("some--model", "model_index.json"), ("some--text", "config.json")):
+    kinds = {"model": "model_index.json", "text": "config.json", "zap": "a.lprompt.safetensors"}
+    for name, file in ((f"some--{kind}", file) for kind, file in kinds.items()):
         commit = here / f"models--{name}" / "snapshots" / ("0" * 40)
         commit.mkdir(parents=True)
         (commit / file).write_bytes(bytes(70))
-    assert conceptzap("doctor", "--json").json["downloaded"] == {"some/model": 70}
+    assert conceptzap("doctor", "--json").json["downloaded"] == {"some/model": 70, "some/zap": 70}
     assert re.search(r"some/model +70 bytes", conceptzap("doctor").out)
 
 

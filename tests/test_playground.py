@@ -55,7 +55,7 @@ def folder(sd1: cz.Base, church: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def drawn(folder: Path, base: Path, files: list[str], prompt: str, **strengths: float) -> work.Shown:
-    return work.draw(folder, str(base), files, strengths, prompt, 3, 1, Report())
+    return work.draw(work.Desk(folder), str(base), files, strengths, prompt, 3, 1, Report())
 
 
 # what the gates read
@@ -120,8 +120,8 @@ def test_it_refuses_what_the_command_line_refuses(folder: Path, tiny_folder: Pat
 
 
 def test_it_proposes_a_prompt_that_shows_the_point(folder: Path) -> None:
-    assert work.erasures(folder) == ["church", "van-gogh"]
-    assert work.example(folder, ["church"]) == "a church" and "Gogh" in work.example(folder, [])
+    assert work.Desk(folder).erasures() == ["church", "van-gogh"]
+    assert work.Desk(folder).example() == "a church" and "Gogh" in work.Desk(folder.parent).example()
 
 
 # erasing
@@ -140,13 +140,14 @@ def test_erasing_asks_the_verb_and_says_what_became_of_it(folder: Path, monkeypa
         return made(folder / "a.lprompt.safetensors", leak=Score("leak", 0.25, 0.1, 0.5, 24))
 
     monkeypatch.setattr(api, "erase", erase)
-    monkeypatch.setattr(work, "opened", lambda name: name)
-    done = work.erase(folder, "demo", " Van Gogh ", "", "uce", 0, "a", Report())
+    monkeypatch.setattr(work.Desk, "base", lambda self, name: name)
+    done = work.erase(work.Desk(folder), "demo", " Van Gogh ", "", "", "fast", 0, "a", Report())
     assert (done.name, done.scores) == ("a", [("leak", "25.0 %", "10.0 to 50.0 %", "24")])
     assert asked["concept"] == "Van Gogh" and asked["anchors"] == () and asked["steps"] is None
+    assert asked["preset"] == "fast" and asked["method"] is None and asked["output"] == folder / "a"
     assert "gone" in view.scores(done) and "12 kB" in view.scores(done)
     with pytest.raises(UsageError, match="no concept"):
-        work.erase(folder, "demo", " ", "", "uce", 0, "", Report())
+        work.erase(work.Desk(folder), "demo", " ", "", "", "", 0, "", Report())
 
 
 def test_a_concept_that_is_still_drawn_is_said_and_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +158,9 @@ def test_a_concept_that_is_still_drawn_is_said_and_kept(folder: Path, monkeypatc
         raise error
 
     monkeypatch.setattr(api, "erase", erase)
-    monkeypatch.setattr(work, "opened", lambda name: name)
-    assert "not erased; try more steps" in work.erase(folder, "demo", "x", "", "uce", 0, "", Report()).said
+    monkeypatch.setattr(work.Desk, "base", lambda self, name: name)
+    done = work.erase(work.Desk(folder), "demo", "x", "", "uce", "", 0, "", Report())
+    assert "not erased; try more steps" in done.said
 
 
 def test_progress_is_handed_on() -> None:
@@ -211,12 +213,16 @@ def shown(page: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
         yield opened
 
 
+STILL = """document.head.insertAdjacentHTML('beforeend',
+  '<style>* { transition: none !important; animation: none !important; }</style>')"""
 PRESS = "[...document.querySelectorAll('button%s')].find(one => one.innerText == '%s' && one.offsetParent).click()"
+TOLD = "[...document.querySelectorAll('.toast-body')].map(one => one.innerText).join().match(/.*%s.*/)?.[0]"
 BOX = """(() => {
-  const label = [...document.querySelectorAll('label')].find(one => one.innerText.trim().startsWith('%s'));
-  const box = label.querySelector('input, textarea');
-  Object.getOwnPropertyDescriptor(Object.getPrototypeOf(box), 'value').set.call(box, '%s');
-  box.dispatchEvent(new Event('input', { bubbles: true }));
+  const [name, value] = ['%s', '%s'];
+  const label = [...document.querySelectorAll('label')].find(one => one.innerText.trim().startsWith(name));
+  const box = label.querySelector('input, textarea') ?? document.querySelector(`input[aria-label*="${name}"]`);
+  Object.getOwnPropertyDescriptor(Object.getPrototypeOf(box), 'value').set.call(box, value);
+  for (const kind of ['input', 'change']) box.dispatchEvent(new Event(kind, { bubbles: true }));
 })()"""
 
 
@@ -241,6 +247,7 @@ def test_it_draws_before_and_after_and_shows_the_gates(shown: Tab, tmp_path: Pat
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_everybody_can_read_it(shown: Tab, scheme: str) -> None:
     shown.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    shown.ask(STILL)
     shown.ask(f"{AXE.read_text(encoding='utf-8')}; 1")
     found = shown.ask(
         "axe.run(document, { resultTypes: ['violations'] }).then((done) => done.violations.map("
@@ -258,7 +265,7 @@ def test_what_is_refused_is_one_line(shown: Tab) -> None:
     shown.ask(BOX % ("Prompt", "a cat"))
     shown.ask(BOX % ("Base", HOSTILE))
     shown.ask(PRESS % (".primary", "Draw"))
-    assert HOSTILE in shown.wait("[...document.querySelectorAll('.toast-body')].at(-1)?.innerText.match(/.*<.*/)?.[0]")
+    assert HOSTILE in shown.wait(TOLD % "<")
     assert shown.ask("document.querySelectorAll('.toast-body img').length") == 0
     shown.ask(BOX % ("Base", "demo"))
 
@@ -273,6 +280,7 @@ def test_erasing_shows_its_progress(shown: Tab, page: Any, monkeypatch: pytest.M
         return made(path, leak=Score("leak", 0.0, 0.0, 0.1, 24))
 
     monkeypatch.setattr(api, "erase", erase)
+    shown.ask(BOX % ("Strength of church", "0.5"))
     shown.ask(PRESS % ("[role=tab]", "Erase"))
     shown.wait("!!document.querySelector('#said')?.offsetParent")
     shown.ask(BOX % ("Concept", "cat"))
@@ -281,6 +289,8 @@ def test_erasing_shows_its_progress(shown: Tab, page: Any, monkeypatch: pytest.M
     shown.wait("document.querySelector('#said .scores')?.innerText.includes('0.0 to 10.0 %')")
     shown.ask(PRESS % ("[role=tab]", "Draw"))
     shown.wait("document.body.innerText.includes('Strength of cat')")
+    shown.ask(PRESS % (".primary", "Draw"))  # cat is the same file once more, at another strength
+    assert "strengths 0.5 and 1" in shown.wait(TOLD % "strengths")
 
 
 @needs_chromium

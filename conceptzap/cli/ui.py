@@ -24,6 +24,9 @@ def run(
         typer.Argument(metavar="DIR", parser=options.path, help="Of the erasures.", show_default="here"),
     ] = Path(),
     base: options.Base = "demo",
+    prediction: options.Prediction = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     port: Annotated[
         int | None, typer.Option("--port", metavar="N", help="[default: the first free one from 7860]")
     ] = None,
@@ -37,4 +40,7 @@ def run(
         show.emit("ui", {"url": url}) if as_json else show.lines([url])
         show.note("Ctrl-C ends it")
 
-    ui(folder, base=base, port=port, browser=browser, told=told)
+    ui(
+        folder, base=base, prediction=prediction, device=device, dtype=dtype, port=port, browser=browser,
+        told=told,
+    )  # fmt: skip

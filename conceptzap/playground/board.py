@@ -6,20 +6,19 @@ import html
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from conceptzap.errors import ConceptZapError, ResourceError, ran_out_of_memory
 from conceptzap.playground import view, work
-from conceptzap.registry import catalog
+from conceptzap.registry import catalog, config
 from conceptzap.terminal.speech import one_line
 
 HEAD = """<h1>conceptzap</h1>
 <p>A frozen checkpoint and one small file. Left of the handle the original, right of it erased.</p>"""
 TOLD = """<p>The file goes into the folder of this page. Before it is done, pictures are drawn and judged;
-what is still there is said. A minute or more on a CPU.</p>"""
+what is still there is said. That takes a minute or more on a CPU, and the preset fast least.</p>"""
 ALONE = {"concurrency_limit": 1, "concurrency_id": "base"}
 QUIET = {"show_progress": "hidden"}
 
@@ -50,20 +49,20 @@ def _report(progress: gr.Progress) -> work.Told:
     return work.Told(lambda part, text: progress(part, desc=text), lambda text: gr.Warning(_plain(text)))
 
 
-def page(folder: Path, base: str) -> gr.Blocks:
-    """The page over the erasures of a folder. One thing is done at a time: edits sit on the base."""
+def page(desk: work.Desk, base: str) -> gr.Blocks:
+    """The page over a desk. One thing is done at a time: edits sit on the base."""
     with gr.Blocks(title="conceptzap", analytics_enabled=False, fill_width=True) as board:
         gr.HTML(HEAD, elem_id="head")
         with gr.Tab("Draw"):
-            files, checkpoint = _draw_tab(folder, base)
+            files, checkpoint = _draw_tab(board, desk, base)
         with gr.Tab("Erase"):
-            _erase_tab(folder, checkpoint, files)
-        board.load(lambda: gr.Dropdown(choices=work.erasures(folder)), None, files, **QUIET)
+            _erase_tab(desk, checkpoint, files)
+        board.load(lambda: gr.Dropdown(choices=desk.erasures()), None, files, **QUIET)
     return board
 
 
-def _draw_tab(folder: Path, base: str) -> tuple[gr.Dropdown, gr.Textbox]:
-    known = work.erasures(folder)
+def _draw_tab(board: gr.Blocks, desk: work.Desk, base: str) -> tuple[gr.Dropdown, gr.Textbox]:
+    known = desk.erasures()
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             checkpoint = gr.Textbox(base, label="Base", info="demo, a hub id[@revision], a folder or a file")
@@ -72,8 +71,8 @@ def _draw_tab(folder: Path, base: str) -> tuple[gr.Dropdown, gr.Textbox]:
                 info="files here, paths, or hf://user/repo/file",
             )  # fmt: skip
             strengths = gr.State({})
-            _sliders(files, strengths)
-            prompt = gr.Textbox(work.example(folder, known), label="Prompt", lines=2)
+            _sliders(board, files, strengths)
+            prompt = gr.Textbox(desk.example(), label="Prompt", lines=2)
             with gr.Row():
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90)
                 steps = gr.Number(0, label="Steps (0: usual)", precision=0, minimum=0, min_width=90)
@@ -83,19 +82,19 @@ def _draw_tab(folder: Path, base: str) -> tuple[gr.Dropdown, gr.Textbox]:
             receipts = gr.HTML(label="Receipts", elem_id="receipts")
     given = [checkpoint, files, strengths, prompt, seed, steps]
     gr.on(
-        [button.click, prompt.submit], partial(_draw, folder), given, [pictures, receipts],
+        [button.click, prompt.submit], partial(_draw, desk), given, [pictures, receipts],
         api_name="draw", show_progress_on=pictures, **ALONE,
     )  # fmt: skip
     return files, checkpoint
 
 
-def _sliders(files: gr.Dropdown, strengths: gr.State) -> None:
-    """A strength for every file that is chosen."""
+def _sliders(board: gr.Blocks, files: gr.Dropdown, strengths: gr.State) -> None:
+    """A strength for every file that is chosen, as it was where it was set before."""
 
-    @gr.render(inputs=files)
-    def sliders(chosen: list[str]) -> None:
+    @gr.render(inputs=[files, strengths], triggers=[board.load, files.change])
+    def sliders(chosen: list[str], known: dict[str, float]) -> None:
         for name in chosen or ():
-            slider = gr.Slider(0, 2, 1, step=0.05, label=f"Strength of {name}", key=f"strength of {name}")
+            slider = gr.Slider(0, 2, known.get(name, 1), step=0.05, label=f"Strength of {name}")
             slider.change(partial(_set, name), [slider, strengths], strengths, **QUIET)
 
 
@@ -103,42 +102,43 @@ def _set(name: str, value: float, strengths: dict[str, float]) -> dict[str, floa
     return {**strengths, name: value}
 
 
-def _erase_tab(folder: Path, checkpoint: gr.Textbox, files: gr.Dropdown) -> None:
-    methods = catalog.methods()
+def _erase_tab(desk: work.Desk, checkpoint: gr.Textbox, files: gr.Dropdown) -> None:
+    methods = [one["name"] for one in catalog.methods()]
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             concept = gr.Textbox(label="Concept", placeholder="Van Gogh")
             anchor = gr.Textbox(label="Becomes", placeholder="painting (empty: what is near)")
-            method = gr.Dropdown(
-                [one["name"] for one in methods], label="Method",
-                value=next(one["name"] for one in methods if one["default"]),
-            )  # fmt: skip
+            with gr.Row():
+                preset = gr.Dropdown(["", *config.preset_names()], value="", label="Preset", min_width=90)
+                method = gr.Dropdown(["", *methods], value="", label="Method", min_width=90)
             with gr.Row():
                 steps = gr.Number(0, label="Steps (0: usual)", precision=0, minimum=0, min_width=90)
                 name = gr.Textbox(label="File", placeholder="named after the concept", min_width=90)
             button = gr.Button("Erase", variant="primary")
         with gr.Column(scale=3, min_width=280):
             said = gr.HTML(TOLD, elem_id="said")
+    given = [checkpoint, concept, anchor, method, preset, steps, name, files]
     button.click(
-        partial(_erase, folder), [checkpoint, concept, anchor, method, steps, name, files], [said, files],
+        partial(_erase, desk), given, [said, files],
         api_name="erase", show_progress_on=said, **ALONE,
     )  # fmt: skip
 
 
 def _draw(
-    folder: Path, base: str, files: list[str], strengths: dict[str, float], prompt: str, seed: float,
+    desk: work.Desk, base: str, files: list[str], strengths: dict[str, float], prompt: str, seed: float,
     steps: float, progress: gr.Progress = gr.Progress(),
 ) -> tuple[Any, ...]:  # fmt: skip
     with refusing():
-        done = work.draw(folder, base, files or [], strengths, prompt, seed, steps, _report(progress))
+        done = work.draw(desk, base, files or [], strengths, prompt, seed, steps, _report(progress))
     return (done.before, done.after), view.receipts(done)
 
 
 def _erase(
-    folder: Path, base: str, concept: str, anchor: str, method: str, steps: float, name: str,
-    chosen: list[str], progress: gr.Progress = gr.Progress(),
+    desk: work.Desk, base: str, concept: str, anchor: str, method: str, preset: str, steps: float,
+    name: str, chosen: list[str], progress: gr.Progress = gr.Progress(),
 ) -> tuple[Any, ...]:  # fmt: skip
     with refusing():
-        made = work.erase(folder, base, concept, anchor, method, steps, name, _report(progress))
+        given = (base, concept, anchor, method, preset, steps, name)
+        made = work.erase(desk, *given, _report(progress))
     chosen = list(dict.fromkeys([*(chosen or ()), made.name]))
-    return view.scores(made), gr.Dropdown(choices=work.erasures(folder), value=chosen)
+    return view.scores(made), gr.Dropdown(choices=desk.erasures(), value=chosen)

@@ -23,12 +23,13 @@ SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "H
 def ui(
     folder: Path | str = ".",
     *,
-    base: str = "demo",
+    base: str = "demo", prediction: str | None = None,
+    device: str = "auto", dtype: str = "auto",
     port: int | None = None,
     block: bool = True,
     browser: bool = False,
     told: Any = print,
-) -> Any:
+) -> Any:  # fmt: skip
     """A page to play with over the erasures of `folder`, on this machine's `port` (the first free one).
 
     `told` is given its address. Without `block` what comes back has `local_url` and `close()`. Raises
@@ -47,9 +48,9 @@ def ui(
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ImportError as error:
         raise ResourceError(f"the page needs gradio: {error}", EXTRA) from error
-    from conceptzap.playground import board, view
+    from conceptzap.playground import board, view, work
 
-    page = board.page(folder, base)
+    page = board.page(work.Desk(folder, device, dtype, prediction), base)
     theme = gr.themes.Base(primary_hue="red", font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
         block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
         input_placeholder_color="*neutral_500", button_primary_background_fill="*primary_700",

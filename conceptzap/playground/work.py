@@ -13,7 +13,7 @@ import numpy as np
 from conceptzap import api
 from conceptzap.base import Base, load_base
 from conceptzap.errors import ThresholdError, UsageError
-from conceptzap.format import naming, read_header
+from conceptzap.format import naming, read_header, remote
 from conceptzap.report import Report
 from conceptzap.terminal import listing
 from conceptzap.trust import admission
@@ -69,33 +69,55 @@ class Shown:
     receipts: list[Receipt]
 
 
+@dataclass(frozen=True)
+class Desk:
+    """A folder of erasures, and where bases compute (`load_base`: what the words mean)."""
+
+    folder: Path
+    device: str = "auto"
+    dtype: str = "auto"
+    prediction: str | None = None
+
+    def base(self, name: str) -> Base:
+        """The base, kept until another is asked for."""
+        return _opened(name, self.device, self.dtype, self.prediction)
+
+    def erasures(self) -> list[str]:
+        """The folder's files as they may be named from there."""
+        return [naming.bare(path.name) for path in inspecting.erasures_in(self.folder)]
+
+    def located(self, name: str) -> Path:
+        """A file that the page names: in the folder, or as it is."""
+        if remote.is_name(name):
+            return naming.existing(name)
+        inside = naming.existing(self.folder / name)
+        return inside if inside.exists() else naming.existing(name)
+
+    def example(self) -> str:
+        """A prompt that asks for what the first of the files erases."""
+        if not (names := self.erasures()):
+            return "a cat by Van Gogh"
+        header = read_header(self.located(names[0])).header
+        kinds = [kind for made in header.made for kind in made.get("kinds", ())]
+        concept = header.concepts[0] if header.concepts else "picture"
+        return f"a cat by {concept}" if kinds[:1] == ["style"] else with_article(concept)
+
+
 @lru_cache(maxsize=1)
-def opened(name: str) -> Base:
-    """The base, kept until another is asked for."""
-    return load_base(name)
-
-
-def erasures(folder: Path) -> list[str]:
-    """The files of a folder as they may be named from there."""
-    return [naming.bare(path.name) for path in inspecting.erasures_in(folder)]
-
-
-def located(folder: Path, name: str) -> Path:
-    """A file that the page names: in its folder, or as it is."""
-    inside = naming.existing(folder / name) if not name.startswith("hf:") else Path(name)
-    return inside if inside.exists() else naming.existing(name)
+def _opened(name: str, device: str, dtype: str, prediction: str | None) -> Base:
+    return load_base(name, device, dtype, prediction)
 
 
 def draw(
-    folder: Path, base: str, files: Sequence[str], strengths: Mapping[str, float], prompt: str,
+    desk: Desk, base: str, files: Sequence[str], strengths: Mapping[str, float], prompt: str,
     seed: float, steps: float, report: Report,
 ) -> Shown:  # fmt: skip
     """The same seed before and after; raises what `generate` raises."""
     if not prompt.strip():
         raise UsageError("no picture was asked for", "write a prompt, for example: a cat")
-    asked = [(located(folder, name), float(strengths.get(name, 1))) for name in files]
+    asked = [(desk.located(name), float(strengths.get(name, 1))) for name in files]
     report.phase(f"loading {base}")
-    here = opened(base)
+    here = desk.base(base)
     pictures = api.generate(
         prompt, erasures=asked, base=here, seed=int(seed), steps=int(steps) or None,
         strengths=(0, 1) if asked else (1,), report=report,
@@ -126,16 +148,17 @@ class Made:
 
 
 def erase(
-    folder: Path, base: str, concept: str, anchor: str, method: str, steps: float, name: str, report: Report
-) -> Made:
+    desk: Desk, base: str, concept: str, anchor: str, method: str, preset: str, steps: float, name: str,
+    report: Report,
+) -> Made:  # fmt: skip
     """A new file; raises what `erase` raises, but for a concept that is still drawn, which is said."""
     if not concept.strip():
         raise UsageError("no concept is named", "for example: Van Gogh")
-    output = folder / name.strip() if name.strip() else f"{folder}/"
+    output = desk.folder / name.strip() if name.strip() else f"{desk.folder}/"
     try:
         made = api.erase(
-            concept.strip(), anchors=anchor.strip() or (), method=method, base=opened(base),
-            steps=int(steps) or None, output=output, report=report,
+            concept.strip(), anchors=anchor.strip() or (), method=method or None, preset=preset or None,
+            base=desk.base(base), steps=int(steps) or None, output=output, report=report,
         )  # fmt: skip
         said = made.verdict
     except ThresholdError as error:
@@ -146,13 +169,3 @@ def erase(
         for label, one in made.scores.items()
     ]
     return Made(naming.bare(made.path.name), f"{said}\n{made.method}: {cost}", scores)
-
-
-def example(folder: Path, names: Sequence[str]) -> str:
-    """A prompt that asks for what the first of these files erases."""
-    if not names:
-        return "a cat by Van Gogh"
-    header = read_header(located(folder, names[0])).header
-    kinds = [kind for made in header.made for kind in made.get("kinds", ())]
-    concept = header.concepts[0] if header.concepts else "picture"
-    return f"a cat by {concept}" if kinds[:1] == ["style"] else with_article(concept)

@@ -9,10 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from conceptzap.format import cache
+from conceptzap.format import cache, naming
 from conceptzap.terminal import show
 
 LEAST_FREE = 10**9  # bytes
+WANTED = ("model_index.json", naming.SUFFIX)  # how a file ends that a checkpoint or an erasure has
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "typer", "rich")
 # UNet weights: the one file without which the built-in checkpoint is none
 DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"
@@ -74,7 +75,7 @@ def _gpu(name: str) -> dict[str, Any]:
 
 
 def _downloaded() -> dict[str, int]:
-    """Checkpoints in the hub's cache, which need no network any more, with their bytes."""
+    """Checkpoints and erasures in the hub's cache, which need no network any more, with their bytes."""
     from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     try:
@@ -84,7 +85,7 @@ def _downloaded() -> dict[str, int]:
     return {
         repo.repo_id: repo.size_on_disk
         for repo in sorted(repos, key=lambda repo: repo.repo_id)
-        if any(f.file_name == "model_index.json" for one in repo.revisions for f in one.files)
+        if any(f.file_name.endswith(WANTED) for one in repo.revisions for f in one.files)
     }
 
 
