@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from conceptzap.base.modules import PREFIX, TEXT, encoder_of
+from conceptzap.base.modules import PREFIX, TEXT, encoder_of, find_module, sites
 from conceptzap.base.original import unet_names
 
 KOHYA = "lora_unet_"  # before a path whose dots are underscores
@@ -34,14 +34,17 @@ def underscored_text(site: str, family: str) -> str:
     return f"lora_te{number}_" + TEXT.sub("text_model.", site).replace(".", "_")
 
 
-def layers(unet: nn.Module) -> dict[str, str]:
-    """Every name that some program gives a Linear or convolution -> its site."""
-    original, found = unet_names(unet), {}
-    for path, module in unet.named_modules():
+def layers(base: Any) -> dict[str, str]:
+    """Every name that some program gives a Linear or convolution of a base -> its site."""
+    original, found = unet_names(base.unet), {}
+    for path, module in base.unet.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             other = original[f"{path}.weight"].removesuffix(".weight")
             names = path, underscored(path), underscored(other)
             found |= dict.fromkeys(names, PREFIX + path)
+    for site in sites(base, "text.*"):
+        if isinstance(find_module(base, site), nn.Linear):
+            found |= dict.fromkeys((of_text(site), underscored_text(site, base.family)), site)
     return found
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from conceptzap.base import Base, find_module, names, parameters
 from conceptzap.base.layout import PICKLES
+from conceptzap.base.modules import is_text
 from conceptzap.base.original import UNET_PREFIX
 from conceptzap.edit import Edit, Json
 from conceptzap.errors import (
@@ -136,10 +137,10 @@ def prompts(found: Found) -> tuple[str, ...]:
 def pairs(found: Found, base: Base) -> list[Edit]:
     """An edit for each pair of factors that changes anything.
 
-    Refused are layers that this base does not have, text encoders, halves of pairs, other shapes, and
-    whatever is neither a factor nor an alpha (magnitudes of DoRA, factors of LoHa and LoKr).
+    Refused are layers that this base does not have, halves of pairs, other shapes, and whatever is neither
+    a factor nor an alpha (magnitudes of DoRA, factors of LoHa and LoKr).
     """
-    known, parts, alphas = names.layers(base.unet), {}, {}
+    known, parts, alphas = names.layers(base), {}, {}
     strange = []
     for key in found.tensors:
         name, part = _split(key)
@@ -151,9 +152,7 @@ def pairs(found: Found, base: Base) -> list[Edit]:
         else:
             parts.setdefault(site, {})[part] = key
     if strange:
-        text = any("lora_te" in key or "text_encoder" in key or "text_model" in key for key in strange)
-        hint = "text encoders are not edited here: train it on the UNet alone" if text else ANOTHER
-        refuse(found, base, strange, "have no place in", hint)
+        refuse(found, base, strange, "have no place in")
     halves = [key for keys in parts.values() if len(keys) < 2 for key in keys.values()]
     if halves:
         refuse(found, base, halves, "are one half of a pair for")
@@ -178,7 +177,7 @@ def _pair(
     found: Found, base: Base, site: str, keys: Mapping[str, str], alpha: float | None
 ) -> Edit | None:
     """The edit at one layer; None where it changes nothing."""
-    module = find_module(base.unet, site)
+    module = find_module(base, site)
     out, into, *kernel = module.weight.shape
     up, down = (found.tensors[keys[part]].float() for part in ("up", "down"))
     rank = len(down)
@@ -202,10 +201,9 @@ def _scale(found: Found, site: str, rank: int, alpha: float | None) -> float:
     """alpha / rank: by the layer's own alpha, by PEFT's config beside or inside the file, or 1."""
     if alpha is not None:
         return alpha / rank
-    config = found.config or {
-        key.removeprefix("unet."): value
-        for key, value in json.loads(found.labels.get("lora_adapter_metadata", "{}")).items()
-    }
+    part = f"{names.of_text(site).partition('.')[0] if is_text(site) else 'unet'}."
+    told = json.loads(found.labels.get("lora_adapter_metadata", "{}"))
+    config = found.config or {k.removeprefix(part): v for k, v in told.items() if k.startswith(part)}
     path = site.removeprefix("unet.")
     patterns = config.get("alpha_pattern") or {}
     own = [value for end, value in patterns.items() if path == end or path.endswith(f".{end}")]

@@ -52,7 +52,7 @@ def edits(found: Found, base: Base, task: Task, report: Report) -> list[Edit]:
 
 def _layers(found: Found, base: Base) -> dict[str, dict[str, str]]:
     """Site -> part -> key, once all keys are known and of the shapes that this base has."""
-    known, layers = names.layers(base.unet), defaultdict(dict)
+    known, layers = names.layers(base), defaultdict(dict)
     strange = []
     for key in found.tensors.keys() - {QUERY, UNUSED, SCALER}:
         part = next((end for end in PARTS if key.endswith(end)), "")

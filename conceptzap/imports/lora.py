@@ -1,7 +1,8 @@
-"""LoRA, as LECO, kohya's scripts, diffusers and PEFT write it: low-rank changes of the UNet's layers.
+"""LoRA, as LECO, kohya's scripts, diffusers and PEFT write it: low-rank changes of layers.
 
-Keys in any of their styles, by diffusers' paths or the original code's. It acts on every prompt, as it
-does where it comes from. LECO says in its labels which concepts it erases, the others say nothing.
+Keys in any of their styles, by diffusers' paths or the original code's, in the UNet and the text encoders.
+It acts on every prompt, as it does where it comes from. LECO says in its labels which concepts it erases,
+the others say nothing.
 """
 
 from __future__ import annotations
