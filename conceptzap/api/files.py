@@ -48,14 +48,16 @@ def stack_files(
     force: bool = False,
     report: Report | None = None,
     base: AnyBase | None = None,
+    elastic: bool = False,
 ) -> Stacked:
     """Write the stack of these files: by default here, called after all that it erases.
 
     What comes back has `overlaps`: concepts that several files erase, files that act on every prompt and,
-    with a `base`, gates that open for the concept of another file. Warned of, as are keys alone. Raises as
-    `stack` does.
+    with a `base`, gates that open for the concept of another file. Warned of, as are keys alone.
+    With `elastic`, which needs a `base`, what acts on every prompt gets a gate first: it acts as far as a
+    prompt comes near its concepts. Raises as `stack` does, and `RefusedError` for what no gate can hold.
     """
-    return stacking.write(paths, output, force, report or Bars(), base)
+    return stacking.write(paths, output, force, report or Bars(), base, elastic)
 
 
 def cite(paths: Path | str | Sequence[Path | str], report: Report | None = None) -> dict[str, str]:

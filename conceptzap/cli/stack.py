@@ -4,7 +4,8 @@
     conceptzap stack *.lprompt.safetensors -o all --json
 
 The order of the files makes no difference. A concept that several files erase is warned of; with --base
-also a gate that opens for the concept of another file, as the base's text encoders have it.
+also a gate that opens for the concept of another file, as the base's text encoders have it. With --elastic
+files that act on every prompt act only as far as a prompt comes near their concepts.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ def run(
         typer.Option("--base", metavar="B", show_default=False,
                      help="Ask every gate about the other files' concepts; nothing is drawn."),
     ] = None,
+    elastic: Annotated[
+        bool,
+        typer.Option("--elastic", help="Gate what acts on every prompt by how near one comes; with --base."),
+    ] = False,
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -36,6 +41,6 @@ def run(
     from conceptzap.terminal import show
     from conceptzap.terminal.progress import Progress
 
-    made = api.stack_files(paths, output, force, Progress(), base)
+    made = api.stack_files(paths, output, force, Progress(), base, elastic)
     record = show.stack_record(made)
     show.emit("stack", record) if as_json else show.stacked(record)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from conceptzap import edit, format
 from conceptzap.edit import Erasure, Header
+from conceptzap.errors import UsageError
 from conceptzap.format import atomic, naming
 from conceptzap.report import Report
 from conceptzap.trust import admission
-from conceptzap.verbs import overlaps
+from conceptzap.verbs import elastic, overlaps
 from conceptzap.verbs.overlaps import Overlaps
 
 if TYPE_CHECKING:
@@ -39,15 +40,22 @@ def write(
     force: bool,
     report: Report,
     base: AnyBase | None = None,
+    elastically: bool = False,
 ) -> Stacked:
     """Read, stack and write; see `api.stack_files`."""
+    if elastically and base is None:
+        raise UsageError("--elastic needs a base, whose text encoders its gates read", "name it with --base")
     if output is not None:  # the default name is known only once the files are read
         atomic.check_writable(naming.erasure_path((), output), force)
     counted = report.count(paths, len(paths), "reading") if len(paths) >= MANY else paths
     parts = [format.load(path) for path in counted]
     whole = format.seal(edit.stack(parts))
     target = naming.erasure_path((), output or naming.stack_path(whole.header.title))
-    found = overlaps.find(parts, _ready(base, whole), report)
+    here = _ready(base, whole)
+    if elastically and here is not None:
+        parts = [elastic.gated(here, part, report) for part in parts]
+        whole = format.seal(edit.stack(parts))
+    found = overlaps.find(parts, here, report)
     digest = format.save(whole, target, force)
     for text in found.lines():
         report.warn(text)
