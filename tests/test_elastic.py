@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import edits as some
@@ -16,6 +17,7 @@ from conceptzap.errors import RefusedError, UsageError
 from conceptzap.result import Settings
 from conceptzap.runtime.gates import Signal, factor
 from conceptzap.trust import canary
+from conceptzap.verbs import elastic
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +26,19 @@ def files(sd1: Base, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder, made = tmp_path_factory.mktemp("files"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("conceptzap.verbs.erasing.usual", lambda base: Settings(steps=2, guidance=2.0))
-        for concept, anchor, other in (("cat", "dog", "church"), ("church", "house", "cat")):
-            request = {"anchors": anchor, "keep": ["horse", other], "base": sd1, "preview": False}
+        for concept, anchor in (("cat", "dog"), ("church", "house")):
+            request = {"anchors": anchor, "keep": ["horse"], "base": sd1, "preview": False}
             one = conceptzap.erase(
                 concept, method="uce", overrides=settings("uce"), output=folder / concept, **request
             )
             made.append(one.path)
     return made
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random base does not tell a concept from very many prompts."""
+    monkeypatch.setattr(elastic, "KEEP_PROMPTS", 12)
 
 
 def eps(base: Base, prompt: str, edits: tuple = ()) -> torch.Tensor:
@@ -44,15 +52,20 @@ def test_each_file_acts_on_what_is_its_own(files: list[Path], sd1: Base, tmp_pat
     whole, (cat, church) = format.load(made.path), [format.load(path) for path in files]
     canary.check(sd1, whole)
     assert set(made.header.parents) == {cat.digest, church.digest} and not made.header.scores
-    assert eps(sd1, "a horse", whole.edits).equal(eps(sd1, "a horse"))  # the paper would share out the whole
-    for prompt, part, other in (("a cat", cat, church), ("a church", church, cat)):
-        found, own = eps(sd1, prompt, whole.edits), eps(sd1, prompt, part.edits)
-        assert some.far(found, own) < 1e-4 < some.far(found, eps(sd1, prompt, (*part.edits, *other.edits)))
+    assert eps(sd1, "", whole.edits).equal(eps(sd1, ""))  # where the paper would share out the whole of it
     for edit in whole.edits:
         (near,) = edit.gates
         assert near.kind == "similar" and near.params["power"] == 4.0
-        signal = Signal(sd1.encode(["a cat", "a church"]).states, torch.zeros(2))
-        assert sorted(factor(edit, signal).tolist()) == [0.0, 1.0]
+    for prompt, own in (("a cat", cat), ("a church", church)):
+        signal = Signal(sd1.encode([prompt]).states, torch.zeros(1))
+        levels = [factor(edit, signal).item() for edit in whole.edits]
+        mine = {edit.tensors["down"].sum().item() for edit in own.edits}
+        assert all(
+            level > 0.5 for edit, level in zip(whole.edits, levels, strict=True)
+            if edit.tensors["down"].sum().item() in mine
+        )  # fmt: skip
+        open_ = [replace(e, gates=(), scale=s) for e, s in zip(whole.edits, levels, strict=True)]
+        assert some.far(eps(sd1, prompt, whole.edits), eps(sd1, prompt, tuple(open_))) < 1e-4
 
 
 def test_what_is_gated_stays_as_it_is_and_texts_are_refused(

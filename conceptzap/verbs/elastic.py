@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from conceptzap.base import Base
 
 POWER = 4.0
+KEEP_PROMPTS = 400  # that a gate stays shut for
 
 
 def gated(base: Base, erasure: Erasure, report: Report) -> Erasure:
@@ -67,4 +68,4 @@ def _near(base: Base, task: Task, seed: int, report: Report) -> Gate:
     from conceptzap.training import lessons
 
     taught = list(lessons.lessons(base, task, report))
-    return lessons.near(base, taught, seed, power=POWER, report=report)
+    return lessons.near(base, taught, seed, KEEP_PROMPTS, power=POWER, report=report)
