@@ -18,7 +18,8 @@ from conceptzap.terminal.speech import one_line
 HEAD = """<h1>conceptzap</h1>
 <p>A frozen checkpoint and one small file. Left of the handle the original, right of it erased.</p>"""
 TOLD = """<p>The file goes into the folder of this page. Before it is done, pictures are drawn and judged;
-what is still there is said. That takes a minute or more on a CPU, and the preset fast least.</p>"""
+what is still there is said. That takes a minute or more on a CPU; with the preset fast, least.</p>"""
+USUAL = ("usual", "")  # a choice that is not made
 ALONE = {"concurrency_limit": 1, "concurrency_id": "base"}
 QUIET = {"show_progress": "hidden"}
 
@@ -109,11 +110,11 @@ def _erase_tab(desk: work.Desk, checkpoint: gr.Textbox, files: gr.Dropdown) -> N
             concept = gr.Textbox(label="Concept", placeholder="Van Gogh")
             anchor = gr.Textbox(label="Becomes", placeholder="painting (empty: what is near)")
             with gr.Row():
-                preset = gr.Dropdown(["", *config.preset_names()], value="", label="Preset", min_width=90)
-                method = gr.Dropdown(["", *methods], value="", label="Method", min_width=90)
+                preset = gr.Dropdown([USUAL, *config.preset_names()], value="", label="Preset", min_width=90)
+                method = gr.Dropdown([USUAL, *methods], value="", label="Method", min_width=90)
             with gr.Row():
                 steps = gr.Number(0, label="Steps (0: usual)", precision=0, minimum=0, min_width=90)
-                name = gr.Textbox(label="File", placeholder="named after the concept", min_width=90)
+                name = gr.Textbox(label="File", placeholder="the concept's name", min_width=90)
             button = gr.Button("Erase", variant="primary")
         with gr.Column(scale=3, min_width=280):
             said = gr.HTML(TOLD, elem_id="said")
