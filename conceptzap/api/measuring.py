@@ -41,7 +41,7 @@ def evaluate(
     see. `concepts` is what must be gone, the files' own when none is given; `limit` at most so many
     pictures of a slice; `steps`, `guidance` and `batch` are the suite's unless given. What comes
     back has `result` (scores with 95 % intervals) and, with `output`, `written`: the files of that
-    folder, a page among them.
+    folder, a page among them. Under `accelerate launch` each process draws its share, into one cache.
 
     With `fail_under`, such as `["E=95"]` or `[]`, a concept that is still drawn (E under 90 %, or
     under what is given) and a lower limit under its percentage raise `ThresholdError`; what was

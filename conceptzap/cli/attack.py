@@ -82,6 +82,7 @@ def run(
     from conceptzap.registry import config
     from conceptzap.terminal import figures
     from conceptzap.terminal.progress import Progress
+    from conceptzap.verbs import launched
 
     stack = [options.erasure(text) for text in erasures]
     try:
@@ -96,4 +97,5 @@ def run(
         if error.made and not as_json:  # the error is otherwise the one object on stdout
             figures.attacked(error.made, as_json)
         raise
-    figures.attacked(done, as_json)
+    if launched.leads():
+        figures.attacked(done, as_json)

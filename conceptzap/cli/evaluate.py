@@ -69,6 +69,7 @@ def run(
     from conceptzap.page import folder
     from conceptzap.terminal import figures
     from conceptzap.terminal.progress import Progress
+    from conceptzap.verbs import launched
 
     stack = [options.erasure(text) for text in erasures]
     try:
@@ -82,4 +83,5 @@ def run(
         if error.made and not as_json:  # the error is otherwise the one object on stdout
             figures.evaluated(error.made.result, error.made.written, as_json)
         raise
-    figures.evaluated(done.result, done.written, as_json)
+    if launched.leads():
+        figures.evaluated(done.result, done.written, as_json)

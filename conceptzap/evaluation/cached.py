@@ -2,7 +2,8 @@
 
 A picture drawn in a batch depends on the batch within rounding, so the batch is the unit that is
 kept: same base, edits, settings, prompts and seeds, same file. A run that was killed draws the
-missing batches and ends with the same pictures, bit for bit.
+missing batches and ends with the same pictures, bit for bit. So does one of several processes: inside
+`drawn_by` a team each draws its share, and reads what the others drew.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -21,10 +25,45 @@ from PIL import Image, PngImagePlugin
 from conceptzap.base import Base, Cond, parameters
 from conceptzap.edit import Edit, canonical_json, sort_edits, tensor_bytes
 from conceptzap.format import atomic, cache
+from conceptzap.report import Report
 from conceptzap.result import Probe, Settings
 from conceptzap.runtime.sampler import Start, drawings, drawings_from
 
 KIND = "pictures"
+
+
+class Team(Protocol):
+    """Processes that do the same in the same order, with one cache."""
+
+    def share(self, items: Sequence[Callable[[], object]]) -> Sequence[tuple[int, Callable[[], object]]]:
+        """Those of the items that are this process's, numbered."""
+
+    def wait(self) -> None:
+        """Until all are here."""
+
+
+_TEAM: ContextVar[Team | None] = ContextVar("team", default=None)
+
+
+@contextmanager
+def drawn_by(team: Team) -> Iterator[None]:
+    """Inside the block what is drawn is shared among the processes of a team."""
+    token = _TEAM.set(team)
+    try:
+        yield
+    finally:
+        _TEAM.reset(token)
+
+
+def ahead(work: Sequence[Callable[[], object]], label: str, report: Report) -> None:
+    """This process's share of what is about to be read from the cache, until the others have done theirs."""
+    team = _TEAM.get()
+    if team is None:
+        return
+    mine = [job for _, job in team.share(work)]
+    for job in report.count(mine, len(mine), label):
+        job()
+    team.wait()
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from conceptzap.edit import Edit
-from conceptzap.evaluation.cached import CachedSampler
+from conceptzap.evaluation.cached import CachedSampler, ahead
 from conceptzap.evaluation.comparison import Annotation, Comparison, Sample, annotate
 from conceptzap.evaluation.judging import Judge
 from conceptzap.evaluation.probes import Subject, seed_of
@@ -39,6 +40,7 @@ def observe(
     annotations: list[Annotation] = []
     features: list[np.ndarray] = []
     fired: list[frozenset[str]] = []
+    ahead([partial(sampler.batch, group) for group in sampler.groups(probes)], label, report)
     for batch in report.count(sampler.batches(probes), sampler.count(probes), label):
         new, vectors = annotate([judge.predict(batch.pictures) for judge in judges])
         annotations += new
@@ -90,6 +92,7 @@ def identical(
     """Are kept pictures bit for bit the base's, drawn one by one? Over `wanted` probes, evenly chosen."""
     chosen = [probes[row] for row in _kept_rows(probes, wanted)]
     one, other = (_single(sampler) for sampler in (bare, erased))
+    ahead([partial(each.batch, (probe,)) for each in (one, other) for probe in chosen], "one by one", report)
     return tuple(
         np.array_equal(one.batch((probe,)).pictures, other.batch((probe,)).pictures)
         for probe in report.count(chosen, len(chosen), "one by one")

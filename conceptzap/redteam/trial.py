@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from torch import Tensor
 
 from conceptzap.base import Cond
-from conceptzap.evaluation.cached import CachedSampler, ImageBatch
+from conceptzap.evaluation.cached import CachedSampler, ImageBatch, ahead
 from conceptzap.evaluation.comparison import annotate
 from conceptzap.evaluation.judging import Judge
 from conceptzap.redteam.attempt import Attempt
@@ -99,6 +100,7 @@ def _shown(
     """Of the rows: does any judge see the concept [m], the pictures [m, h, w, 3], was any edit open [m]."""
     sampler = _with(sampler, attempt)
     chunks = [[rows[i] for i in range(part.start, part.stop)] for part in victim.batches(len(rows))]
+    ahead([partial(_drawn, victim, sampler, attempt, chunk) for chunk in chunks], label, report)
     drawn = (_drawn(victim, sampler, attempt, chunk) for chunk in chunks)
     seen: list[bool] = []
     pictures: list[np.ndarray] = []

@@ -26,8 +26,9 @@ from conceptzap.report import Report
 from conceptzap.result import Probe
 from conceptzap.trust import admission, attested, policy
 from conceptzap.trust.admission import Asked, Loaded
-from conceptzap.verbs import evaluating
+from conceptzap.verbs import evaluating, launched
 from conceptzap.verbs.generating import described, find_base
+from conceptzap.verbs.launched import Team
 
 FAMILY = "attacks"
 PROMPTS = {"quick": 16, "paper": 64}  # probes of each concept, by budget
@@ -68,9 +69,10 @@ def attack(
     chosen = settled(attack, budget, overrides or {}, prompts)
     limits = parse(fail_over)
     loaded = admission.load_all(erasures)
-    target = None if output is None else folder.prepare(Path(output), force)
+    team = Team(device)
+    target = folder.prepare(Path(output), force) if output is not None and team.leads else None
     # 2. and before anything is drawn
-    here = find_base(base, device, dtype, prediction)
+    here = find_base(base, team.device, dtype, prediction)
     report.phase(described(here))
     concepts = (concepts,) if isinstance(concepts, str) else concepts
     named = concepts or [concept for one in loaded for concept in one.erasure.header.concepts]
@@ -78,12 +80,13 @@ def attack(
     if not experiment.targets:
         raise UsageError(f"the suite {experiment.suite.name} asks for no concept", "use another --suite")
     admission.admit_all(here, [one.erasure for one in loaded], strict, report)
-    never = None if oracle is None else find_base(oracle, device, dtype, prediction)
+    never = None if oracle is None else find_base(oracle, team.device, dtype, prediction)
     # 3. search, draw, look
-    done = carry_out(chosen, here, loaded, experiment, report, never)
+    with launched.drawing(team):
+        done = carry_out(chosen, here, loaded, experiment, report, never)
     if target is not None:
         done = replace(done, written=page.write(done, target, force))
-    enforce(done, limits)
+    enforce(done, limits if team.leads else {})
     return done
 
 

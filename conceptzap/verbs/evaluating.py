@@ -19,7 +19,9 @@ from conceptzap.report import Report
 from conceptzap.result import Result, check_comparable, check_seed
 from conceptzap.trust import admission
 from conceptzap.trust.admission import Asked, Loaded
+from conceptzap.verbs import launched
 from conceptzap.verbs.generating import described, find_base
+from conceptzap.verbs.launched import Team
 
 WANTED = "name a result.json, or the folder of one"
 
@@ -73,9 +75,10 @@ def evaluate(
     # 1. all that can be known to be wrong before the base is loaded
     thresholds = verdict.parse(fail_under or ())
     loaded = admission.load_all(erasures)
-    target = None if output is None else folder.prepare(Path(output), force)
+    team = Team(device)
+    target = folder.prepare(Path(output), force) if output is not None and team.leads else None
     # 2. and before anything is drawn
-    here = find_base(base, device, dtype, prediction)
+    here = find_base(base, team.device, dtype, prediction)
     report.phase(described(here))
     named = concepts or [concept for one in loaded for concept in one.erasure.header.concepts]
     experiment = settle(here, suite, list(dict.fromkeys(named)), **request)
@@ -84,13 +87,14 @@ def evaluate(
         report.warn(line)
     admission.admit_all(here, [one.erasure for one in loaded], strict, report)
     # 3. pictures, judges, scores
-    done = run.evaluate(here, loaded, experiment, report)
+    with launched.drawing(team):
+        done = run.evaluate(here, loaded, experiment, report)
     name = os.fspath(base) if isinstance(base, (str, os.PathLike)) else here.id
     done = _with_commands(done, loaded, name, suite, concepts, request)
     if target is not None:
         report.phase("writing the report")
         done = replace(done, written=folder.write(done, target, force, report))
-    if fail_under is not None:
+    if fail_under is not None and team.leads:
         _enforce(done, thresholds)
     return done
 

@@ -57,7 +57,7 @@ class Team:
         try:
             return gather_object(list(items))
         except RuntimeError as error:  # gloo and nccl tell of a closed connection by no type of their own
-            raise LostProcess("a process of this run was lost") from error
+            raise LostProcess("a process of this run was lost", AGAIN) from error
 
     def wait(self) -> None:
         """Until all are here."""
@@ -66,6 +66,23 @@ class Team:
 
 class LostProcess(ConceptZapError):
     """One of the processes that work together ended before its work did."""
+
+
+@contextmanager
+def drawing(team: Team) -> Iterator[None]:
+    """Inside the block what is drawn for the cache is shared among the team."""
+    if team.count == 1:
+        yield
+        return
+    from conceptzap.evaluation.cached import drawn_by
+
+    with drawn_by(team):
+        yield
+
+
+def leads() -> bool:
+    """Whether this process is the one that tells: a launcher ends all as soon as one of them fails."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
