@@ -29,12 +29,15 @@ class Model(Protocol):
 
 def is_text(site: str) -> bool:
     """Whether a module is one of a text encoder's."""
-    return bool(TEXT.match(site))
+    return site.startswith("text.")
 
 
 def encoder_of(site: str) -> int:
-    """The place of the text encoder that a `text.` site is in, from 0."""
-    return int(TEXT.match(site)[1]) - 1
+    """The place of the text encoder that a `text.` site is in, from 0; raises like `find_module`."""
+    found = TEXT.match(site)
+    if not found:
+        raise MismatchError(f"this base has no module {site}", "use the base it was made for")
+    return int(found[1]) - 1
 
 
 def unet_of(model: Any) -> Any:
