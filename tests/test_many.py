@@ -20,7 +20,7 @@ from test_cli_flow import closed_form
 import conceptzap as package
 from conceptzap import api
 from conceptzap.edit import Header
-from conceptzap.errors import Interrupted, ThresholdError, UsageError
+from conceptzap.errors import Interrupted, MismatchError, ThresholdError, UsageError
 from conceptzap.evaluation.closing import Closing
 from conceptzap.report import Report
 from conceptzap.result import Score
@@ -224,6 +224,25 @@ def test_what_failed_is_told_with_its_command_and_the_others_are_made(
     assert conceptzap(*shlex.split(failed["command"])[1:]).code == 0
     done = conceptzap(*words(tiny_folder), "--json")
     assert all(one["kept"] for one in done.json["files"]) and files(here) == files(whole[0])
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_training_that_was_killed_is_taken_up_where_it_is_of_this_plan(
+    same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (plan,) = concept_list.resolve(["cat"], output=tmp_path / "x", method=closed_form()).plans
+    resumed: list[bool] = []
+
+    def erase(plan: Any, report: Report, resume: bool, base: Any) -> None:
+        resumed.append(resume)
+        if resume and not same:
+            raise MismatchError("the saved run differs in lr")
+
+    monkeypatch.setattr(many.erasing, "erase", erase)
+    many._erased(None, plan, Report())
+    (plan.checkpoints / "1" / "step-000003").mkdir(parents=True)
+    many._erased(None, plan, Report())
+    assert resumed == ([False, True] if same else [False, True, False])
 
 
 def test_a_file_that_its_own_figures_fail_is_told_of_again(monkeypatch: pytest.MonkeyPatch) -> None:

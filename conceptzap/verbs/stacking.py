@@ -53,7 +53,10 @@ def write(
     target = naming.erasure_path((), output or naming.stack_path(whole.header.title))
     here = _ready(base, whole)
     if elastically and here is not None:
-        parts = [elastic.gated(here, part, report) for part in parts]
+        from conceptzap.training import states
+
+        with states.shared():
+            parts = [elastic.gated(here, part, report) for part in parts]
         whole = format.seal(edit.stack(parts))
     found = overlaps.find(parts, here, report)
     digest = format.save(whole, target, force)
