@@ -6,6 +6,7 @@ steps in sigmas are our DDIM steps in another scale, so both end at the same lat
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import tomllib
@@ -20,15 +21,17 @@ import edits as some
 import pytest
 import standin
 import torch
+from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conceptzap import format
-from conceptzap.base import Base, original
+from conceptzap.base import Base, original, single_file
 from conceptzap.edit import Edit, sort_edits
 from conceptzap.errors import MismatchError, RefusedError, SilentEditError, UsageError
 from conceptzap.integrations import comfyui, patcher
+from conceptzap.integrations.original import Mirror
 from conceptzap.result import Settings
 from conceptzap.runtime.attach import attached
 from conceptzap.runtime.sampler import denoise
@@ -251,6 +254,42 @@ def test_another_checkpoint_is_said(program: Program, base: Base) -> None:
     header = replace(moved.header, base=replace(moved.header.base, fingerprint={"attn2": "0" * 64}))
     model = patcher.put(program.patcher, format.seal(replace(moved, header=header)), 1.0)
     assert patcher.on(model).erased.foreign() == ["Van Gogh"]
+
+
+PUBLISHED = {
+    "sd1": {
+        "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "context_dim": 768, "num_heads": 8,
+        "transformer_depth": [1] * 6 + [0] * 2, "transformer_depth_output": [1] * 9 + [0] * 3,
+    },
+    "sdxl": {
+        "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "context_dim": 2048, "num_heads": -1,
+        "num_head_channels": 64, "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "use_linear_in_transformer": True,
+        "adm_in_channels": 2816, "num_classes": "sequential",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_real_shapes(family: str) -> None:
+    """Every parameter of ComfyUI's own UNets is found by its name in diffusers; shapes alone, no weights."""
+    if lacking := comfy_engine.missing():
+        pytest.skip(f"no ComfyUI engine, so it was NOT tested with one: {', '.join(lacking)} not installed")
+    comfy_engine.engine()
+    ops = importlib.import_module("comfy.ops").disable_weight_init
+    kind = importlib.import_module("comfy.ldm.modules.diffusionmodules.openaimodel").UNetModel
+    config = {**SHAPE, "model_channels": 320, **PUBLISHED[family]}
+    if family != "sdxl":
+        del config["adm_in_channels"]
+    theirs_ = kind(**config, device="meta", operations=ops)
+    with init_empty_weights():
+        folder = str(single_file.CONFIGS / family / "unet")
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
+    mirror, own = Mirror(theirs_), dict(theirs_.named_parameters())
+    names = dict(unet.named_parameters())
+    assert {mirror.original(name) for name in names} == set(own)
+    assert all(own[mirror.original(name)].shape == value.shape for name, value in names.items())
+    assert {name for name, _ in mirror.names()} == {name for name in names if ".attn2." in name}
 
 
 def test_the_pack_is_small_and_has_its_registry_form() -> None:
