@@ -15,7 +15,7 @@ from conceptzap import format
 from conceptzap.base import Base
 from conceptzap.errors import SilentEditError, UsageError
 from conceptzap.runtime.attach import attached, edits_on, installed, installed_on
-from conceptzap.training import objectives
+from conceptzap.training import dictionary, neighbours, objectives, states
 from conceptzap.verbs import planning
 
 
@@ -53,6 +53,20 @@ def test_edits_confined_to_rows_leave_what_is_installed_alone(sd1: Base) -> None
     with installed(sd1.unet, [old]), attached(sd1.unet, [new], torch.tensor([[1.0, 0.0]])):
         found = sd1.eps(x, 500, cond)
     assert torch.allclose(found[1], without[1], atol=1e-6) and not torch.allclose(found[0], without[0])
+
+
+def test_nothing_that_is_kept_for_the_base_is_taken_under_what_is_installed(sd1: Base) -> None:
+    """Words, states and dictionaries are learned once a base; under other edits they are others."""
+    text, recipe = some.in_text(sd1), dictionary.Recipe(2, 4, 3, 32, 2, 0.01)
+    key, words = dictionary._key(sd1, "unet.up_blocks.1", recipe), neighbours._vocabulary(sd1, None)[1]
+    with states.shared():
+        plain = states.States.of(sd1, ["a cat"]).hidden
+        with installed(sd1, [text]):
+            read = states.States.of(sd1, ["a cat"]).hidden
+            assert not torch.equal(read, plain) and not torch.equal(neighbours._vocabulary(sd1, None)[1], words)
+            assert dictionary._key(sd1, "unet.up_blocks.1", recipe) != key
+        assert torch.equal(states.States.of(sd1, ["a cat"]).hidden, plain)
+    assert torch.equal(neighbours._vocabulary(sd1, None)[1], words)
 
 
 @pytest.fixture(scope="module")

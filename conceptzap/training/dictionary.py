@@ -28,6 +28,7 @@ from conceptzap.errors import FormatError, MismatchError, ResourceError, escape
 from conceptzap.format import atomic, cache
 from conceptzap.report import Report
 from conceptzap.runtime import adapters
+from conceptzap.runtime.attach import installed_on
 from conceptzap.training import activations, lessons, objectives, wordings
 from conceptzap.training.objectives import Trajectories
 from conceptzap.training.train import Group
@@ -121,6 +122,8 @@ def _key(base: Base, site: str, recipe: Recipe) -> str:
         "base": base.fingerprint((site,)), "dtype": str(base.dtype), "layout": LAYOUT,
         "prediction": base.prediction, "site": site, **asdict(recipe),
     }  # fmt: skip
+    if under := sorted(edit.name for edit in installed_on(base)):
+        about["installed"] = under  # what is learned under them is of no use without
     return hashlib.sha256(canonical_json(about).encode()).hexdigest()[:24]
 
 

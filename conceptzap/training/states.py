@@ -18,6 +18,8 @@ from torch import Tensor
 
 from conceptzap.base import Base
 from conceptzap.report import Report
+from conceptzap.runtime.attach import installed_on
+from conceptzap.runtime.texts import of_text
 
 CHUNK = 32  # prompts a call of the text encoders
 MOST_KEPT = 2**29  # bytes of states that are shared
@@ -103,6 +105,7 @@ class States:
 def _rows(base: Base, prompts: Sequence[str], report: Report) -> list[Row]:
     """The rows of distinct prompts; those that nobody has read yet are read in chunks."""
     alike = base.device.type == "cpu" and len(base.text_encoders) == 1
+    alike = alike and not any(map(of_text, installed_on(base)))  # who reads otherwise than the base
     shelf = _SHELF.get() if alike else None
     found = dict(shelf.of(base)) if shelf else {}
     fresh = [prompt for prompt in prompts if prompt not in found]
