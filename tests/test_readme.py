@@ -18,8 +18,10 @@ NAMED = (
     "van-gogh.lprompt.safetensors", "van-gogh.png", "images", "church.lprompt.safetensors",
     "van-gogh+church.lprompt.safetensors", "uce.lprompt.safetensors", "uce.toml",
     "erased/model_index.json", "conceptzap.lock", "python-church.lprompt.safetensors",
-    "church-0.png", "church-1.png", "erased.png", "bench/bench.html",
+    "church-0.png", "church-1.png", "erased.png", "bench/bench.html", "opt-outs", "van-gogh-card",
+    "pipeline/model_index.json", "theirs.lprompt.safetensors",
 )  # fmt: skip
+SHELL = ("everyday", "many", "others")  # the blocks in the order of the page, before the one in Python
 
 
 def block(name: str) -> str:
@@ -51,7 +53,7 @@ def test_it_runs_from_top_to_bottom(tmp_path: Path) -> None:
     }
     here = tmp_path / "empty"
     here.mkdir()
-    shell = f"set -e\n{first_commands()}\n{block('everyday')}"
+    shell = "\n".join(["set -e", first_commands(), *map(block, SHELL)])
     done = subprocess.run(["sh", "-c", shell], cwd=here, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     program = [sys.executable, "-c", block("python")]
