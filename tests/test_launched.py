@@ -92,8 +92,11 @@ def test_alone_all_is_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     with launched.drawing(team):
         cached.ahead([lambda: done.append(1)], "drawing", Report())
     assert done == [], "what is read next is drawn there"
-    monkeypatch.setenv("RANK", "1")
-    assert not launched.leads()
+    for name in ("RANK", "OMPI_COMM_WORLD_RANK"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            assert not launched.leads()
+    assert launched.leads()
 
 
 def test_a_lost_process_is_an_error_that_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@
 
 The checkpoint stays as it is. At the end: whether it is gone, the scores, a before/after picture
 beside the file, and the command that draws with it. --from takes a list: every concept gets a file in
-the folder that is called like the output, and all of them one stack; the same command goes on after a kill.
+the folder that is called like the output, and all of them one stack; the same command goes on after a kill,
+and under `accelerate launch -m conceptzap` each process makes its share.
 """
 
 from __future__ import annotations

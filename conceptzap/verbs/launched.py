@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 STOPPED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+# what torchrun's launcher and MPI's tell each process: how many there are, and which it is
+COUNT, NUMBER = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"), ("RANK", "OMPI_COMM_WORLD_RANK")
 AGAIN = "give the same command again: what is finished is kept"
 NAMED = 20  # of what is missing
 LONGEST_WAIT = timedelta(days=7)  # for the slowest; a process that dies is noticed at once
@@ -32,7 +34,7 @@ class Team:
     """
 
     def __init__(self, device: str = "auto") -> None:
-        self.state = _state(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+        self.state = _state(device) if _told(COUNT, 1) > 1 else None
         self.index = self.state.process_index if self.state else 0
         self.count = self.state.num_processes if self.state else 1
         self.leads = self.index == 0
@@ -82,7 +84,12 @@ def drawing(team: Team) -> Iterator[None]:
 
 def leads() -> bool:
     """Whether this process is the one that tells: a launcher ends all as soon as one of them fails."""
-    return os.environ.get("RANK", "0") == "0"
+    return _told(NUMBER, 0) == 0
+
+
+def _told(names: Sequence[str], alone: int) -> int:
+    """A number that a launcher tells its processes; `alone` where there is none."""
+    return int(next(filter(None, map(os.environ.get, names)), alone))
 
 
 @contextmanager
