@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.api import remove as remove
     from conceptzap.api import save as save
     from conceptzap.api import stack as stack
+    from conceptzap.api import stack_files as stack_files
     from conceptzap.api import verify as verify
     from conceptzap.base import Base as Base
     from conceptzap.edit import Edit as Edit
@@ -74,6 +75,7 @@ if TYPE_CHECKING:  # the same names as below, for whoever reads types
     from conceptzap.verbs.inspecting import Model as Model
     from conceptzap.verbs.many import ErasedAll as ErasedAll
     from conceptzap.verbs.pushing import Pushed as Pushed
+    from conceptzap.verbs.stacking import Stacked as Stacked
 
 __version__ = "0.1.0"
 
@@ -81,7 +83,7 @@ _HOMES = {
     "api": (
         "applied", "apply", "attack", "bench", "cite", "compare", "demo_pipeline", "erase", "erase_all",
         "evaluate", "examine", "export", "generate", "harden", "import_", "inspect", "load", "lock",
-        "plan", "plan_all", "push", "remove", "save", "stack", "verify",
+        "plan", "plan_all", "push", "remove", "save", "stack", "stack_files", "verify",
     ),
     "base": ("Base",),
     "edit": ("Edit", "Erasure", "Gate", "Header"),
@@ -106,6 +108,7 @@ _HOMES = {
     "verbs.inspecting": ("Model",),
     "verbs.many": ("ErasedAll",),
     "verbs.pushing": ("Pushed",),
+    "verbs.stacking": ("Stacked",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted([*_HOME, "__version__"])

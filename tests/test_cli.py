@@ -70,6 +70,25 @@ def test_every_option_is_explained(name: str) -> None:
         assert re.search(r"\S {2,}\S|\n +\S", option.strip()), option
 
 
+def test_every_default_is_said_in_one_way() -> None:
+    """`[default: ...]`, whether typer says it or we do; and the words are those of the field."""
+    for name in COMMANDS:
+        text = " ".join(conceptzap(name, "--help").out.split())
+        ends = re.findall(r"\.  ?\[([^\]]+)\]", text)
+        assert all(end.startswith(("default: ", "required")) for end in ends), (name, ends)
+        assert not re.search(r"\b(slices?|legs?|mends?|mended)\b", text), name
+
+
+def test_commands_are_listed_by_use() -> None:
+    assert set(cli.ORDER) == set(COMMANDS)
+
+
+def test_every_setting_of_every_method_is_explained() -> None:
+    for one in catalog.methods():
+        for setting in catalog.method(one["name"])["settings"]:
+            assert setting["note"], (one["name"], setting["name"])
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_line_of_the_list_of_commands_fits(name: str) -> None:
     line = next(x for x in conceptzap("--help").out.splitlines() if x.startswith(f"  {name} "))
@@ -91,6 +110,8 @@ def test_version() -> None:
         (["erase", "cat", "--stepss", "3"], "--steps"),
         (["erase"], "no concept given"),
         (["generate", "a cat", "--seed", "1.5"], "--seed"),
+        (["generate", "a cat", "--seed", "x"], "'--seed': not a whole number"),
+        (["generate", "a cat", "--guidance", "x"], "'--guidance': not a number"),
         (["stack"], "missing argument 'file'"),
         (["methods", "kpopp"], "no method is called"),
         (["presets", "stile"], "did you mean style"),

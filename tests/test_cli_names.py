@@ -127,5 +127,8 @@ def test_a_prompt_that_is_an_erasure_s_file_is_refused(prompt: str, here: Path) 
 
 
 def test_a_prompt_may_be_called_like_an_erasure(here: Path) -> None:
-    assert conceptzap("generate", "church", "--with", "church", *DRAW).code == 0
+    answer = conceptzap("generate", "church", "--with", "church", *DRAW)
+    assert answer.code == 0 and "is called" not in answer.err
+    alone = conceptzap("generate", "church", *DRAW, "-o", "alone.png")
+    assert alone.code == 0 and "an erasure here is called 'church', too: draw with it by --with church" in alone.err
     assert conceptzap("generate", f"nowhere{SUFFIX}", *DRAW, "-o", "y.png").code == 0

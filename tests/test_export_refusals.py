@@ -118,6 +118,8 @@ BAD = [
     (2, "was not written by export", "good", *CHECKPOINT, "-o", "base", "--base", "base", "--force"),
     (2, "is not a folder", "good", *CHECKPOINT, "-o", "base/model_index.json", "--force"),
     (6, "words of its own", "good", *CHECKPOINT, "-o", "there.safetensors", "--force"),
+    (2, "would be a folder", "good", "--to", "diffusers", "-o", "new.safetensors"),
+    (2, "would be a folder", "good", *LORA, "--keys", "peft", "-o", "new.safetensors"),
     (2, "--rank 0", "dense", *LORA, *OUT, "--rank", "0"),
     (2, "--rank", "good", *LORA, *OUT, "--rank", "many"),
     (2, "no --rank", "good", *CHECKPOINT, *OUT, "--rank", "4"),

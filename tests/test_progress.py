@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from command import conceptzap
+from samples import small
 
+from conceptzap import format
 from conceptzap.base import Base
+from conceptzap.errors import UsageError
 from conceptzap.result import Settings
 from conceptzap.terminal import progress, speech
 from conceptzap.terminal.progress import Progress, Pulse
@@ -202,6 +205,24 @@ def test_erase_is_never_silent(
     assert said[0] == "loading torch" and "step" in counted, "before torch is there; of the preview too"
     assert silent == [] and seen == {name for names in slow.values() for name in names.split()}
     assert watched or all(timer.seconds <= 10 for timer in Timer.running)
+
+
+@pytest.mark.parametrize(
+    "words", [("lock", "a"), ("verify",), ("doctor",), ("ui",), ("stack", "a", "--base", "demo", "-o", "b")]
+)
+def test_what_is_slow_says_so_first(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Commands that train nothing: the first slow thing is said before it begins."""
+
+    def said(_: object, text: str) -> None:
+        raise UsageError(f"said: {text}", "")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Progress, "phase", said)
+    format.save(small(), tmp_path / "a.lprompt.safetensors")
+    answer = conceptzap(*words)
+    assert answer.code == 2 and "error: said: " in answer.err
 
 
 def test_generate_counts_its_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:

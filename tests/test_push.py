@@ -31,7 +31,8 @@ def made(sd1: cz.Base) -> cz.Erasure:
     """An erasure with scores, a thumbnail and a method whose paper is known."""
     dots = [np.full((64, 64, 3), shade, np.uint8) for shade in (40, 200)]
     one = nudge(sd1, "Van Gogh")
-    method = {"method": "uce", "config": {}, "seed": 0, "versions": {"conceptzap": "0.1.0"}}
+    about = {"config": {}, "kinds": ["style"], "seed": 0, "versions": {"conceptzap": "0.1.0"}}
+    method = {"method": "uce", **about}
     header = dataclasses.replace(
         one.header, anchors=("painting",), scores={"leak": SCORE, "preservation": SCORE}, made=(method,),
         thumbnail=pictures.thumbnail(dots),
@@ -77,6 +78,7 @@ def test_what_the_card_says(file: Path, made: cz.Erasure, tmp_path: Path) -> Non
     assert "| leak | 25.0 % | 10.0 % to 50.0 % | 24 |" in text and made.digest in text
     assert "painting" in text and "0" * 40 in text and "arXiv:2308.14761" in text and "@" in text
     assert "--with hf://someone/erasures/van-gogh" in text and '"hf://someone/erasures/van-gogh")' in text
+    assert "conceptzap generate 'a cat by Van Gogh' --with" in text
     assert "does not promise" in text and "Whoever holds the weights" in text
     assert "modelspec.title" in text and (folder / "van-gogh.webp").is_file() and "van-gogh.webp" in text
     assert front(written(file, tmp_path, licence="openrail++"))["license"] == "openrail++"

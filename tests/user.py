@@ -34,6 +34,8 @@ def erase_many() -> None:
 def files(erasure: conceptzap.Erasure) -> None:
     loaded: conceptzap.Erasure = conceptzap.load("x")
     both = conceptzap.stack([erasure, loaded.scaled(0.5), Path("y")])
+    stacked: conceptzap.Stacked = conceptzap.stack_files(["x", "y"], "z", base="demo", elastic=True)
+    print(stacked.path, stacked.digest, stacked.overlaps.concepts)
     digest: str = conceptzap.save(both, "z", force=True)
     info: conceptzap.Info = conceptzap.inspect("z")
     title: str = info.header.title

@@ -22,7 +22,12 @@ from conceptzap.registry import family
 from conceptzap.terminal import speech
 
 PROGRAM = "conceptzap"
-ORDER = ("erase", "generate", "stack", "inspect", "evaluate", "compare", "attack", "export")
+ORDER = (  # by use: everyday, measured, carried elsewhere, guarded, told
+    "erase", "generate", "stack", "inspect", "ui",
+    "evaluate", "compare", "attack", "harden", "bench",
+    "export", "import", "push", "lock", "verify",
+    "demo", "methods", "presets", "cite", "doctor",
+)  # fmt: skip
 HELP = """Erase concepts from Stable Diffusion: a frozen checkpoint and one small file.
 
 \b

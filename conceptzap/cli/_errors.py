@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import traceback
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ CALLED = {
     **dict.fromkeys(("--resolution", "-W", "-H"), ("--size",)),
     **dict.fromkeys(("--learning-rate", "--lr", "--rank"), ("--set",)),
 }
+NUMBERS = re.compile(r"Input should be a valid (integer|number)\b.*")  # how typer says it
 OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -101,10 +103,14 @@ def known(error: BaseException) -> ConceptZapError:
 def _usage(error: TyperException) -> UsageError:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "conceptzap"
-    text, hint = error.format_message().rstrip("."), f"try `{command} --help`"
+    text, hint = NUMBERS.sub(_number, error.format_message().rstrip(".")), f"try `{command} --help`"
     if context and (ours := _ours(getattr(error, "option_name", ""), context)):
         text, hint = text.partition(". ")[0].partition(" (")[0], f"did you mean {ours}?"
     return UsageError(text, hint)
+
+
+def _number(found: re.Match[str]) -> str:
+    return "not a whole number" if found[1] == "integer" else "not a number"
 
 
 def _ours(theirs: str, context: Any) -> str:

@@ -30,7 +30,7 @@ def run(source: Path, request: Mapping[str, Any], dry_run: bool, as_json: bool) 
     if not done.leads:  # a launcher ends all processes as soon as one fails
         return
     if done.failed:
-        hint = "mend what each says and give the same command again: what is finished is kept"
+        hint = "fix what each says and give the same command again: what is finished is kept"
         error = ConceptZapError(f"{len(done.failed)} of {len(done.files)} concepts failed", hint)
     if as_json:
         bad = {"error": _errors.record(error)} if error else {}

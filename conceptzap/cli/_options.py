@@ -94,10 +94,10 @@ Prediction = Annotated[
                  help="epsilon or v_prediction, where the base does not say it."),
 ]
 SuiteSteps = Annotated[
-    int | None, typer.Option("--steps", metavar="N", help="Sampling steps.  [the suite's]")
+    int | None, typer.Option("--steps", metavar="N", help="Sampling steps.  [default: the suite's]")
 ]
 SuiteBatch = Annotated[
-    int | None, typer.Option("--batch", metavar="N", help="Pictures a UNet call.  [the suite's]")
+    int | None, typer.Option("--batch", metavar="N", help="Pictures a UNet call.  [default: the suite's]")
 ]
 FailOver = Annotated[
     list[str] | None,
@@ -105,12 +105,13 @@ FailOver = Annotated[
                  help="The most, in percent, that ASR, before or newly may be; else exit 7. Repeatable."),
 ]
 Limit = Annotated[
-    int | None, typer.Option("--limit", metavar="N", help="At most N pictures of a slice.")
+    int | None,
+    typer.Option("--limit", metavar="N", help="At most N pictures of a prompt group.  [default: all]"),
 ]
 Judges = Annotated[
     list[str] | None,
     typer.Option("--judge", metavar="J",
-                 help="demo, clip:MODEL, imagenet:FILE, nudenet or module:function. Repeatable."),
+                 help="A classifier: demo, clip:MODEL, imagenet:FILE, nudenet, module:function. Repeatable."),
 ]
 Guidance = Annotated[
     float | None, typer.Option("--guidance", metavar="X", help="Guidance scale, 0 to 50.")

@@ -41,14 +41,16 @@ def run(
     ] = "quick",
     concept: Annotated[
         list[str] | None,
-        typer.Option("--concept", metavar="C", help="What is to come back.  [what the files erase]"),
+        typer.Option("--concept", metavar="C",
+                     help="What is to come back.  [default: what the files erase]"),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="key=value", help="A setting of the attack. Repeatable."),
     ] = None,
     prompts: Annotated[
-        int | None, typer.Option("--prompts", metavar="N", help="Prompts of a concept.  [16, paper: 64]")
+        int | None,
+        typer.Option("--prompts", metavar="N", help="Prompts of a concept.  [default: 16, paper: 64]"),
     ] = None,
     suite: Annotated[
         str, typer.Option("--suite", metavar="S", help="Where prompts and judges come from.")

@@ -52,7 +52,8 @@ def run(
         typer.Option("--concept", metavar="C[:ANCHOR]", help="What goes, and what it becomes. Repeatable."),
     ] = None,
     suite: Annotated[
-        list[str] | None, typer.Option("--suite", metavar="S", help="Repeatable.  [quick]")
+        list[str] | None,
+        typer.Option("--suite", metavar="S", help="What to ask. Repeatable.  [default: quick]"),
     ] = None,
     attack: Annotated[
         list[str] | None,
@@ -94,7 +95,7 @@ def run(
     error = None
     if done.failed:
         failed = f"{len(done.failed)} of {len(done.cells)} cells failed"
-        error = ConceptZapError(failed, "mend what each says and give the same command again")
+        error = ConceptZapError(failed, "fix what each says and give the same command again")
     if done.leads:
         figures.benched(done, as_json, error and _errors.record(error))
     if error and done.leads:  # a launcher ends all processes as soon as one fails

@@ -21,7 +21,9 @@ def run(
 ) -> None:
     from conceptzap.format import cache
     from conceptzap.terminal import environment, show
+    from conceptzap.terminal.progress import Progress
 
+    Progress().phase("looking at this machine")
     freed = cache.clear() if clear else None
     found = environment.report()
     problems = environment.problems(found)

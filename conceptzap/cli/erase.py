@@ -94,7 +94,7 @@ def run(
     preview: Annotated[
         bool | None,
         typer.Option("--preview/--no-preview",
-                     help="A before/after picture beside the file.  [yes; with --from no]"),
+                     help="A before/after picture beside the file.  [default: yes; with --from no]"),
     ] = None,
     log_with: Annotated[
         list[str] | None,
@@ -122,7 +122,7 @@ def run(
     patience: Annotated[
         int | None,
         typer.Option("--patience", metavar="N", show_default=False,
-                     help="End learning when N of 20 checks in a row bring nothing more.  [never]"),
+                     help="End learning when N of 20 checks in a row bring nothing more.  [default: never]"),
     ] = None,
     run_dir: Annotated[
         Path | None,

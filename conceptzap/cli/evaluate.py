@@ -39,7 +39,7 @@ def run(
     ] = "quick",
     concept: Annotated[
         list[str] | None,
-        typer.Option("--concept", metavar="C", help="What must be gone.  [what the files erase]"),
+        typer.Option("--concept", metavar="C", help="What must be gone.  [default: what the files erase]"),
     ] = None,
     judge: options.Judges = None,
     base: options.Base = "demo",

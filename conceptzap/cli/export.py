@@ -54,7 +54,7 @@ def run(
     keys: Annotated[
         str | None,
         typer.Option("--keys", metavar="K",
-                     help="A LoRA's names: kohya (usual), original (kohya's SDXL), diffusers or peft."),
+                     help="A LoRA's names: kohya, original (SDXL), diffusers or peft.  [default: kohya]"),
     ] = None,
     dtype: Annotated[
         str,

@@ -34,7 +34,7 @@ def run(
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", parser=options.path,
-                     help="The file to write.  [FILE-hardened]"),
+                     help="The file to write.  [default: FILE-hardened]"),
     ] = None,
     force: options.Force = False,
     as_json: options.AsJson = False,

@@ -2,6 +2,9 @@
 
     conceptzap lock van-gogh.lprompt.safetensors
     conceptzap lock van-gogh church --base ./my-model --attacked both-inversion --fail-over ASR=10
+
+For a service that must never draw without its erasures: `generate --policy` draws with these files on this
+base, bit for bit, or not at all. Ship the policy with the files, and ask `conceptzap verify` at every start.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ def run(
 ) -> None:
     from conceptzap import api
     from conceptzap.terminal import show
+    from conceptzap.terminal.progress import Progress
 
+    Progress().phase(f"loading {base}")
     made = api.lock(
         paths, output, base=base, prediction=prediction, attacked=attacked or (),
         fail_over=fail_over or (), force=force,

@@ -30,13 +30,14 @@ def run(
     private: Annotated[bool, typer.Option("--private", help="For nobody else to see.")] = False,
     revision: Annotated[
         str | None,
-        typer.Option("--revision", metavar="R", help="The branch, made if it is not there.  [main]"),
+        typer.Option("--revision", metavar="R", help="The branch, made if it is not there.  [default: main]"),
     ] = None,
     message: Annotated[
-        str | None, typer.Option("--message", metavar="TEXT", help="Of the commit.  [title and digest]")
+        str | None,
+        typer.Option("--message", metavar="TEXT", help="Of the commit.  [default: title and digest]"),
     ] = None,
     licence: Annotated[
-        str, typer.Option("--license", metavar="ID", help="As the hub calls it.  [that of the base]")
+        str, typer.Option("--license", metavar="ID", help="As the hub calls it.  [default: that of the base]")
     ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Write the card here and push nothing.")
@@ -44,7 +45,7 @@ def run(
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", parser=options.path,
-                     help="The card's folder in a dry run.  [FILE-card]"),
+                     help="The card's folder in a dry run.  [default: FILE-card]"),
     ] = None,
     force: options.Force = False,
     as_json: options.AsJson = False,

@@ -23,7 +23,7 @@ def run(
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", parser=options.path,
-                     help="The file to write.  [what it erases, joined by +]"),
+                     help="The file to write.  [default: what it erases, joined by +]"),
     ] = None,
     base: Annotated[
         str | None,

@@ -35,11 +35,13 @@ def run(
 ) -> None:
     from conceptzap.playground.serving import ui
     from conceptzap.terminal import show
+    from conceptzap.terminal.progress import Progress
 
     def told(url: str) -> None:
         show.emit("ui", {"url": url}) if as_json else show.lines([url])
         show.note("Ctrl-C ends it")
 
+    Progress().phase("starting the page")
     ui(
         folder, base=base, prediction=prediction, device=device, dtype=dtype, port=port, browser=browser,
         told=told,

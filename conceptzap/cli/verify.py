@@ -2,6 +2,9 @@
 
     conceptzap verify
     conceptzap verify my.lock --json
+
+A policy is written by `conceptzap lock`. Its files, its base and their self-tests are looked at here, on
+this machine: READY says that `conceptzap generate --policy` will draw erased.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ def run(
 ) -> None:
     from conceptzap import api
     from conceptzap.terminal import show
+    from conceptzap.terminal.progress import Progress
 
+    Progress().phase("checking files, base and self-tests")
     held = api.verify(path, device=device)
     if as_json:
         show.emit("verify", {"path": show.full(path), "digest": held.digest, "ready": True})

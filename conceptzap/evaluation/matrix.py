@@ -113,7 +113,7 @@ def settle(path: Path | str | None, given: Mapping[str, Any]) -> Matrix:
         if key not in known:
             raise UsageError(f"{place}: unknown key {key!r}", family.suggest(key, known))
         if not _fits(key, value):
-            raise UsageError(f"{place}: {key} = {value!r} is of another type", "mend it in that file")
+            raise UsageError(f"{place}: {key} = {value!r} is of another type", "correct it in that file")
     asked = table | {key: value for key, value in given.items() if value not in (None, [], (), {})}
     for key, hint in NEEDED.items():
         if not asked.get(key):

@@ -71,6 +71,8 @@ def place_folder(order: Order, output: Path) -> Path:
     """`output` with links resolved; with `force` it may be a folder that an export wrote."""
     if output.name.endswith(SUFFIX):
         raise UsageError(f"{output.name!r} is what an erasure is called", "leave .lprompt out")
+    if output.suffix == ".safetensors":
+        raise UsageError(f"{output.name!r} would be a folder", "leave .safetensors out")
     target = Path(os.path.realpath(output))
     if os.path.lexists(target):
         check_replaceable(target, order.force)

@@ -41,7 +41,7 @@ class Config:
     bins: int = 20  # timesteps that it tells apart
     batch: int = 6
     lr: float = 0.003
-    modulating_lr: float = 0.02
+    modulating_lr: float = 0.02  # learning rate of these
     retain: float = 3.0  # weight of the keep set; 1000 on four anchors in the paper
     trajectories: int = 16
     power: float = 1.0  # of nearness, by which all is multiplied

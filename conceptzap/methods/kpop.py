@@ -45,7 +45,7 @@ class Config:
     order: str = "alternate"  # or sequential: all removals first, the prompt fitted afterwards
     batch: int = 6
     lr: float = 0.002  # of the weights
-    prompt_lr: float = 0.02
+    prompt_lr: float = 0.02  # learning rate of the key
     eta: float = 0.0  # negative guidance beyond the anchor; 1 in the paper, whose anchor is empty
     with_prompt: float = 0.1  # weight of L2 in the removal
     retain: float = 1.0  # weight of the keep set in the removal

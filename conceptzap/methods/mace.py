@@ -44,7 +44,7 @@ class Config:
     batch: int = 6
     lr: float = 0.003
     low: int = 200  # timesteps that stage 2 trains on
-    high: int = 400
+    high: int = 400  # from `low` on
     region: float = 0.1  # attention, of its largest, that counts as the concept's region
     end: bool = True  # the end of text counts as the concept's words
     ridge: float = 0.05  # of both closed forms

@@ -43,7 +43,7 @@ class Config:
     attacks: int = 1  # steps of the attack before each of the masks
     batch: int = 6
     lr: float = 0.3  # of log p
-    attack_lr: float = 0.02
+    attack_lr: float = 0.02  # learning rate of the attack
     size: int = 4  # soft tokens of the attack
     sparse: float = 0.001  # weight of what is masked
     retain: float = 1.0  # weight of the keep set

@@ -43,7 +43,7 @@ class Config:
     attacks: int = 1  # steps of the attack before each of the erasers; 50 in the paper
     batch: int = 6
     lr: float = 0.003
-    attack_lr: float = 0.02
+    attack_lr: float = 0.02  # learning rate of the attack
     size: int = 4  # soft tokens of the attack; 16 in the paper
     local: float = 0.1  # weight of what erasers do outside the concept's region
     region: float = 0.1  # attention, of its largest, that counts as the region

@@ -42,7 +42,7 @@ class Config:
     dictionary: str = ""  # a file to load it from; none: this base's own is trained once and kept
     expansion: int = 8  # features of the dictionary to a width; 16 in the paper
     k: int = 16  # of them at a place on the average; 32 in the paper
-    dictionary_steps: int = 600
+    dictionary_steps: int = 600  # of its training
     dictionary_rows: int = 1024  # of a step; 4096 in the paper
     dictionary_lr: float = 0.001  # 0.0004 in the paper
     pictures: int = 64  # that the dictionary is learned from

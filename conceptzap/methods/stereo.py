@@ -40,7 +40,7 @@ class Config:
     steps: int = 60  # of every training: erasing and finding in each round, and stage 2
     batch: int = 6
     lr: float = 0.003
-    found_lr: float = 0.02
+    found_lr: float = 0.02  # learning rate of what is searched for
     size: int = 4  # soft tokens of a found prompt
     retain: float = 3.0  # weight of the keep set; 0 in the paper
     trajectories: int = 16

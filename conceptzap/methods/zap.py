@@ -39,7 +39,7 @@ class Config:
     trajectories: int = 24  # of partial sampling, cached
     rank: int = 4  # of the closed-form edit, at most; 0 leaves it out
     ridge: float = 0.05  # of the mean square of the states
-    keep_scale: float = 4.0
+    keep_scale: float = 4.0  # weight of the keep set
     gate: bool = True  # False erases everywhere, for comparison
     directions: int = 2  # of the gate's detector
     keep_prompts: int = 400  # prompts of the keep set

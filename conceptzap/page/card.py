@@ -17,6 +17,7 @@ from conceptzap.errors import escape
 from conceptzap.format import container, naming
 from conceptzap.format.lprompt import ARCHITECTURES, THUMBNAIL, Info
 from conceptzap.registry import family, hub
+from conceptzap.words import with_article
 
 METHODS = "methods"
 DEMO = "demo"
@@ -39,6 +40,7 @@ def markdown(info: Info, place: str, picture: str, licence: str, bibtex: Mapping
         info=info,
         head=head,
         place=place,
+        prompt=_telling(info),
         name=naming.bare(place),
         picture=picture,
         licence=licence,
@@ -52,6 +54,18 @@ def markdown(info: Info, place: str, picture: str, licence: str, bibtex: Mapping
         bibtex="\n\n".join(bibtex.values()),
         spec=spec,
     )
+
+
+def _telling(info: Info) -> str:
+    """A prompt that shows what is gone: a style alone draws nothing that could be looked at."""
+    head = info.header
+    kinds = [kind for made in head.made for kind in made.get("kinds", ())]
+    if len(head.concepts) != 1:
+        return head.concepts[0] if head.concepts else "a picture"
+    concept = head.concepts[0]
+    if kinds == ["style"]:
+        return f"a cat by {concept}"
+    return with_article(concept) if kinds == ["object"] else concept
 
 
 def modelspec(data: bytes) -> dict[str, str]:

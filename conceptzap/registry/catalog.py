@@ -15,6 +15,14 @@ METHODS = "methods"
 CONTRACT = family.ROOT / METHODS / "__init__.py"
 PLAIN = "weight"  # what programs that know nothing of us can hold
 CLOSED = "closed form"  # what neither trains nor samples
+USUAL = {  # settings that mean the same in every method, where its own comment says nothing else
+    "steps": "of training",
+    "batch": "samples of a step",
+    "lr": "learning rate",
+    "rank": "of the change of a layer",
+    "trajectories": "of partial sampling, cached: what training draws its samples from",
+    "sites": "the layers that change: a pattern of module paths",
+}
 COSTS = {"steps": "training", "trajectories": "sampling"}
 KINDS = {kind.__name__: kind for kind in (bool, int, float, str)}
 
@@ -67,7 +75,7 @@ def _settings(source: str) -> list[dict[str, str]]:
             "name": field.target.id,
             "type": ast.unparse(field.annotation),
             "default": ast.unparse(field.value) if field.value else "",
-            "note": notes.get(field.end_lineno or field.lineno, ""),
+            "note": notes.get(field.end_lineno or field.lineno, "") or USUAL.get(field.target.id, ""),
         }
         for node in ast.parse(source).body
         if isinstance(node, ast.ClassDef) and node.name == "Config"

@@ -226,11 +226,18 @@ def _note_prompts(base: Base, asked: Request, report: Report) -> None:
     for prompt in dict.fromkeys(prompt for prompt, _ in asked.pairs):
         if not prompt.strip():
             report.note("the empty prompt asks for nothing in particular")
+        elif not asked.erasures and " " not in prompt and _is_name(prompt):
+            name = escape(prompt)
+            report.warn(f"an erasure here is called {name!r}, too: draw with it by --with {name}")
         if left_out := base.cut(prompt):
             report.warn(f"only {base.max_tokens} tokens are read, without: {escape(left_out)}")
         for word in base.unknown_words(prompt):
             if any(map(str.isalpha, word)):
                 report.warn(f"{base.id} never learned {escape(word)!r}{_nearest(base, word)}")
+
+
+def _is_name(prompt: str) -> bool:
+    return naming.existing(prompt).name.endswith(naming.SUFFIX)
 
 
 def _nearest(base: Base, word: str) -> str:

@@ -51,7 +51,7 @@ def write(
     parts = [format.load(path) for path in counted]
     whole = format.seal(edit.stack(parts))
     target = naming.erasure_path((), output or naming.stack_path(whole.header.title))
-    here = _ready(base, whole)
+    here = _ready(base, whole, report)
     if elastically and here is not None:
         from conceptzap.training import states
 
@@ -67,10 +67,11 @@ def write(
     return Stacked(target, target.stat().st_size, digest, whole.header, found)
 
 
-def _ready(base: AnyBase | None, whole: Erasure) -> Base | None:
+def _ready(base: AnyBase | None, whole: Erasure, report: Report) -> Base | None:
     """The base that gates are asked by, of the architecture they are for; None where none was named."""
     if base is None:
         return None
+    report.phase(f"loading {base if isinstance(base, (str, Path)) else 'the base'}")
     from conceptzap.verbs.generating import find_base
 
     here = find_base(base, "auto", "auto", None)
