@@ -19,11 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import header, rich, small
 
-from conceptzap import cli, format
+from conceptzap import cli, format, methods
 from conceptzap.cli import _errors, _options
 from conceptzap.edit import Erasure
 from conceptzap.errors import ConceptZapError, UsageError
 from conceptzap.registry import catalog, config, family
+from conceptzap.verbs import planning
 
 COMMANDS = list(family.members("cli"))
 
@@ -377,7 +378,11 @@ def test_presets_are_sound() -> None:
     assert {"style", "object", "person", "unsafe", "paper"} <= set(found)
     for name in found:
         table = config.preset(name)
-        assert set(table) <= {"summary", "kind", "names", "anchor", "anchors", "keep", "methods"}
+        assert set(table) <= {
+            "summary", "kind", "names", "anchor", "anchors", "keep", "methods", "method", "harden",
+        }  # fmt: skip
+        assert table.get("method", methods.DEFAULT) in family.members("methods")
+        assert table.get("harden") in (None, *planning.BUDGETS)
         words = config.kept_words(table)
         assert table["summary"] and len(words) == len(set(words))
         for method, chosen in table.get("methods", {}).items():
