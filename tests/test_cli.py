@@ -71,6 +71,10 @@ def test_every_option_is_explained(name: str) -> None:
         assert re.search(r"\S {2,}\S|\n +\S", option.strip()), option
 
 
+def test_an_option_without_its_value_points_at_the_command_s_help() -> None:
+    assert conceptzap("erase", "--from").error.endswith("try `conceptzap erase --help`")
+
+
 def test_every_default_is_said_in_one_way() -> None:
     """`[default: ...]`, whether typer says it or we do; and the words are those of the field."""
     for name in COMMANDS:

@@ -106,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     speech.begin()
     given = _options_of(words)
     debug = "--debug" in given or os.environ.get("CONCEPTZAP_DEBUG", "0") not in ("", "0")
-    reply = _errors.Reply(as_json="--json" in given, debug=debug)
+    named = next((word for word in given if word in ORDER), "")
+    command = f"{PROGRAM} {named}".rstrip()
+    reply = _errors.Reply(as_json="--json" in given, debug=debug, command=command)
     _hush_libraries()
     with _sigterm_unwinds():
         try:

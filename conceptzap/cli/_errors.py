@@ -50,6 +50,7 @@ class Reply:
 
     as_json: bool
     debug: bool
+    command: str = "conceptzap"  # whose help is pointed at where the parser does not say it
 
     def to(self, error: BaseException) -> int:
         """Print the answer to `error` and return the exit code."""
@@ -60,7 +61,7 @@ class Reply:
             return SIGPIPE_CODE
         if isinstance(error, SystemExit) and not error.code:  # how completion ends
             return 0
-        answer = known(error)
+        answer = known(error, self.command)
         if self.debug:
             traceback.print_exception(error)
         if self.as_json:
@@ -78,12 +79,12 @@ class Bug(ConceptZapError):
     """Anything that was not raised on purpose."""
 
 
-def known(error: BaseException) -> ConceptZapError:
+def known(error: BaseException, command: str = "conceptzap") -> ConceptZapError:
     """The `ConceptZapError` that says what `error` means for whoever typed the command."""
     if isinstance(error, ConceptZapError):
         return error
     if isinstance(error, TyperException):
-        return _usage(error)
+        return _usage(error, command)
     if isinstance(error, (KeyboardInterrupt, Abort)):
         return Interrupted("interrupted", "nothing was left half-written")
     if isinstance(error, SystemExit) and error.code == SIGTERM_CODE:
@@ -100,9 +101,9 @@ def known(error: BaseException) -> ConceptZapError:
     )
 
 
-def _usage(error: TyperException) -> UsageError:
+def _usage(error: TyperException, command: str) -> UsageError:
     context = getattr(error, "ctx", None)
-    command = context.command_path if context else "conceptzap"
+    command = context.command_path if context else command
     text, hint = NUMBERS.sub(_number, error.format_message().rstrip(".")), f"try `{command} --help`"
     if context and (ours := _ours(getattr(error, "option_name", ""), context)):
         text, hint = text.partition(". ")[0].partition(" (")[0], f"did you mean {ours}?"
