@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from conceptzap.edit import Edit
 from conceptzap.exports import lora
 from conceptzap.registry import family
 from conceptzap.report import Report
+from conceptzap.runtime.attach import edits_on
 from conceptzap.testing import tiny
 
 SUFFIX = ".lprompt.safetensors"
@@ -53,6 +55,7 @@ def save(folder: Path, base: Base, name: str, edits: Sequence[Edit]) -> Path:
 def through_diffusers(base: Base, written: Path) -> Base:
     """A base of the same weights, or of none, on which diffusers alone puts what was written."""
     if written.is_dir():
+        importlib.import_module("conceptzap.integrations.diffusers")  # what one with gates asks for
         pipe = DiffusionPipeline.from_pretrained(str(written))
     else:
         pipe = tiny(base.family).pipeline()
@@ -62,6 +65,10 @@ def through_diffusers(base: Base, written: Path) -> Base:
 
 
 def seen(base: Base, edits: Sequence[Edit] = ()) -> torch.Tensor:
+    """The noise under the edits, or under those that a pipeline was loaded with."""
+    if edits_on(base.unet) is not None:
+        with torch.no_grad():
+            return base.eps(base.noise(range(len(PROMPTS))), some.TIME, base.encode(PROMPTS))
     return some.eps(base, PROMPTS, edits)
 
 

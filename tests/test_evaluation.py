@@ -137,7 +137,7 @@ def test_a_run_that_was_shot_goes_on_and_ends_byte_for_byte_the_same(
     church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["evaluate", church, "--base", tiny_folder, "--suite", "smoke"]
-    words += ["--limit", 6, "--steps", 4, "--batch", 2]
+    words += ["--limit", 6, "--steps", 2, "--batch", 2]
     program = [sys.executable, "-m", "conceptzap", *map(str, words), "-o", "shot"]
     store = tmp_path / "shot-cache"
     env = os.environ | {"CONCEPTZAP_CACHE": str(store)}
