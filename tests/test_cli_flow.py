@@ -107,6 +107,16 @@ def test_a_dry_run_does_nothing(here: Path) -> None:
     assert contents(here) == before
 
 
+def test_a_plan_is_shown_where_its_file_is_there(here: Path) -> None:
+    words = ("erase", "cat", "--anchor", "dog", "--base", "base")
+    before = contents(here)
+    answer = conceptzap(*words, "-n", "--json")
+    assert answer.code == 0 and answer.json["concepts"] == ["cat"]
+    assert "cat.lprompt.safetensors exists: only with --force it would be replaced" in answer.err
+    assert "exists" not in conceptzap(*words, "-n", "--force").err
+    assert conceptzap(*words).code == 2 and contents(here) == before
+
+
 def test_a_dry_run_saves_the_settings_that_it_is_asked_for(here: Path) -> None:
     words = ("erase", "dog", "House", "--base", "base", "--anchor", "cat", "--kind", "object")
     plan = conceptzap(*words, "-n", "--save-config", "dry.toml", "--json").json

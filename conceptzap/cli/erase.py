@@ -166,12 +166,16 @@ def run(
         return _many.run(source, {**request, "preview": bool(preview)}, dry_run, as_json)
     request |= {"preview": preview is not False, "run_dir": run_dir and run_folder(run_dir, words)}
     report = Progress()
-    plan = api.plan(words, report=report if dry_run else Report(), **request)
+    # a plan is shown where a file is in its way, too
+    asked = {**request, "force": force or dry_run}
+    plan = api.plan(words, report=report if dry_run else Report(), **asked)
     saved = b""
     if save_config:
         atomic.check_writable(save_config, force)
-        saved = config.to_toml(planning.resolve(words, **request).config())
+        saved = config.to_toml(planning.resolve(words, **asked).config())
     if dry_run:
+        if Path(plan["output"]).exists() and not force:
+            report.warn(f"{show.shown(plan['output'])} exists: only with --force it would be replaced")
         if save_config:
             atomic.write_atomic(save_config, saved, force)
         show.emit("plan", plan) if as_json else show.plan(plan)
