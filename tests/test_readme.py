@@ -60,3 +60,22 @@ def test_it_runs_from_top_to_bottom(tmp_path: Path) -> None:
     done = subprocess.run(program, cwd=here, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert not [name for name in NAMED if not (here / name).exists()], sorted(os.listdir(here))
+
+
+def test_a_script_runs_the_blocks_of_figures(tmp_path: Path) -> None:
+    program = [sys.executable, str(ROOT / "tests" / "benchmarks" / "readme.py")]
+    listed = subprocess.run([*program, "--list"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    commands = listed.stdout.splitlines()
+    assert len({line.partition("-")[0] for line in commands}) == README.count("<!-- figures") >= 4
+    assert all(re.match(r"\d+-\d+ (conceptzap|python|for) ", line) for line in commands)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_command_of_the_figures_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
+    import readme
+
+    assert readme.run("1-1", "conceptzap methods zap -q && echo x >> out", tmp_path) == 0
+    assert readme.run("1-1", "conceptzap methods zap -q && echo x >> out", tmp_path) == 0
+    assert readme.run("1-2", "conceptzap methods zpa", tmp_path) == 2
+    assert (tmp_path / "out").read_text() == "x\n" and "zap" in (tmp_path / "1-1.log").read_text()
