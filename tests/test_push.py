@@ -22,7 +22,7 @@ from conceptzap.format import container, pictures
 from conceptzap.page import card
 
 REPO = "someone/erasures"
-SCORE = {"value": 0.25, "low": 0.1, "high": 0.5, "n": 24}
+SCORE = {"value": 0.125, "low": 0.043, "high": 0.31, "n": 24}
 HOSTILE = "<script>alert(1)</script> | `x` [y](http://z)"
 
 
@@ -75,13 +75,22 @@ def test_what_the_card_says(file: Path, made: cz.Erasure, tmp_path: Path) -> Non
     about = front(text)
     assert about["base_model"] == "someone/tiny" and about["library_name"] == "conceptzap"
     assert (about["license"], about["license_name"]) == ("other", "as-the-base")
-    assert "| leak | 25.0 % | 10.0 % to 50.0 % | 24 |" in text and made.digest in text
+    assert "| leak | 12.5 % | 4.3 % to 31.0 % | 24 |" in text and made.digest in text
     assert "painting" in text and "0" * 40 in text and "arXiv:2308.14761" in text and "@" in text
     assert "--with hf://someone/erasures/van-gogh" in text and '"hf://someone/erasures/van-gogh")' in text
     assert "conceptzap generate 'a cat by Van Gogh' --with" in text
     assert "does not promise" in text and "Whoever holds the weights" in text
     assert "modelspec.title" in text and (folder / "van-gogh.webp").is_file() and "van-gogh.webp" in text
     assert front(written(file, tmp_path, licence="openrail++"))["license"] == "openrail++"
+
+
+def test_a_card_never_says_erased_of_what_its_figures_still_see(made: cz.Erasure, tmp_path: Path) -> None:
+    scores = {"leak": {**SCORE, "value": 0.25, "high": 0.5}}
+    leaky = format.seal(cz.Erasure(dataclasses.replace(made.header, scores=scores), made.edits))
+    cz.save(leaky, tmp_path / "leaky")
+    text = written(tmp_path / "leaky.lprompt.safetensors", tmp_path)
+    assert "# Van Gogh, not erased" in text and "still show the concept in 25 % of the pictures" in text
+    assert "takes **Van Gogh**" not in text
 
 
 def written(file: Path, folder: Path, **given: object) -> str:

@@ -21,6 +21,7 @@ DRIFTED = 0.9
 # sealed prompts are no harder than the open ones, so a gap this wide is not chance
 SEALED_GAP = 0.25
 SEALED = "erase/sealed"
+LEAKS = 0.2  # a file whose own figures show the concept in more of its pictures is no erasure
 DRAWN = 0.5  # a base that shows a concept in fewer of its pictures does not know it
 LARGE_SUITE = "standard"
 HIGHER = ("E", "P", "H", "ESR-1", "ESR-3", "ESR-5", "PSR-1", "PSR-3", "PSR-5", "UA", "IRA", "CRA",

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 from conceptzap.errors import escape
+from conceptzap.evaluation import verdict
 from conceptzap.format import container, naming
 from conceptzap.format.lprompt import ARCHITECTURES, THUMBNAIL, Info
 from conceptzap.registry import family, hub
@@ -45,6 +46,7 @@ def markdown(info: Info, place: str, picture: str, licence: str, bibtex: Mapping
         picture=picture,
         licence=licence,
         pairs=list(zip(head.concepts, head.anchors, strict=True)),
+        shown=_shown(info),
         restores=all(edit["role"] == "key" for edit in info.edits),
         methods=_methods(info),
         hardened=any("harden" in made for made in head.made),
@@ -54,6 +56,12 @@ def markdown(info: Info, place: str, picture: str, licence: str, bibtex: Mapping
         bibtex="\n\n".join(bibtex.values()),
         spec=spec,
     )
+
+
+def _shown(info: Info) -> float:
+    """The share of its pictures in which the file's own figures still see the concept; 0 where it is gone."""
+    leak = info.header.scores.get("leak", {}).get("value", 0.0)
+    return leak if leak > verdict.LEAKS else 0.0
 
 
 def _telling(info: Info) -> str:

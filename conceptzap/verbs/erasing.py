@@ -23,6 +23,7 @@ from conceptzap.errors import (
     escape,
 )
 from conceptzap.evaluation.closing import Closing, Drawn, closing
+from conceptzap.evaluation.verdict import LEAKS
 from conceptzap.format import atomic
 from conceptzap.redteam import hardening
 from conceptzap.registry import family
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
     from conceptzap.verbs.generating import AnyBase
 
-NOT_ERASED = 0.2  # a closing leak above this is no erasure
 CLOSING_BATCH = 16
 LONGEST = 4  # a concept may take up to a fourth of a prompt
 
@@ -155,7 +155,7 @@ def _drawn(
 def _checked(made: ErasedFile) -> ErasedFile:
     """What was made, unless the closing figures still see the concept: then a `ThresholdError`."""
     leak = made.scores.get("leak")
-    if leak and leak.value > NOT_ERASED:
+    if leak and leak.value > LEAKS:
         error = ThresholdError(
             f"not erased: {leak.value:.0%} of {leak.n} pictures still show it"
             f" (kept: {escape(made.path)})",

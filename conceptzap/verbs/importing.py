@@ -14,6 +14,7 @@ from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure, Header, Json, sort_edits
 from conceptzap.errors import ThresholdError, UsageError, escape
 from conceptzap.evaluation.closing import Closing, closing
+from conceptzap.evaluation.verdict import LEAKS
 from conceptzap.format import atomic, naming
 from conceptzap.imports import Found
 from conceptzap.registry import family
@@ -155,7 +156,7 @@ def _digest(path: Path) -> str:
 def _checked(made: ErasedFile) -> ErasedFile:
     """What was made, unless the closing figures still see the concept: then a `ThresholdError`."""
     leak = made.scores.get("leak")
-    if leak and leak.value > erasing.NOT_ERASED:
+    if leak and leak.value > LEAKS:
         error = ThresholdError(
             f"not erased: {leak.value:.0%} of {leak.n} pictures still show it (kept: {escape(made.path)})",
             "it may be of another concept or for another base; it does what it did where it came from",

@@ -25,6 +25,7 @@ from conceptzap.errors import (
     escape,
 )
 from conceptzap.evaluation.closing import Closing, closing
+from conceptzap.evaluation.verdict import LEAKS
 from conceptzap.report import Report
 from conceptzap.result import Score
 from conceptzap.task import Task
@@ -219,7 +220,7 @@ def _told(one: ErasedOne, plan: ErasePlan, error: Exception | None) -> ErasedOne
 def _not_erased(head: Header) -> ThresholdError | None:
     """What `erase` said of a file that is kept and whose own figures still see the concept."""
     leak = head.scores.get("leak")
-    if not leak or not leak["value"] > erasing.NOT_ERASED:
+    if not leak or not leak["value"] > LEAKS:
         return None
     return ThresholdError(f"not erased: {leak['value']:.0%} of {leak['n']} pictures still show it")
 
@@ -256,7 +257,7 @@ def _judged(base: Base, jobs: Sequence[_Job], whole: Erasure, report: Report) ->
 def _checked(done: ErasedAll) -> ErasedAll:
     """What was made, unless the stack still shows the concepts: then a `ThresholdError`."""
     leak = done.scores.get("leak")
-    if leak and leak.value > erasing.NOT_ERASED:
+    if leak and leak.value > LEAKS:
         error = ThresholdError(
             f"not erased: {leak.value:.0%} of {leak.n} pictures of the stack still show what was to go",
             "see which in the table; for these try another anchor, method or more --steps",
