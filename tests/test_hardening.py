@@ -72,7 +72,7 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
 
     def searched(steps: int) -> float:
         size = replace(SMALL, steps=steps, batch=4, lr=0.05)
-        cond = hardening._search(sd1, lesson, prompts, seen, (), gate, 2, size, 0, Report())
+        cond = hardening._search(sd1, sd1, lesson, prompts, seen, (), gate, 2, size, 0, Report())
         x, t = seen.latents[0], int(seen.times[0])
         with torch.no_grad(), probe.looking(sd1) as looks:
             error = (sd1.predict(x, t, cond) - sd1.predict(x, t, sd1.encode(prompts))).pow(2).mean()

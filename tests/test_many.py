@@ -137,8 +137,9 @@ def test_from_python_and_from_csv_it_is_the_same(
 
 
 def test_the_table_has_a_line_for_each_and_the_command_of_what_failed(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     rest = {"anchor": "", "kind": "object", "method": "m"}
     good = ErasedOne("cat", **rest, path=tmp_path / "cat", bytes=9, digest="f" * 64, left=(1, 2))
     bad = ErasedOne("dog", **rest, path=tmp_path / "dog", error={"message": "no luck"}, command="conceptzap x")
