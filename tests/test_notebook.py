@@ -1,4 +1,4 @@
-"""The notebook's cells run in order, in an empty folder: on a tiny base here, on the demo with -m slow."""
+"""The notebook's cells run in order, in an empty folder, on the built-in checkpoint."""
 
 from __future__ import annotations
 
@@ -11,22 +11,18 @@ import pytest
 from PIL import Image
 
 import conceptzap
-from conceptzap import api
-from conceptzap.base import Base
-from conceptzap.result import Settings
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "erase.ipynb"
 BOOK = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
 
 
-def run_all(steps: int = 20) -> list[Any]:
+def run_all() -> list[Any]:
     """What the last expression of every cell of code comes to, None for those that end in none."""
     here: dict[str, Any] = {"__name__": "__main__"}
     shown = []
     for number, cell in enumerate(BOOK["cells"]):
         if cell["cell_type"] == "code":
-            source = "".join(cell["source"]).replace("inference_steps=20", f"inference_steps={steps}")
-            tree = ast.parse(source, f"cell {number}")
+            tree = ast.parse("".join(cell["source"]), f"cell {number}")
             last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
             exec(compile(tree, f"cell {number}", "exec"), here)  # noqa: S102
             value = compile(ast.Expression(last.value), f"cell {number}", "eval") if last else "None"
@@ -42,20 +38,9 @@ def check(shown: list[Any], folder: Path) -> None:
         assert (folder / name).is_file(), name
 
 
-def test_it_runs_from_top_to_bottom(sd1: Base, own_cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """With the demo's place taken by a tiny base of random weights, and few steps."""
-    look = Settings(steps=2, guidance=2.0)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("conceptzap.base.load_base", lambda *_, **__: sd1)
-    monkeypatch.setattr("conceptzap.verbs.erasing.usual", lambda base: look)
-    monkeypatch.setattr("conceptzap.verbs.generating.usual", lambda base: look)
-    evaluate = api.evaluate
-    monkeypatch.setattr(api, "evaluate", lambda *given, **more: evaluate(*given, **more, limit=2, steps=1))
-    check(run_all(steps=1), tmp_path)
-
-
-@pytest.mark.slow
-def test_it_runs_on_the_demo(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_on_the_built_in_checkpoint(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     check(run_all(), tmp_path)
 
