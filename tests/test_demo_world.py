@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
+from conceptzap.base import Base
 from conceptzap.demo import world
+from conceptzap.registry import config
 
 
 def test_world_imports_without_numpy_or_torch() -> None:
@@ -140,3 +142,16 @@ def test_judge_refuses_other_weights(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(judge_nets, "MANIFEST", tmp_path / "judges.json")
     with pytest.raises(ValueError, match="frozen hash"):
         judge_nets.load_judge("residual")
+
+
+def test_whatever_it_knows_can_be_erased(demo_base: Base) -> None:
+    """Also what its tokenizer has no whole token for: "banana" is three."""
+    from conceptzap.verbs import planning
+
+    known = planning._own_words("demo")
+    assert config.demo_words() == world.words()
+    for term in world.vocabulary():
+        assert demo_base.unknown_words(term) == [], term
+        assert all(word in known for word in term.lower().split()), term
+    assert demo_base.unknown_words("a zebra") == ["zebra"] and "zebra" not in known
+    assert planning.resolve("banana").task.kinds == ("object",)

@@ -17,6 +17,7 @@ from conceptzap.base.cond import Cond
 from conceptzap.base.modules import PREFIX, find_module
 from conceptzap.edit import BaseRef
 from conceptzap.errors import MismatchError, ResourceError
+from conceptzap.registry import config
 
 CROSS = "unet.*.attn2"
 CROSS_K = "unet.*.attn2.to_k"
@@ -324,7 +325,7 @@ class Base:
         """Words of `text` that the base cannot have learned, in order, each once.
 
         A word is unknown when a part of it has no token; with a vocabulary made for its captions
-        (the demo's) also when it is not one token of its own.
+        (the demo's) also when it is not one token of its own, nor in the demo's captions.
         """
         words = dict.fromkeys(re.findall(r"\w+|[^\w\s]+", text.lower()))
         self._met.update((word, self._knows(word)) for word in words.keys() - self._met.keys())
@@ -340,7 +341,7 @@ class Base:
         none = {tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
         if not ids or none & set(ids):
             return False
-        return len(ids) == 1 or not bpe.is_small(tokenizer)
+        return len(ids) == 1 or not bpe.is_small(tokenizer) or (self.is_demo and word in config.demo_words())
 
     def vocabulary(self) -> tuple[str, ...]:
         """Whole words of the tokenizer: three letters or more, a to z, in its own order."""

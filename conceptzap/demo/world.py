@@ -186,6 +186,11 @@ _OBJECT_BY_WORD = {word: thing for thing in OBJECTS for word in thing.words}
 _STYLE_BY_NAME = {style.name.lower(): style for style in STYLES}
 
 
+def words() -> frozenset[str]:
+    """Every word that a name or synonym in the captions has; some are more than one token."""
+    return frozenset(word for term in vocabulary() for word in term.lower().split())
+
+
 def find_object(name: str | Object) -> Object:
     """The object with this name or synonym; raises `KeyError` for any other word."""
     return name if isinstance(name, Object) else _OBJECT_BY_WORD[name.lower()]

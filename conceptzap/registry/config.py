@@ -7,6 +7,7 @@ import math
 import re
 import typing
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,12 @@ def preset(name: str, folder: str = "") -> dict[str, Any]:
     if name not in preset_names(folder):
         raise UsageError(f"no preset is called {name!r}", suggest(name, preset_names(folder)))
     return read_toml(PRESETS / folder / f"{name}.toml")
+
+
+@cache
+def demo_words() -> frozenset[str]:
+    """Every word that the built-in checkpoint learned for an object or style, whatever its tokens."""
+    return frozenset((PACKAGE / "demo" / "words.txt").read_text(encoding="utf-8").split())
 
 
 def kept_words(table: Mapping[str, Any]) -> tuple[str, ...]:

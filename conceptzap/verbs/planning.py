@@ -300,7 +300,8 @@ def _own_words(base: str) -> dict[str, bool]:
         return {}
     ends = {merge.rpartition(" ")[2] for merge in merges}
     whole = (token for token in tokens if token.endswith(WORD_END))
-    return {t.removesuffix(WORD_END): len(t) > 6 and t not in ends for t in whole}
+    own = {t.removesuffix(WORD_END): len(t) > 6 and t not in ends for t in whole}
+    return own | (dict.fromkeys(config.demo_words(), True) if folder.parent == DEMO_FOLDER else {})
 
 
 def _settings(
