@@ -85,3 +85,11 @@ def test_the_way_to_the_anchor() -> None:
     states = base.encode(["a dog"]).states[0].float()  # [77, d]
     swap = Edit("tokens", sites, {f"prompt_{letter}": states for letter in "kv"}, params={"alone": True})
     assert way.gone([swap]) == pytest.approx(1, abs=0.05)
+
+
+def test_a_change_of_the_text_encoder_is_looked_at_too() -> None:
+    base = tiny("sd1")
+    (site, *_) = base.sites("text.1.*.q_proj")
+    width = base.text_encoders[0].config.hidden_size
+    tensors = {"up": torch.ones(width, 1), "down": torch.ones(1, width)}
+    assert Way(base, [Pair("a cat", "a dog")]).gone([Edit("weight", (site,), tensors)]) != 0

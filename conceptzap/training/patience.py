@@ -68,7 +68,7 @@ class Way:
     @torch.no_grad()
     def gone(self, edits: Sequence[Edit]) -> float:
         """The part of it that edits go, the mean over the rows on which they act; 0 is none, 1 all."""
-        with attached(self.base.unet, edits):
+        with attached(self.base, edits):
             moved = self._estimate(self.prompts) - self.start
         moved, way = moved.flatten(1), self.way.flatten(1)  # [rows, c h w]
         part = (moved * way).sum(1) / way.pow(2).sum(1).clamp(min=1e-12)  # [rows]
