@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from conceptzap.errors import ThresholdError, UsageError
 from conceptzap.registry.family import suggest
@@ -178,6 +179,15 @@ def enforce(result: Result, thresholds: Mapping[str, float], hint: str = "") -> 
             missed.append(f"{few}; use --suite {LARGE_SUITE}" if few else told)
     if missed:
         raise ThresholdError("; ".join(missed), hint)
+
+
+def check_gone(made: Any, scores: Mapping[str, Score], where: str, hint: str) -> None:
+    """Raise `ThresholdError`, with what was `made`, where its own closing figures still see the concept."""
+    leak = scores.get("leak")
+    if leak and leak.value > LEAKS:
+        error = ThresholdError(f"not erased: {leak.value:.0%} of {leak.n} pictures {where}", hint)
+        error.made = made
+        raise error
 
 
 def shortfalls(thresholds: Mapping[str, float], n: Mapping[str, int]) -> list[str]:

@@ -18,12 +18,11 @@ from conceptzap.edit import Edit, Erasure, Header, Json, sort_edits
 from conceptzap.errors import (
     ConceptZapError,
     RefusedError,
-    ThresholdError,
     UsageError,
     escape,
 )
+from conceptzap.evaluation import verdict
 from conceptzap.evaluation.closing import Closing, Drawn, closing
-from conceptzap.evaluation.verdict import LEAKS
 from conceptzap.format import atomic
 from conceptzap.redteam import hardening
 from conceptzap.registry import family
@@ -85,7 +84,9 @@ def erase(
     with runs.logged(plan, report) as heard:
         made = _erased(plan, heard, resume, base)
         runs.finish(plan, made.record())
-    return _checked(made)
+    hint = "try more --steps, another --anchor or another --method"
+    verdict.check_gone(made, made.scores, f"still show it (kept: {escape(made.path)})", hint)
+    return made
 
 
 def _erased(plan: ErasePlan, report: Report, resume: bool, base: AnyBase | None) -> ErasedFile:
@@ -150,20 +151,6 @@ def _drawn(
     if found.concept:
         return found.concept, found.kept
     return preview_.draw(base, task, edits, plan.seed, usual(base), report)
-
-
-def _checked(made: ErasedFile) -> ErasedFile:
-    """What was made, unless the closing figures still see the concept: then a `ThresholdError`."""
-    leak = made.scores.get("leak")
-    if leak and leak.value > LEAKS:
-        error = ThresholdError(
-            f"not erased: {leak.value:.0%} of {leak.n} pictures still show it"
-            f" (kept: {escape(made.path)})",
-            "try more --steps, another --anchor or another --method",
-        )
-        error.made = made
-        raise error
-    return made
 
 
 # the task, against what the base knows

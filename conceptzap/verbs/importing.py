@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from conceptzap import format, imports
 from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure, Header, Json, sort_edits
-from conceptzap.errors import ThresholdError, UsageError, escape
+from conceptzap.errors import UsageError, escape
+from conceptzap.evaluation import verdict
 from conceptzap.evaluation.closing import Closing, closing
-from conceptzap.evaluation.verdict import LEAKS
 from conceptzap.format import atomic, naming
 from conceptzap.imports import Found
 from conceptzap.registry import family
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from conceptzap.verbs.generating import AnyBase
 
 FAMILY = "imports"
-BLOCK = 2**20  # bytes of the file that are hashed at once
+ELSEWHERE = "it may be of another concept or for another base; it does what it did where it came from"
 
 
 def import_(
@@ -56,12 +56,7 @@ def import_(
     started = time.monotonic()
     check_seed(seed)
     # 1. the file: what it is, and what it says that it erases
-    if form is not None:
-        family.require(FAMILY, form)
-    source = naming.place(file)
-    report.phase(f"reading {source.name}")
-    found = imports.read(source)
-    form = form or imports.format_of(found)
+    found, form = _source(file, form, report)
     member = family.load(FAMILY, form)
     task = Task(_names(found, concepts or member.concepts(found)), tuple(anchors), (), tuple(kind))
     target = naming.erasure_path(task.concepts, output)
@@ -83,36 +78,46 @@ def import_(
     # 4. the files, once the value acts as they will give it back
     made = {"method": form, "config": {}, "kinds": list(task.kinds), "keep": list(task.keep), "seed": seed}
     made |= {"imported": {"sha256": _digest(found.path)}, "versions": erasing.versions()}
-    header = Header(
-        title=", ".join(task.concepts),
-        concepts=task.concepts,
-        anchors=tuple(anchor or "" for anchor in task.anchors),
-        base=here.reference(site for edit in edits for site in edit.modules),
-        made=(made,),
-        scores=erasing.score_records(closed.scores, seed),
-        canary=erasing.canaries(here, edits, task),
-        thumbnail=preview_.thumbnail(shown[0]) if shown else "",
-    )
-    erasure = format.seal(Erasure(header, edits))
+    thumbnail = preview_.thumbnail(shown[0]) if shown else ""
+    erasure = _assembled(here, edits, task, made, closed, thumbnail)
     admission.admit(here, erasure, True, report)
     format.save(erasure, target, force)
     if shown and picture:
         atomic.write_atomic(picture, preview_.sheet(here, task, erasure, *shown), force)
-    return _checked(
-        ErasedFile(
-            path=target,
-            bytes=target.stat().st_size,
-            digest=erasure.digest,
-            method=form,
-            seconds=time.monotonic() - started,
-            scores=closed.scores,
-            preview=picture if shown else None,
-            key=None,
-            erasure=erasure,
-            verdict=closed.verdict,
-            prompt=preview_.telling_prompt(here, task),
-        )
+    done = ErasedFile(
+        path=target, bytes=target.stat().st_size, digest=erasure.digest, method=form,
+        seconds=time.monotonic() - started, scores=closed.scores, preview=picture if shown else None,
+        key=None, erasure=erasure, verdict=closed.verdict, prompt=preview_.telling_prompt(here, task),
+    )  # fmt: skip
+    verdict.check_gone(done, done.scores, f"still show it (kept: {escape(target)})", ELSEWHERE)
+    return done
+
+
+def _source(file: Path | str, form: str | None, report: Report) -> tuple[Found, str]:
+    """The file, read, and its format, by its keys where nobody says."""
+    if form is not None:
+        family.require(FAMILY, form)
+    source = naming.place(file)
+    report.phase(f"reading {source.name}")
+    found = imports.read(source)
+    return found, form or imports.format_of(found)
+
+
+def _assembled(
+    base: Base, edits: Sequence[Edit], task: Task, made: dict[str, Json], closed: Closing, thumbnail: str
+) -> Erasure:
+    """The value, as its file gives it back."""
+    header = Header(
+        title=", ".join(task.concepts),
+        concepts=task.concepts,
+        anchors=tuple(anchor or "" for anchor in task.anchors),
+        base=base.reference(site for edit in edits for site in edit.modules),
+        made=(made,),
+        scores=erasing.score_records(closed.scores, made["seed"]),
+        canary=erasing.canaries(base, edits, task),
+        thumbnail=thumbnail,
     )
+    return format.seal(Erasure(header, tuple(edits)))
 
 
 def _names(found: Found, concepts: Sequence[str]) -> tuple[str, ...]:
@@ -146,21 +151,5 @@ def _shown(
 
 def _digest(path: Path) -> str:
     """sha256 of the file that was imported, so that it can be found again."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _checked(made: ErasedFile) -> ErasedFile:
-    """What was made, unless the closing figures still see the concept: then a `ThresholdError`."""
-    leak = made.scores.get("leak")
-    if leak and leak.value > LEAKS:
-        error = ThresholdError(
-            f"not erased: {leak.value:.0%} of {leak.n} pictures still show it (kept: {escape(made.path)})",
-            "it may be of another concept or for another base; it does what it did where it came from",
-        )
-        error.made = made
-        raise error
-    return made
+        return hashlib.file_digest(file, "sha256").hexdigest()

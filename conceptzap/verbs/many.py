@@ -24,8 +24,8 @@ from conceptzap.errors import (
     UsageError,
     escape,
 )
+from conceptzap.evaluation import verdict
 from conceptzap.evaluation.closing import Closing, closing
-from conceptzap.evaluation.verdict import LEAKS
 from conceptzap.report import Report
 from conceptzap.result import Score
 from conceptzap.task import Task
@@ -127,7 +127,10 @@ def erase_all(asked: Plans, report: Report, base: Any = None) -> ErasedAll:
     found = _judged(here, jobs, whole, report) if asked.measured else Closing()
     left = [replace(one, left=found.shown.get(one.concept)) for one in files]
     done = replace(done, files=tuple(left), stack=stack, scores=found.scores, verdict=found.verdict)
-    return _checked(replace(done, seconds=time.monotonic() - began))
+    done = replace(done, seconds=time.monotonic() - began)
+    hint = "see which in the table; for these try another anchor, method or more --steps"
+    verdict.check_gone(done, done.scores, "of the stack still show what was to go", hint)
+    return done
 
 
 # before anything is made
@@ -220,7 +223,7 @@ def _told(one: ErasedOne, plan: ErasePlan, error: Exception | None) -> ErasedOne
 def _not_erased(head: Header) -> ThresholdError | None:
     """What `erase` said of a file that is kept and whose own figures still see the concept."""
     leak = head.scores.get("leak")
-    if not leak or not leak["value"] > LEAKS:
+    if not leak or not leak["value"] > verdict.LEAKS:
         return None
     return ThresholdError(f"not erased: {leak['value']:.0%} of {leak['n']} pictures still show it")
 
@@ -252,16 +255,3 @@ def _judged(base: Base, jobs: Sequence[_Job], whole: Erasure, report: Report) ->
     each = max(1, PICTURES // len(jobs))
     edits = whole.with_role("erase")
     return closing(base, edits, Task(names, anchors, (), kinds), settings, jobs[0].plan.seed, report, each)
-
-
-def _checked(done: ErasedAll) -> ErasedAll:
-    """What was made, unless the stack still shows the concepts: then a `ThresholdError`."""
-    leak = done.scores.get("leak")
-    if leak and leak.value > LEAKS:
-        error = ThresholdError(
-            f"not erased: {leak.value:.0%} of {leak.n} pictures of the stack still show what was to go",
-            "see which in the table; for these try another anchor, method or more --steps",
-        )
-        error.made = done
-        raise error
-    return done
