@@ -121,12 +121,7 @@ def _row(place: Callable[[str], str], given: Any) -> Row:
 
 
 def _toml(path: Path, text: str) -> Iterator[Row]:
-    import tomllib
-
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not TOML: {error}", "correct that line") from error
+    table = config.read_toml(path)
     for key in table:
         if key not in TABLES:
             raise UsageError(f"{config.place(path, key)}: unknown key {key!r}", family.suggest(key, TABLES))
