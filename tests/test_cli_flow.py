@@ -119,10 +119,11 @@ def test_a_plan_is_shown_where_its_file_is_there(here: Path) -> None:
 
 def test_a_dry_run_saves_the_settings_that_it_is_asked_for(here: Path) -> None:
     words = ("erase", "dog", "House", "--base", "base", "--anchor", "cat", "--kind", "object")
-    plan = conceptzap(*words, "-n", "--save-config", "dry.toml", "--json").json
+    more = ("--limit", "2", "--no-preview", "--harden", "quick")  # scores and the thumbnail are in the file
+    plan = conceptzap(*words, *more, "-n", "--save-config", "dry.toml", "--json").json
     assert plan["concepts"] == ["dog", "House"] and plan["kinds"] == ["object", "object"]
     again = conceptzap("erase", "--config", "dry.toml", "-n", "--json").json
-    assert again == plan
+    assert again == plan and (plan["limit"], plan["preview"], plan["harden"]) == (2, False, "quick")
     other = conceptzap("erase", "tree", "--config", "dry.toml", "-n", "--json").json
     assert other["concepts"] == ["tree"] and other["anchors"] == ["cat"]
 

@@ -18,6 +18,8 @@ from conceptzap.registry import config, family
 
 MAX_STRENGTH = 2.0
 STDIN = "-"
+COUNTS = ("seed", "steps", "patience", "limit")  # that are whole numbers; the others are texts
+KINDS = {list: "list of texts", dict: "table", int: "whole number", str: "text", bool: "truth value"}
 LISTS = ("concepts", "anchor", "keep", "kind", "after")  # keys of a --config file that are lists of texts
 OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 
@@ -219,11 +221,11 @@ def layered(path: Path | None, given: dict[str, Any], defaults: dict[str, Any]) 
 
 
 def _check_kind(path: Path | None, key: str, value: Any) -> None:
-    kinds = {**dict.fromkeys(LISTS, list), "set": dict, "seed": int, "steps": int, "patience": int}
+    kinds = {**dict.fromkeys(LISTS, list), **dict.fromkeys(COUNTS, int), "set": dict, "preview": bool}
     wanted = kinds.get(key, str)
     items = value if isinstance(value, list) else []
     if type(value) is not wanted or not all(isinstance(item, str) for item in items):
-        kind = {list: "list of texts", dict: "table", int: "whole number", str: "text"}[wanted]
+        kind = KINDS[wanted]
         place = config.place(path, key)
         raise UsageError(f"{place}: {key} = {value!r} is not a {kind}", f"correct {key} in that file")
 

@@ -153,18 +153,17 @@ def run(
         "after": [str(path) for path in after or ()],
         "preset": preset, "set": config.parse_sets(set_ or ()), "base": base, "seed": seed,
         "prediction": prediction, "steps": steps, "device": device, "dtype": dtype,
-        "harden": harden, "patience": patience,
+        "harden": harden, "patience": patience, "limit": limit, "preview": preview,
     }  # fmt: skip
     request = options.layered(toml, given, DEFAULTS)
     request = {NAMES.get(key, key): value or () if key in options.LISTS else value
                for key, value in request.items()}  # fmt: skip
     words = request.pop("concepts")
-    request |= {"output": output, "force": force, "log_with": log_with or (), "sample_every": sample_every,
-                "limit": limit}  # fmt: skip
+    request |= {"output": output, "force": force, "log_with": log_with or (), "sample_every": sample_every}
     if source:
         _many.check(concepts=words, save_config=save_config, run_dir=run_dir)
-        return _many.run(source, {**request, "preview": bool(preview)}, dry_run, as_json)
-    request |= {"preview": preview is not False, "run_dir": run_dir and run_folder(run_dir, words)}
+        return _many.run(source, {**request, "preview": bool(request["preview"])}, dry_run, as_json)
+    request |= {"preview": request["preview"] is not False, "run_dir": run_dir and run_folder(run_dir, words)}
     report = Progress()
     # a plan is shown where a file is in its way, too
     asked = {**request, "force": force or dry_run}

@@ -39,7 +39,9 @@ OPTIONS = {"anchors": "anchor", "overrides": "set"}
 # what a `--config` file takes from the request as it was made; the rest is settled by the plan
 AS_GIVEN = ("anchors", "kind", "keep", "preset", "after")
 COUNTED = {"sample-every": 0, "limit": 0, "patience": 1}  # options that count something: the least of each
-SETTLED = ("method", "base", "prediction", "seed", "device", "dtype", "harden", "patience")
+SETTLED = (
+    "method", "base", "prediction", "seed", "device", "dtype", "harden", "patience", "limit", "preview",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
