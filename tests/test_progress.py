@@ -191,7 +191,7 @@ def test_erase_is_never_silent(
         monkeypatch.setattr(home, name, call)
 
     seen: set[str] = set()
-    slow = {erasing: "find_base fitting_task _edits closing _drawn _write", Base: "predict encode decode",
+    slow = {erasing: "find_base fitting_task _edits closing drawn _write", Base: "predict encode decode",
             admission: "admit", canary: "make"}  # fmt: skip
     for home, names in slow.items():
         for name in names.split():

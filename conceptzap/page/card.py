@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from conceptzap.edit import Header
 from conceptzap.errors import escape
 from conceptzap.evaluation import verdict
 from conceptzap.format import container, naming
@@ -41,7 +42,7 @@ def markdown(info: Info, place: str, picture: str, licence: str, bibtex: Mapping
         info=info,
         head=head,
         place=place,
-        prompt=_telling(info),
+        prompt=telling(head),
         name=naming.bare(place),
         picture=picture,
         licence=licence,
@@ -64,16 +65,16 @@ def _shown(info: Info) -> float:
     return leak if leak > verdict.LEAKS else 0.0
 
 
-def _telling(info: Info) -> str:
+def telling(head: Header) -> str:
     """A prompt that shows what is gone: a style alone draws nothing that could be looked at."""
-    head = info.header
     kinds = [kind for made in head.made for kind in made.get("kinds", ())]
     if len(head.concepts) != 1:
         return head.concepts[0] if head.concepts else "a picture"
     concept = head.concepts[0]
     if kinds == ["style"]:
         return f"a cat by {concept}"
-    return with_article(concept) if kinds == ["object"] else concept
+    thing = kinds == ["object"] or (not kinds and concept == concept.lower())
+    return with_article(concept) if thing else concept
 
 
 def modelspec(data: bytes) -> dict[str, str]:

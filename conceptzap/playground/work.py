@@ -14,11 +14,11 @@ from conceptzap import api
 from conceptzap.base import Base, load_base
 from conceptzap.errors import ThresholdError, UsageError
 from conceptzap.format import naming, read_header, remote
+from conceptzap.page import card
 from conceptzap.report import Report
 from conceptzap.terminal import listing
 from conceptzap.trust import admission
 from conceptzap.verbs import inspecting, reading
-from conceptzap.words import with_article
 
 SIDE = 512  # pixels that small pictures are enlarged to
 Telling = Callable[[float, str], None]
@@ -97,10 +97,7 @@ class Desk:
         """A prompt that asks for what the first of the files erases."""
         if not (names := self.erasures()):
             return "a cat by Van Gogh"
-        header = read_header(self.located(names[0])).header
-        kinds = [kind for made in header.made for kind in made.get("kinds", ())]
-        concept = header.concepts[0] if header.concepts else "picture"
-        return f"a cat by {concept}" if kinds[:1] == ["style"] else with_article(concept)
+        return card.telling(read_header(self.located(names[0])).header)
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -111,7 +111,7 @@ def _erased(plan: ErasePlan, report: Report, resume: bool, base: AnyBase | None)
         found = closing(base, acting, task, settings, plan.seed, report, plan.limit)
         # 4. the picture
         phases.enter("drawing", "drawing before and after")
-        shown = _drawn(base, plan, task, acting, found, report)
+        shown = drawn(base, task, acting, found, plan.seed, report) if plan.preview else None
         thumbnail = preview_.thumbnail(shown[0]) if shown else ""
         erasure, key = (
             _assemble(base, plan, task, edits, role, found.scores, hardened, thumbnail)
@@ -142,15 +142,13 @@ def _erased(plan: ErasePlan, report: Report, resume: bool, base: AnyBase | None)
     )
 
 
-def _drawn(
-    base: Base, plan: ErasePlan, task: Task, edits: Sequence[Edit], found: Closing, report: Report
-) -> tuple[Sequence[Drawn], Sequence[Drawn]] | None:
-    """Pictures of the concepts and of the rest, judged or drawn for this; None where none are wanted."""
-    if not plan.preview:
-        return None
+def drawn(
+    base: Base, task: Task, edits: Sequence[Edit], found: Closing, seed: int, report: Report
+) -> tuple[Sequence[Drawn], Sequence[Drawn]]:
+    """Pictures of the concepts and of the rest: those that were judged, or drawn for this."""
     if found.concept:
         return found.concept, found.kept
-    return preview_.draw(base, task, edits, plan.seed, usual(base), report)
+    return preview_.draw(base, task, edits, seed, usual(base), report)
 
 
 # the task, against what the base knows
@@ -168,12 +166,17 @@ def fitting_task(base: Base, plan: ErasePlan, report: Report) -> Task:
     keep = task.keep
     if plan.fill_keep:
         keep = lessons.usual_keep(task.kinds)
-    gone = {concept.lower() for concept in task.concepts}
-    known = tuple(w for w in keep if not base.unknown_words(w) and w.lower() not in gone)
+    known = keepable(base, task.concepts, keep)
     strange = [word for word in keep if base.unknown_words(word)]
     if plan.request.get("keep") and strange:
         report.warn(f"{base.id} does not know {', '.join(map(repr, strange))}, so that is not kept")
     return replace(task, keep=known)
+
+
+def keepable(base: Base, concepts: Iterable[str], words: Iterable[str]) -> tuple[str, ...]:
+    """The words that the base knows and that are none of the concepts."""
+    gone = {concept.lower() for concept in concepts}
+    return tuple(w for w in words if not base.unknown_words(w) and w.lower() not in gone)
 
 
 def check_known(base: Base, word: str) -> None:

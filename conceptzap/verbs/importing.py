@@ -74,7 +74,7 @@ def import_(
     report.phase("measuring what is erased and what is kept")
     settings = replace(usual(here), batch=erasing.CLOSING_BATCH)
     closed = closing(here, edits, task, settings, seed, report)
-    shown = _shown(here, task, edits, closed, seed, report) if preview else None
+    shown = erasing.drawn(here, task, edits, closed, seed, report) if preview else None
     # 4. the files, once the value acts as they will give it back
     made = {"method": form, "config": {}, "kinds": list(task.kinds), "keep": list(task.keep), "seed": seed}
     made |= {"imported": {"sha256": _digest(found.path)}, "versions": erasing.versions()}
@@ -134,19 +134,7 @@ def _fitting(base: Base, task: Task, report: Report) -> Task:
     for word in (*task.concepts, *filter(None, task.anchors)):
         erasing.check_known(base, word)
     task = lessons.settled(base, task, report)
-    gone = {concept.lower() for concept in task.concepts}
-    usually = lessons.usual_keep(task.kinds)
-    keep = tuple(word for word in usually if not base.unknown_words(word) and word.lower() not in gone)
-    return replace(task, keep=keep)
-
-
-def _shown(
-    base: Base, task: Task, edits: Sequence[Edit], closed: Closing, seed: int, report: Report
-) -> tuple[Sequence[Json], Sequence[Json]]:
-    """Pictures of the concepts and of the rest, judged or drawn for this."""
-    if closed.concept:
-        return closed.concept, closed.kept
-    return preview_.draw(base, task, edits, seed, usual(base), report)
+    return replace(task, keep=erasing.keepable(base, task.concepts, lessons.usual_keep(task.kinds)))
 
 
 def _digest(path: Path) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +132,7 @@ def _on_this_disk(pushed: Pushed, files: Mapping[str, bytes], output: Path | str
         atomic.check_writable(folder / name, force)
     for name, data in shown.items():
         atomic.write_atomic(folder / name, data, force)
-    return Pushed(**{**vars(pushed), "card": folder})
+    return replace(pushed, card=folder)
 
 
 def _commit(
