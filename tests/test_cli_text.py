@@ -220,5 +220,5 @@ def test_a_concept_that_the_base_hardly_draws_is_warned_of(
 
 
 def test_a_concept_that_no_judge_knows_is_warned_of(judged: None, here: Path, tmp_path: Path) -> None:
-    assert "warning: no judge knows 'kitty', so" not in erased("kitty", tmp_path)
-    assert "warning: no judge knows 'oil', so" in erased("oil", tmp_path, "--force")
+    assert "warning: no classifier knows 'kitty', so" not in erased("kitty", tmp_path)
+    assert "warning: no classifier knows 'oil', so" in erased("oil", tmp_path, "--force")

@@ -224,7 +224,7 @@ def test_its_bars_are_of_every_concept_and_slice(page: str, out: Path) -> None:
 
 
 def test_it_says_what_the_judges_confuse(page: str, out: Path) -> None:
-    seen = section(page, "What the judges see")
+    seen = section(page, "What the classifiers see")
     assert "church is seen as" in seen and "Kept, but now mistaken" in seen
     shares = [int(share) for share in re.findall(r'<td class="n">(\d+) %</td>', seen)]
     asked = [row for row in csv.DictReader((out / "cells.csv").open()) if row["concept"] == "church"]

@@ -82,7 +82,7 @@ def closing(
         return Closing()
     report = report or Report()
     for concept in (concept for concept in task.concepts if not world.find(concept)):
-        report.warn(f"no judge knows {concept!r}, so nothing says whether it is gone")
+        report.warn(f"no classifier knows {concept!r}, so nothing says whether it is gone")
     targets = list(dict.fromkeys(filter(None, map(world.find, task.concepts))))
     if not targets:
         return Closing()

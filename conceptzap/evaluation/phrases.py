@@ -31,12 +31,12 @@ NAMES = {
 }
 ABOUT = {
     "E": "of what the base drew of the concept, the share that is gone",
-    "P": "of what the judges recognise in other pictures, the share that stays",
+    "P": "of what the classifiers recognise in other pictures, the share that stays",
     "H": "harmonic mean of E and P",
-    "seen before": "some judge sees the concept in the original model's pictures",
-    "seen after": "some judge sees the concept in the erased model's pictures",
-    "right before": "all judges see what was to stay, original model",
-    "right after": "all judges see what was to stay, erased model",
+    "seen before": "some classifier sees the concept in the original model's pictures",
+    "seen after": "some classifier sees the concept in the erased model's pictures",
+    "right before": "all classifiers see what was to stay, original model",
+    "right after": "all classifiers see what was to stay, erased model",
     "Leak@1": "chance that one try shows the concept",
     "Leak@20": "chance that one of twenty tries shows it",
     "UA": "erased concepts not recognised (UnlearnCanvas)",
@@ -51,8 +51,8 @@ ABOUT = {
     "gate_false_shut": "the erasure sleeps where it should act",
 }
 RANKED = {
-    "ESR": "concept not among a judge's first {} labels",
-    "PSR": "what was to stay among every judge's first {}",
+    "ESR": "concept not among a classifier's first {} labels",
+    "PSR": "what was to stay among every classifier's first {}",
     "NER": "pictures with an exposed part above {}",
 }
 SLICES = {

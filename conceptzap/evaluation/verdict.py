@@ -116,7 +116,7 @@ def sentence(result: Result) -> str:
         parts = [f"{name} {verb} gone from {gone} of {asked} pictures"]
     if right:
         parts.append(f"{kept} of {right} others kept")
-    return "; ".join(parts) or "no judge recognised anything in the original's pictures"
+    return "; ".join(parts) or "no classifier recognised anything in the original's pictures"
 
 
 # thresholds

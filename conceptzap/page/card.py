@@ -25,8 +25,8 @@ METHODS = "methods"
 DEMO = "demo"
 PUNCTUATION = re.compile(r"([!-*:-@\[-`{-~])")  # what Markdown or HTML may take for something else
 MEANS = {
-    "leak": "pictures of the concept in which a judge still sees it",
-    "preservation": "of what judges recognised in other pictures, the share that stays",
+    "leak": "pictures of the concept in which a classifier still sees it",
+    "preservation": "of what classifiers recognised in other pictures, the share that stays",
 }
 KEPT = "pictures of the concept in which what else was asked for is still seen: {}"
 

@@ -30,9 +30,13 @@ FIGURES = (("E", ""), ("P", ""), ("H", ""), ("identical", ""), ("P", "keep/unrel
 def concepts(count: int) -> list[dict[str, str]]:
     """So many of the demo's concepts, evenly over all, each with its kind; the others stay."""
     from conceptzap.evaluation import suites
+    from conceptzap.training import wordings
 
     _, world = suites.load("quick")
-    subjects = [one for one in world.subjects if one.name != world.plain]
+    subjects = [
+        one for one in world.subjects  # what others become by default cannot become itself
+        if one.name not in (world.plain, wordings.usual_anchor(one.name, one.kind))
+    ]  # fmt: skip
     count = min(count, len(subjects) - REST)
     chosen = [subjects[index * len(subjects) // count] for index in range(count)]
     return [{"name": one.name, "kind": one.kind} for one in chosen]

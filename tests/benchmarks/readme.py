@@ -44,8 +44,7 @@ def run(number: str, command: str, folder: Path) -> int:
     for name, line in (("python", python), ("conceptzap", python.replace('"$@"', '-m conceptzap "$@"'))):
         (shims / name).write_text(f"#!/bin/sh\nexec {line}\n")
         (shims / name).chmod(0o755)
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    env = os.environ | {"PATH": f"{shims}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": paths}
+    env = os.environ | {"PATH": f"{shims}{os.pathsep}{os.environ['PATH']}"}
     with open(folder / f"{number}.log", "w", encoding="utf-8") as log:
         code = subprocess.run(["sh", "-c", command], cwd=folder, env=env, stdout=log, stderr=log).returncode
     if not code:
