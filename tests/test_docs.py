@@ -1,4 +1,4 @@
-"""The README says what is there: its commands, names and tree are held against the program."""
+"""The README and docs/ say what is there: their commands, names and tree are held against the program."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from conceptzap.registry import config, family
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/figures.md")}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 COMMANDS = typer.main.get_command(cli.build()).commands
 PIP = ("pip", "install")
@@ -34,7 +35,8 @@ CHOICES = {
 
 def blocks(language: str) -> list[str]:
     """The code blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    text = "\n".join(PAGES.values())
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[list[str]]:
@@ -60,7 +62,8 @@ INSTALLED = [words for words in commands() if (program(words), *words[1:2]) == P
 
 
 def test_nothing_is_left_to_fill_in() -> None:
-    assert not re.findall(r"@@\w*@@|TODO|FIXME|TBD", README)
+    for text in PAGES.values():
+        assert not re.findall(r"@@\w*@@|TODO|FIXME|TBD", text)
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
@@ -122,9 +125,16 @@ def test_every_command_is_shown(name: str) -> None:
     assert any(words[:1] == [name] for words in OURS) or f"`conceptzap {name}`" in README
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
-def test_what_it_links_to_is_there(target: str) -> None:
-    assert (ROOT / target).exists()
+LINKS = [(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\(([^):]+)\)", text)]
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_what_it_links_to_is_there(page: str, link: str) -> None:
+    name, _, heading = link.partition("#")
+    target = (ROOT / page).parent / name if name else ROOT / page
+    assert target.exists()
+    titles = re.findall(r"(?m)^#+ (.*)", target.read_text(encoding="utf-8")) if heading else ()
+    assert not heading or heading in {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in titles}
 
 
 # the tree

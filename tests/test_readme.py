@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FIGURES = (ROOT / "docs" / "figures.md").read_text(encoding="utf-8")
+SCREEN, COLUMNS = 55, 110  # lines, characters: what a browser shows of a page
 # what each command's comment, or the text around it, says will be there
 NAMED = (
     "van-gogh.lprompt.safetensors", "van-gogh.png", "images", "church.lprompt.safetensors",
@@ -41,6 +43,41 @@ def test_every_block_is_run_or_says_why_not() -> None:
     assert marked.count("") == 1, "the first commands alone stand without a mark"
 
 
+def screens() -> dict[str, int]:
+    """Lines that each part of the README takes, by its heading; pictures aside."""
+    return {part.partition("\n")[0]: _lines(part) for part in re.split(r"(?m)^#{1,2} ", README)[1:]}
+
+
+def _lines(part: str) -> int:
+    """Of code one each; of the rest, its paragraphs joined, as many as it is wide, and their margins."""
+    plain = re.sub(r"<!--.*?-->|!?\[([^]]*)\]\([^)]*\)", r"\1", part)
+    code = "".join(re.findall(r"(?s)```\w*\n(.*?)```", plain))
+    rest = re.sub(r"(?s)```.*?```", "", plain)
+    flowing = re.sub(r"(?<=\S)\n(?=[^\n|-])", " ", rest)
+    blocks = [line for line in flowing.splitlines() if line.strip()]
+    margins = sum(not line.startswith(("|", "-")) for line in blocks)
+    return code.count("\n") + sum(-(-len(line) // COLUMNS) for line in blocks) + margins
+
+
+def test_every_part_is_one_screen() -> None:
+    long = {title: lines for title, lines in screens().items() if lines > SCREEN}
+    assert not long
+
+
+def test_it_opens_with_what_a_user_sees() -> None:
+    first, everyday, python, figures, *_ = screens()
+    assert (first, everyday, python) == ("conceptzap", "Everyday commands", "From Python")
+    assert figures == "What it does, in figures"
+    opening = README.partition("\n## ")[0]
+    assert opening.index("![") < opening.index("```sh") < opening.index(". .venv/bin/activate")
+
+
+def test_the_figures_stand_apart() -> None:
+    assert "<!-- figures" not in README and "docs/figures.md" in README
+    assert set(re.findall(r"<!-- (\w+)[^>]*-->\n```sh\n", FIGURES)) == {"figures"}
+    assert FIGURES.count("```sh") == FIGURES.count("<!-- figures")
+
+
 @pytest.mark.slow
 def test_it_runs_from_top_to_bottom(tmp_path: Path) -> None:
     shim = tmp_path / "bin" / "conceptzap"
@@ -66,7 +103,7 @@ def test_a_script_runs_the_blocks_of_figures(tmp_path: Path) -> None:
     program = [sys.executable, str(ROOT / "tests" / "benchmarks" / "readme.py")]
     listed = subprocess.run([*program, "--list"], capture_output=True, text=True, check=True, cwd=tmp_path)
     commands = listed.stdout.splitlines()
-    assert len({line.partition("-")[0] for line in commands}) == README.count("<!-- figures") >= 4
+    assert len({line.partition("-")[0] for line in commands}) == FIGURES.count("<!-- figures") >= 4
     assert all(re.match(r"\d+-\d+ (conceptzap|python|for) ", line) for line in commands)
     assert not list(tmp_path.iterdir())
 

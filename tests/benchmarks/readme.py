@@ -1,4 +1,4 @@
-"""The figures of the README, made again: its blocks marked `figures`, one after the other, in one folder.
+"""The figures of docs/figures.md, made again: its blocks, one after the other, in one folder.
 
     python tests/benchmarks/readme.py [--blocks 1 3] [-o figures] [--list]
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def blocks() -> list[list[str]]:
     """The commands of each block; what ends in a backslash, and a loop, is one command."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "figures.md").read_text(encoding="utf-8")
     found = re.findall(r"<!-- figures: .*?-->\n```sh\n(.*?)```", text, re.DOTALL)
     whole = (re.sub(r"\\\n\s*", "", re.sub(r"(?ms)^for .*?^done$", _one_line, block)) for block in found)
     return [[line for line in block.splitlines() if line.strip()] for block in whole]
