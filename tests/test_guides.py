@@ -131,7 +131,7 @@ def test_conditional_rows_only(sd1: Base) -> None:
     for edit in (some.shared(sd1), some.low_rank(sd1), some.tokens(sd1), some.adapter(sd1), some.mask(sd1)):
         found = []
         for one in (edit, some.conditional(edit)):
-            with attached(sd1.unet, [one]), guides.Guidance(lambda: True).told():
+            with attached(sd1.unet, [one]), guides.Guidance(lambda rows: rows // 2).told():
                 found.append(sd1.predict(x, t, both))
         assert some.far(found[1][0], plain[0]) < 1e-5 and not some.far(found[0][0], plain[0]) < 1e-5
         assert some.far(found[1][1], found[0][1]) < 1e-5
@@ -167,6 +167,62 @@ def test_a_pipeline_draws_what_the_sampler_does(base: Base, rule: str, guidance:
         handle.strength = 0
         assert drawn(pipe, guidance).equal(plain)
     assert drawn(pipe, guidance).equal(plain)
+
+
+def modular(base: Base, guider: Any) -> Any:
+    """diffusers' modular pipeline over the same parts: a UNet call a prediction, combined by its guider."""
+    from diffusers.modular_pipelines import stable_diffusion_xl
+
+    pipe = stable_diffusion_xl.StableDiffusionXLAutoBlocks().init_pipeline()
+    parts = {name: part for name, part in base.pipeline().components.items() if part is not None}
+    pipe.update_components(**parts, guider=guider)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def drawn_modular(pipe: Any) -> np.ndarray:
+    generator = torch.Generator().manual_seed(SEED)
+    asked = {"num_inference_steps": 3, "generator": generator, "output_type": "latent"}
+    return pipe(prompt=PROMPT, **asked).get("images")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("guidance", [4.0, 1.0])
+def test_a_guider_of_diffusers_combines_what_a_guide_has_moved(
+    sdxl: Base, rule: str, guidance: float
+) -> None:
+    from diffusers.guiders import ClassifierFreeGuidance
+
+    import conceptzap
+
+    pipe = modular(sdxl, ClassifierFreeGuidance(guidance))
+    plain, numbers = drawn_modular(pipe), some.guide(sdxl, rule).params
+    steered = guides.guide(sdxl, rule, ["a horse", ""], {k: v for k, v in numbers.items() if k != "rule"})
+    erased = some.erasure(sdxl, [steered, some.conditional(some.shared(sdxl))])
+    ours = latents(sdxl, erased.edits, Settings(steps=3, guidance=guidance))
+    with conceptzap.apply(pipe, erased) as handle:
+        assert some.far(drawn_modular(pipe), ours) < 1e-3
+        assert handle.receipt.tallies[0].open == 3  # of twice as many calls where there is guidance
+        handle.strength = 0
+        assert drawn_modular(pipe).equal(plain)
+    assert some.far(plain, ours) > 1e-3
+    assert drawn_modular(pipe).equal(plain)
+
+
+@torch.no_grad()
+def test_guiders_with_predictions_of_their_own(sdxl: Base) -> None:
+    from diffusers.guiders import SkipLayerGuidance
+
+    import conceptzap
+
+    layers = {"indices": [0], "fqn": "mid_block.attentions.0.transformer_blocks"}
+    pipe = modular(sdxl, SkipLayerGuidance(4.0, skip_layer_config=layers, skip_layer_guidance_stop=1.0))
+    plain = drawn_modular(pipe)
+    with conceptzap.apply(pipe, some.erasure(sdxl, [some.guide(sdxl)])) as handle:
+        assert some.far(drawn_modular(pipe), plain) > 1e-3
+        counts = handle.receipt.calls, handle.receipt.tallies[0].open, handle.receipt.tallies[0].shut
+        assert counts == (8, 5, 3)  # the layer is skipped in two of three steps; every step has a u
+    assert drawn_modular(pipe).equal(plain)
 
 
 def test_what_does_not_say_its_rows_is_refused(sd1: Base) -> None:

@@ -94,7 +94,7 @@ def test_neighbours_come_half_from_text_and_half_from_confusion() -> None:
 
 def test_suites_are_only_presets_of_their_folder() -> None:
     assert set(suites.names()) == set(config.preset_names("suites"))
-    assert {"smoke", "quick", "standard", "full", "imagenette", "unlearncanvas", "i2p", "artists",
+    assert {"smoke", "bench", "quick", "standard", "full", "imagenette", "unlearncanvas", "i2p", "artists",
             "coco"} == set(suites.names())  # fmt: skip
 
 

@@ -35,7 +35,8 @@ def run(
     suite: Annotated[
         str,
         typer.Option("--suite", metavar="S", autocompletion=_suites,
-                     help="smoke, quick, standard, full; imagenette, unlearncanvas, i2p, artists, coco."),
+                     help="smoke, bench, quick, standard, full; imagenette, unlearncanvas, i2p, artists,"
+                     " coco."),
     ] = "quick",
     concept: Annotated[
         list[str] | None,

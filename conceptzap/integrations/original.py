@@ -182,11 +182,11 @@ class Erased:
 
 @contextmanager
 def _told(unconditional: Sequence[bool]) -> Iterator[None]:
-    """Says which rows are conditional, where it is as in diffusers: the unconditional half first, or none."""
-    if list(unconditional) not in ([True, False], [False]):
+    """Says which rows are conditional, where it is as in diffusers: the unconditional ones first, if any."""
+    if list(unconditional) not in ([True, False], [False], [True]):
         yield
         return
-    with Guidance(lambda: len(unconditional) == 2).told():
+    with Guidance(lambda rows: rows * sum(unconditional) // len(unconditional)).told():
         yield
 
 

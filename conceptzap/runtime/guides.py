@@ -43,12 +43,11 @@ BESIDE: ContextVar[bool] = ContextVar("beside", default=False)  # a call of the 
 class Guidance:
     """One way from noise to pictures: how the rows of its UNet calls are ordered, what guides remember.
 
-    `halved` is asked at every call: whether the first half of the rows is the unconditional one; if
-    not, there is none.
+    `below` is asked at every call: of its rows, how many are unconditional. They come first.
     """
 
-    def __init__(self, halved: Callable[[], bool]) -> None:
-        self.halved = halved
+    def __init__(self, below: Callable[[int], int]) -> None:
+        self.below = below
         self.memory: dict[str, Tensor] = {}  # guide -> its momentum [conditional rows, c, h, w]
 
     @contextmanager
@@ -72,7 +71,7 @@ def unconditional(rows: int, ours: bool) -> int | None:
     `ours`: of calls that nobody described, each row is conditional (`Base.eps`).
     """
     if guidance := GUIDANCE.get():
-        return rows // 2 if guidance.halved() else 0
+        return guidance.below(rows)
     return 0 if ours else None
 
 

@@ -71,7 +71,8 @@ class UNetHook(Hook):
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         refuse_recording()
         named = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
-        beside = {key for name in SIDE_DOORS for key in named.get(name) or ()}
+        doors = [named.get(name) or {} for name in SIDE_DOORS]
+        beside = {key for door in doors for key, given in door.items() if given is not None}
         bypassed = beside & {"image_embeds", "gligen"}
         states = _text_states(None if bypassed else named.get("encoder_hidden_states"))
         if not any(owner(hook) is self for hook in module._forward_hooks.values()):

@@ -72,7 +72,7 @@ def denoise(
     scheduler = base.scheduler(settings.scheduler)
     scheduler.set_timesteps(settings.steps)
     n, guided = len(noise), settings.guidance > 1
-    guidance = Guidance(lambda: guided)
+    guidance = Guidance(lambda rows: rows // 2 if guided else 0)
     below = uncond if len(uncond) == n else uncond[[0] * n]
     each = [Cond.cat([below, c]) if guided else c for c in ([cond] if isinstance(cond, Cond) else cond)]
     latents = noise.clone() if first else noise * scheduler.init_noise_sigma  # [n, c, h, w]

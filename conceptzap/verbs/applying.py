@@ -303,9 +303,15 @@ def _watched(kind: type) -> type:
 
 
 def _guidance(pipe: Any, kind: type) -> AbstractContextManager[None]:
-    """Says which rows of the UNet's calls are conditional, where the pipeline is known to double them."""
-    if kind.__module__.startswith("diffusers.") and kind.__name__ in HALVED:
-        return Guidance(lambda: bool(pipe.do_classifier_free_guidance)).told()
+    """Says which rows of the UNet's calls are conditional, where the pipeline is known to tell."""
+    from diffusers.guiders import BaseGuidance
+
+    if not kind.__module__.startswith("diffusers."):
+        return nullcontext()
+    if isinstance(getattr(pipe, "guider", None), BaseGuidance):  # a modular pipeline: a call a prediction
+        return Guidance(lambda rows: 0 if pipe.guider.is_conditional else rows).told()
+    if kind.__name__ in HALVED:
+        return Guidance(lambda rows: rows // 2 if pipe.do_classifier_free_guidance else 0).told()
     return nullcontext()
 
 

@@ -18,7 +18,7 @@ from conceptzap.training import objectives
 def halves(base: Base, concept: str, made: list[Edit]) -> torch.Tensor:
     """The unconditional prediction and the one for a concept, [2, c, h, w]."""
     both = Cond.cat([base.unconditional(), base.encode([concept])])
-    with torch.no_grad(), attached(base.unet, made), Guidance(lambda: True).told():
+    with torch.no_grad(), attached(base.unet, made), Guidance(lambda rows: rows // 2).told():
         return base.predict(base.noise([1, 1]), 500, both)
 
 
