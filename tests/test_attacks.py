@@ -227,6 +227,25 @@ def test_what_knows_the_concept_teaches_without_noise(sd1: Base) -> None:
     assert search.noise_error(on, STRAIGHT, cond, clean, on.generator(0), t, cond).max() > 0  # erased
 
 
+def test_inversions_searches_share_what_the_base_sees(sd1: Base, monkeypatch: Any) -> None:
+    """Asked for once, many steps a call, and the same that each step would have asked for by itself."""
+    on, (member, cfg) = victim(sd1), small("inversion")
+    clean, wanted = on.remembered(Report())[:2], sd1.encode(on.prompts[:2])
+    aims = member._aims(on, cfg, on.prompts[:2], clean, Report())  # [steps, batch, c, h, w]
+    assert len(aims) == cfg.rounds * cfg.steps
+    for step, aim in enumerate(aims):
+        rows, t, x, _ = member._drawn(on, cfg, clean, on.generator(step))
+        with torch.no_grad():
+            assert torch.allclose(aim, sd1.eps(x, t, wanted[rows]), atol=1e-5)
+    asked: list[Any] = []
+    once = Victim.once
+    monkeypatch.setattr(
+        Victim, "once", lambda self, about, *rest: asked.append(about[0]) or once(self, about, *rest)
+    )
+    list(member.attack(on, cfg, Report()))
+    assert asked.count("inversion-aims") == 1 and asked.count("search") == 3 * 2 * cfg.rounds
+
+
 def test_the_concepts_words_are_barred(sd1: Base) -> None:
     usable, tokenizer = allowed(sd1, ["church", "Van Gogh"]), sd1.tokenizers[0]
     for word in ("church", "van", "gogh"):

@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from conceptzap.evaluation.probes import seed_of
 from conceptzap.redteam import discrete, search
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.training.carrier import Carrier, split
-from conceptzap.redteam.victim import EVADE, STRAIGHT, TRANSFER, Victim
+from conceptzap.redteam.carrier import without
+from conceptzap.redteam.victim import EVADE, STRAIGHT, TRANSFER, Tensors, Victim
 from conceptzap.report import Report
+from conceptzap.training.carrier import Carrier, split
 
 PAPER = "2308.01508"
 FORMS = (TRANSFER, STRAIGHT, EVADE)
@@ -44,28 +46,27 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     prompts = [victim.prompts[i % len(victim.prompts)] for i in range(cfg.pictures)]
     seeds = [seed_of(f"invert-{victim.seed}", prompt, i) for i, prompt in enumerate(prompts)]
     clean = victim.pictured(prompts, seeds, report)  # [pictures, c, h, w]
+    aims = _aims(victim, cfg, prompts, clean, report) if cfg.taught else None
     for free in dict.fromkeys((cfg.fewest, cfg.most)):
         taught = Carrier.instead(victim.base, prompts, victim.words, free)
         asked = Carrier.instead(victim.base, victim.prompts, victim.words, free)
         for form in victim.forms(FORMS):
-            yield from _searched(victim, cfg, form, taught, asked, (prompts, clean), report)
+            yield from _searched(victim, cfg, form, taught, asked, clean, aims, report)
 
 
 def _searched(
-    victim: Victim, cfg: Config, form: str, taught: Carrier, asked: Carrier, shown: tuple, report: Report
-) -> Iterator[Attempt]:
-    prompts, clean = shown
-    wanted = victim.knows.encode(prompts) if cfg.taught else None
+    victim: Victim, cfg: Config, form: str, taught: Carrier, asked: Carrier, clean: Tensor,
+    aims: Tensor | None, report: Report,
+) -> Iterator[Attempt]:  # fmt: skip
     ids = discrete.begin(victim, 1, taught.free, _common(victim), taught.free)
     start = {"v": discrete.joined(victim, ids)}  # [1, k, d]
 
-    def loss(v: dict, generator: torch.Generator, step: int) -> torch.Tensor:
-        rows = torch.randint(len(clean), (cfg.batch,), generator=generator)
+    def loss(v: dict, generator: torch.Generator, step: int) -> Tensor:
+        rows, t, x, noise = _drawn(victim, cfg, clean, generator)
         free = split(victim.base, v["v"].expand(len(rows), -1, -1))
         cond = taught.rows(rows).states(free)
-        t = search.times(victim, len(rows), generator)
-        aim = None if wanted is None else wanted[rows]
-        error = search.noise_error(victim, form, cond, clean[rows], generator, t, aim)
+        aim = noise if aims is None else aims[step].to(noise)
+        error = (victim.eps(form, x, t, cond) - aim).pow(2).flatten(1).mean(1)
         return (error + cfg.evade * victim.evasion(form, cond)).mean()
 
     about = ["inversion", taught.free, cfg.batch, cfg.pictures, cfg.evade, cfg.taught]
@@ -78,7 +79,40 @@ def _searched(
         yield Attempt(form, f"{taught.free} {word}", _shown(victim), cond=cond, found=kept)
 
 
-def _common(victim: Victim) -> torch.Tensor:
+def _drawn(
+    victim: Victim, cfg: Config, clean: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pictures [batch] of a step, their timesteps, the noised latents [batch, c, h, w] and the noise."""
+    rows = torch.randint(len(clean), (cfg.batch,), generator=generator)
+    t = search.times(victim, len(rows), generator).to(clean.device)
+    return rows, t, *victim.noised(clean[rows], t, generator)
+
+
+def _aims(victim: Victim, cfg: Config, prompts: list[str], clean: Tensor, report: Report) -> Tensor:
+    """What who knows the concept sees in the latents of every step: [steps, batch, c, h, w].
+
+    All searches draw the same latents at the same step, so it is asked for once, many steps a call.
+    """
+    known, total = victim.knows, cfg.rounds * cfg.steps
+    wanted = known.encode(prompts)
+
+    @torch.no_grad()
+    def seen(steps: range) -> Tensor:
+        parts = [_drawn(victim, cfg, clean, victim.generator(step)) for step in steps]
+        rows, t, x, _ = (torch.cat(each) for each in zip(*parts, strict=True))
+        return known.eps(x, t, wanted[rows]).unflatten(0, (len(steps), -1))
+
+    def make() -> Tensors:
+        size = max(1, victim.settings.batch // cfg.batch)
+        chunks = [range(at, min(total, at + size)) for at in range(0, total, size)]
+        parts = report.count(map(seen, chunks), len(chunks), "what the base sees")
+        return {"eps": torch.cat(list(parts))}
+
+    about = ["inversion-aims", cfg.batch, cfg.pictures, total]
+    return victim.once(about, make, TRANSFER)["eps"]
+
+
+def _common(victim: Victim) -> Tensor:
     """Whole words to begin from, [vocabulary]: not those that are attacked."""
     tokenizer = victim.base.tokenizers[0]
     words = victim.base.vocabulary()
@@ -93,6 +127,4 @@ def _common(victim: Victim) -> torch.Tensor:
 
 def _shown(victim: Victim) -> list[str]:
     """The probes' prompts with `*` for the words that the free tokens stand in for."""
-    from conceptzap.redteam.carrier import without
-
     return [f"{without(victim.base, prompt, victim.words)} *" for prompt in victim.prompts]
