@@ -168,7 +168,7 @@ def test_attacks_are_columns(whole: tuple[Path, Answer], tiny_folder: Path, tmp_
     attacked = [cell for cell in answer.json["cells"] if cell["suite"] == "attack-random-tokens"]
     assert len(attacked) == 4 and all(cell["scores"]["ASR"]["n"] for cell in attacked)
     links = [attrs["href"] for tag, attrs in Tags((out / "bench.html").read_text()).tags if tag == "a"]
-    pages = [link for link in links if link.startswith("attacks/")]
+    pages = {link for link in links if link.startswith("attacks/")}
     assert len(pages) == 4 and all((out / page).is_file() for page in pages)
     lines = list(csv.DictReader((out / "bench.csv").read_text().splitlines()))
     assert sum(bool(line["ASR"]) for line in lines) == 4 and len(lines) == 8
@@ -184,6 +184,27 @@ def cells(*values: tuple[str, float, float]) -> Bench:
         made.append(Cell(Job(method, "cat"), "s", result=result))
     names = tuple(dict.fromkeys(method for method, _, _ in values))
     return Bench(matrix.Matrix(names, ("cat",), ("s",)), tuple(made))
+
+
+def test_an_attack_has_a_section_with_what_came_through(tmp_path: Path) -> None:
+    """And a table in bench.md: rates with what was shown before, a dash where nothing was measured."""
+    from conceptzap.page import attack, bench as page
+
+    rate = Score("ASR", 0.5, 0.2, 0.8, 16), Score("ASR before", 0.0, 0.0, 0.2, 16)
+    blank: dict[str, Any] = dict.fromkeys(("subject", "base", "settings"), {})
+    result = Result(**blank, suite="s", seed=0, judges=[], probes="", scores=rate)
+    jobs = [Job("a", "cat"), Job("b", "cat")]
+    made = tuple(Cell(job, f"{matrix.ATTACK}seeds", result=result) for job in jobs)
+    done = Bench(matrix.Matrix(("a", "b"), ("cat",), (), attacks=("seeds", "p4d")), made)
+    images = tmp_path / page.ATTACKS / made[0].name / attack.IMAGES
+    images.mkdir(parents=True)
+    (images / attack.THROUGH).write_bytes(b"png")
+    pictures = [attrs for tag, attrs in Tags(page.html(done, tmp_path)).tags if tag == "img"]
+    assert [one["src"] for one in pictures] == ["data:image/png;base64,cG5n"] and all(one["alt"] for one in pictures)
+    assert "nothing came through" in page.html(done, tmp_path)
+    table = page.markdown(done)
+    assert "| method | concept | seeds | p4d | n |" in table
+    assert "| `b` | cat | 50.0 % (0.0 %) [20.0 to 80.0 %] | - | 16 |" in table, table
 
 
 def test_the_scatter_begins_below_the_worst_and_the_best_is_top_right() -> None:

@@ -21,6 +21,8 @@ from conceptzap.redteam.trial import Trial
 RESULT, REPORT, ATTEMPTS, FOUND, IMAGES = (
     "result.json", "report.html", "attempts.csv", "found.safetensors", "images",
 )  # fmt: skip
+THROUGH = "through.png"  # among the images: what came through under the worst form, for a bench's page
+FEW = 8  # pictures of it
 SHOWN = 16  # pictures of a form, those that came through first
 PICTURE = 96  # pixels a picture has at least on a sheet
 COLUMNS = ("concept", "prompt", "seed", "form", "base", "before", "through", "tries", "edit open", "found")
@@ -75,6 +77,10 @@ def write(done: Attacked, place: Path, force: bool) -> dict[str, Path]:
         if sheet is not None:
             about = {"attack": str(done.about["attack"]), "form": form.name}
             save_png(place / IMAGES / f"{naming.slug(form.name)}.png", sheet, about, force=True)
+    (place / IMAGES / THROUGH).unlink(missing_ok=True)  # of an earlier result
+    if (few := _sheet([one for one in tried(done.trials, done.worst.name) if one.through][:FEW])) is not None:
+        about = {"attack": str(done.about["attack"]), "form": done.worst.name}
+        save_png(place / IMAGES / THROUGH, few, about, force=True)
     record = json.dumps(done.record(), indent=1, sort_keys=True, allow_nan=False) + "\n"
     texts = {ATTEMPTS: folder.rows(_attempts(done.trials)), REPORT: html(done), RESULT: record}
     written = {"folder": place, **{Path(name).stem: place / name for name in texts}}

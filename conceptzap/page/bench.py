@@ -1,11 +1,12 @@
 """The files of a bench: `bench.json` (the same for the same request), `bench.csv`, `bench.md`, and the page.
 
 The page has, for each suite, a scatter of E against P, the means of every method, and all cells; then a
-table of every method under every attack.
+table of every method under every attack, and a section for each attack with what came through.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Iterator
@@ -17,14 +18,14 @@ from typing import Any
 from markupsafe import Markup
 
 from conceptzap.evaluation import phrases
-from conceptzap.evaluation.matrix import Bench, Cell
+from conceptzap.evaluation.matrix import Bench, Cell, Job
 from conceptzap.format import atomic
-from conceptzap.page import folder, report
+from conceptzap.page import attack, folder, report
 from conceptzap.result import Score
 
 NAMES = {"json": "bench.json", "csv": "bench.csv", "table": "bench.md", "page": "bench.html"}
 ATTACKS = "attacks"  # the folder of the attacks' own pages
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 SIDE, MARGIN = 360, 44  # of the scatter, in its own units
 TURN = 137.5  # degrees of hue from one method to the next: neighbours never look alike
 TICKS = 5
@@ -33,7 +34,7 @@ TICKS = 5
 def write(done: Bench, place: Path) -> dict[str, Path]:
     """Write all of them; `bench.json` last."""
     record = json.dumps(done.record(), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    texts = {"csv": _csv(done), "table": markdown(done), "page": html(done), "json": record}
+    texts = {"csv": _csv(done), "table": markdown(done), "page": html(done, place), "json": record}
     for name, text in texts.items():
         atomic.write_atomic(place / NAMES[name], text.encode(), force=True)
     return {"folder": place, **{key: place / name for key, name in NAMES.items()}}
@@ -46,7 +47,7 @@ def markdown(done: Bench) -> str:
     for cell in (cell for cell in done.cells if cell.file):
         made.setdefault((cell.suite, cell.job.method), []).append(cell)
     text = environment.get_template("bench.md.j2").render(
-        done=done, means=list(done.means()), heads=_heads(done), figure=_figure,
+        done=done, means=list(done.means()), heads=_heads(done), figure=_figure, attacked=_attacked(done),
         costs={key: _costs(cells) for key, cells in made.items()},
     )
     return text.strip() + "\n"
@@ -65,8 +66,8 @@ def _heads(done: Bench) -> dict[tuple[str, str], str]:
     return {key: phrases.name(Score(key[0], 0, 0, 0, 0, slice=key[1])) for key in shown}
 
 
-def html(done: Bench) -> str:
-    """The whole page; it fetches nothing and runs nothing."""
+def html(done: Bench, place: Path | None = None) -> str:
+    """The whole page; it fetches nothing and runs nothing. In `place` lie the attacks' own pages."""
     environment = report.templates()
     colours = {name: f"hsl({TURN * i % 360:.0f} 65% 50%)" for i, name in enumerate(done.matrix.methods)}
     return environment.get_template("bench.html.j2").render(
@@ -77,12 +78,25 @@ def html(done: Bench) -> str:
         scatters=[scatter(done, suite) for suite in done.matrix.suites],
         means=list(done.means()),
         heads=_heads(done),
-        attacked={(cell.job, cell.attack): cell for cell in done.cells if cell.attack},
+        attacked=_attacked(done),
         attacks=ATTACKS,
+        through={cell.name: _through(place, cell) for cell in done.cells if cell.attack and cell.result},
         side=SIDE,
         margin=MARGIN,
         figure=_figure,
     )
+
+
+def _attacked(done: Bench) -> dict[tuple[Job, str], Cell]:
+    return {(cell.job, cell.attack): cell for cell in done.cells if cell.attack}
+
+
+def _through(place: Path | None, cell: Cell) -> str:
+    """What came through in a cell, as a data URI; "" where nothing did."""
+    path = (place or Path()) / ATTACKS / cell.name / attack.IMAGES / attack.THROUGH
+    if place is None or not path.is_file():
+        return ""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 # the scatter
