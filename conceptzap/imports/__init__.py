@@ -42,6 +42,11 @@ CONVERT = (
     "a pickle can run code and is never read; convert it where you trust it: safetensors.torch.save_file("
     'torch.load("in.pt", weights_only=True), "out.safetensors")'
 )
+DAMAGED = "get the file again"
+LARGEST = 1e18  # a number whose square is finite, too
+DEQUANTISE = "export it in half precision where it comes from"
+CONVERTED = "save it as a plain LoRA first: PEFT's path_initial_model_for_weight_conversion"
+MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga")  # what PEFT begins with and takes from the base
 WEIGHTS, PEFT = "adapter_model.safetensors", "adapter_config.json"  # in a PEFT folder
 # what a key of a LoRA ends in: kohya's, then diffusers' and PEFT's, then diffusers' older ones
 PART = re.compile(r"(?P<layer>.+?)[._]lora(?:_linear_layer)?[._](?P<part>up|down|A|B)(?:\.default)?\.weight")
@@ -70,7 +75,7 @@ def read(path: Path) -> Found:
         raise FormatError(f"{escape(path)} is a pickle", CONVERT)
     try:
         with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: _wide(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
             labels = file.metadata() or {}
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
@@ -82,11 +87,35 @@ def read(path: Path) -> Found:
     if labels.get("format", "").startswith("lprompt/"):
         raise UsageError(f"{escape(path)} is an erasure already", "use it as it is: generate --with")
     for key, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise FormatError(f"{escape(path)} holds numbers that are not finite, in {escape(key)}", "")
+        if not tensor.is_floating_point() and tensor.numel() != 1:
+            raise FormatError(f"{escape(path)} holds no real numbers in {escape(key)}", DEQUANTISE)
+        if not bool((tensor.float().abs() < LARGEST).all()):
+            text = f"{escape(path)} holds numbers that are not finite or out of all reason, in {escape(key)}"
+            raise FormatError(text, DAMAGED)
+    return Found(path, labels, tensors, _config(path, labels))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """As it is; numbers of eight bits, which torch hardly computes with, in sixteen, which hold them."""
+    return tensor.half() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+
+
+def _config(path: Path, labels: Mapping[str, str]) -> dict[str, Json]:
+    """PEFT's config: beside its own file, or by diffusers among the labels, its parts then by prefix."""
     beside = path.with_name(PEFT)
-    config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    return Found(path, labels, tensors, config)
+    text, place = labels.get("lora_adapter_metadata", "{}"), path
+    try:
+        if path.name == WEIGHTS and beside.is_file():
+            text, place = beside.read_text(encoding="utf-8"), beside
+        config = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"the configuration in {escape(place)} cannot be read", DAMAGED) from error
+    if not isinstance(config, dict):
+        raise FormatError(f"the configuration in {escape(place)} is no table", DAMAGED)
+    for key, value in config.items():
+        if key.endswith("init_lora_weights") and str(value).lower().startswith(MOVING):
+            raise FormatError(f"{escape(place)} begins from weights changed by {escape(value)}", CONVERTED)
+    return config
 
 
 def format_of(found: Found) -> str:
@@ -140,23 +169,23 @@ def pairs(found: Found, base: Base) -> list[Edit]:
     Refused are layers that this base does not have, halves of pairs, other shapes, and whatever is neither
     a factor nor an alpha (magnitudes of DoRA, factors of LoHa and LoKr).
     """
-    known, parts, alphas = names.layers(base), {}, {}
-    strange = []
+    known, parts = names.layers(base), {}
+    strange, twice = [], []
     for key in found.tensors:
         name, part = _split(key)
         site = known.get(name)
         if site is None or not part:
             strange.append(key)
-        elif part == ALPHA:
-            alphas[site] = float(found.tensors[key])
-        else:
-            parts.setdefault(site, {})[part] = key
+        elif key != parts.setdefault(site, {}).setdefault(part, key):
+            twice.append(key)
     if strange:
         refuse(found, base, strange, "have no place in")
-    halves = [key for keys in parts.values() if len(keys) < 2 for key in keys.values()]
+    if twice:
+        refuse(found, base, twice, "are there by another name, too, for")
+    halves = [key for keys in parts.values() if not {"up", "down"} <= keys.keys() for key in keys.values()]
     if halves:
         refuse(found, base, halves, "are one half of a pair for")
-    edits = [_pair(found, base, site, keys, alphas.get(site)) for site, keys in parts.items()]
+    edits = [_pair(found, base, site, keys) for site, keys in parts.items()]
     return changing(found, [edit for edit in edits if edit is not None])
 
 
@@ -173,19 +202,17 @@ def _split(key: str) -> tuple[str, str]:
     return layer, part or (ALPHA if key.endswith(ALPHA) else "")
 
 
-def _pair(
-    found: Found, base: Base, site: str, keys: Mapping[str, str], alpha: float | None
-) -> Edit | None:
+def _pair(found: Found, base: Base, site: str, keys: Mapping[str, str]) -> Edit | None:
     """The edit at one layer; None where it changes nothing."""
     module = find_module(base, site)
     out, into, *kernel = module.weight.shape
     up, down = (found.tensors[keys[part]].float() for part in ("up", "down"))
-    rank = len(down)
-    same = up.numel() == out * rank and down.numel() == rank * into * math.prod(kernel)
+    rank = down.shape[0] if down.ndim else 0
     # a 1 x 1 convolution and a Linear are written alike
-    if not same or (len(kernel) and math.prod(kernel) > 1 and down.shape[2:] != module.weight.shape[2:]):
+    same = _bare(up.shape) == (out, rank) and _bare(down.shape) == _bare((rank, into, *kernel))
+    if not (same and rank):
         refuse(found, base, list(keys.values()), "have another shape than in")
-    scale = _scale(found, site, rank, alpha)
+    scale = _scale(found, site, rank, keys.get(ALPHA))
     factors = balanced(scale * up.reshape(out, rank), down.reshape(rank, -1))
     if not len(factors.down):
         return None
@@ -197,17 +224,32 @@ def _pair(
     return Edit("weight", (site,), stored(tensors))
 
 
-def _scale(found: Found, site: str, rank: int, alpha: float | None) -> float:
-    """alpha / rank: by the layer's own alpha, by PEFT's config beside or inside the file, or 1."""
-    if alpha is not None:
-        return alpha / rank
-    part = f"{names.of_text(site).partition('.')[0] if is_text(site) else 'unet'}."
-    told = json.loads(found.labels.get("lora_adapter_metadata", "{}"))
-    config = found.config or {k.removeprefix(part): v for k, v in told.items() if k.startswith(part)}
-    path = site.removeprefix("unet.")
-    patterns = config.get("alpha_pattern") or {}
-    own = [value for end, value in patterns.items() if path == end or path.endswith(f".{end}")]
-    alpha = own[0] if own else config.get("lora_alpha", rank)
+def _bare(shape: Sequence[int]) -> tuple[int, ...]:
+    """A weight's shape, [out, in, *kernel], without a kernel of 1 x 1."""
+    return tuple(shape[:2] if set(shape[2:]) <= {1} else shape)
+
+
+def _scale(found: Found, site: str, rank: int, key: str | None) -> float:
+    """alpha / rank: by the layer's own alpha under `key`, by the config beside or inside the file, or 1."""
+    if key is not None and found.tensors[key].numel() != 1:
+        raise FormatError(f"{escape(key)} in {escape(found.path)} is not one number", DAMAGED)
+    if key is not None:
+        return float(found.tensors[key]) / rank
+    name = names.of_text(site) if is_text(site) else site
+    part, _, path = name.partition(".")
+    config = found.config
+    if found.path.name != WEIGHTS:  # by diffusers: of all parts in one
+        config = {k.removeprefix(f"{part}."): v for k, v in config.items() if k.startswith(f"{part}.")}
+    try:
+        patterns = config.get("alpha_pattern") or {}
+        # as PEFT finds them: an end of the path, or a pattern of one
+        own = [value for end, value in patterns.items() if re.match(rf"(.*\.)?({end})$", path)]
+        alpha = float((own or [config.get("lora_alpha", rank)])[0])
+        if not abs(alpha) < LARGEST:
+            raise ValueError(alpha)
+    except (AttributeError, TypeError, ValueError, OverflowError, re.error) as error:
+        text = f"the alpha of {escape(path)} in {escape(found.path)} is no number"
+        raise FormatError(text, DAMAGED) from error
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
@@ -234,9 +276,13 @@ def _stored(tensor: Tensor) -> Tensor:
 
 
 def changing(found: Found, edits: list[Edit]) -> list[Edit]:
-    """The edits; `MismatchError` where there are none."""
+    """The edits; `MismatchError` where there are none, `FormatError` for numbers past all bounds."""
     if not edits:
         raise MismatchError(f"{escape(found.path)} changes nothing", "it was not trained, or for this base")
+    for edit in edits:
+        if not all(bool(tensor.isfinite().all()) for tensor in edit.tensors.values()):
+            text = f"what {escape(found.path)} changes at {edit.sites[0]} is not finite"
+            raise FormatError(text, DAMAGED)
     return edits
 
 

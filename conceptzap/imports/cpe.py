@@ -12,6 +12,7 @@ from collections import defaultdict
 
 from conceptzap import imports
 from conceptzap.base import Base, find_module, names
+from conceptzap.base.modules import is_text
 from conceptzap.edit import Edit
 from conceptzap.errors import MismatchError, escape
 from conceptzap.imports import ALPHA, Found
@@ -57,19 +58,23 @@ def _layers(found: Found, base: Base) -> dict[str, dict[str, str]]:
     for key in found.tensors.keys() - {QUERY, UNUSED, SCALER}:
         part = next((end for end in PARTS if key.endswith(end)), "")
         site = known.get(key.removesuffix(part))
-        if part and site is not None:
-            layers[site][part] = key
-        else:
+        if not part or site is None or part in layers[site]:
             strange.append(key)
+        else:
+            layers[site][part] = key
     if strange or QUERY not in found.tensors or SCALER not in found.tensors:
         imports.refuse(found, base, strange or [QUERY, SCALER], "have no place in, or are missing for,")
     width = base.unet.config.cross_attention_dim
-    bad = [key for key in (QUERY, SCALER) if found.tensors[key].shape[1] != width]
+    shapes = {key: tuple(tensor.shape) for key, tensor in found.tensors.items()}
+    count = shapes[QUERY][:1]
+    bad = [key for key, end in ((QUERY, shapes[QUERY][2:]), (SCALER, (1,)))
+           if shapes[key] != (*count, width, *end) or len(shapes[key]) != 3]  # fmt: skip
     for site, keys in layers.items():
-        out, into = find_module(base.unet, site).weight.shape[:2]
-        whole = len(keys) == len(PARTS)
-        down, up = (found.tensors[keys[part]].shape if whole else () for part in PARTS[:2])
-        if not whole or down[1] != into or up[2] != out or down[2] != up[1]:
+        down, up = (shapes.get(keys.get(part, ""), ()) for part in PARTS[:2])
+        out, into = (0, 0) if is_text(site) else find_module(base.unet, site).weight.shape[:2]
+        rank = down[2] if len(down) == 3 else 0
+        fits = rank and down == (*count, into, rank) and up == (*count, rank, out)
+        if not fits or ALPHA not in keys or found.tensors[keys[ALPHA]].numel() != 1:
             bad += keys.values()
     if bad:
         imports.refuse(found, base, bad, "have another shape than in")

@@ -24,7 +24,7 @@ def claims(found: Found) -> bool:
 
 def concepts(found: Found) -> tuple[str, ...]:
     """What LECO's prompt settings, JSON objects joined by commas, say is erased."""
-    with suppress(ValueError, AttributeError):
+    with suppress(ValueError, AttributeError, KeyError, RecursionError):
         told = json.loads(f"[{found.labels.get('prompts', '')}]")
         erased = [one for one in told if one.get("action", "erase") == "erase"]
         return tuple(dict.fromkeys(str(one.get("positive") or one["target"]) for one in erased))
