@@ -39,7 +39,7 @@ LIGHT = (
     "format.naming", "format.remote", "format.schema", "format.tree", "format.typed", "evaluation.__init__", "evaluation.phrases",
     "evaluation.probes", "evaluation.verdict", "runtime.__init__",
     "training.__init__", "training.wordings", "trust.__init__", "trust.admission", "trust.attested", "trust.guard", "trust.lockfile", "trust.policy", "verbs.__init__",
-    "verbs.concept_list", "verbs.doubts", "verbs.exporting", "verbs.failing", "verbs.launched", "verbs.overlaps", "verbs.generating", "verbs.inspecting", "verbs.planning", "verbs.stacking", "verbs.tracking",
+    "verbs.concept_list", "verbs.doubts", "verbs.estimates", "verbs.exporting", "verbs.failing", "verbs.launched", "verbs.overlaps", "verbs.generating", "verbs.inspecting", "verbs.planning", "verbs.stacking", "verbs.tracking",
 )  # fmt: skip
 HEAVY = ("torch", "numpy", "PIL", "diffusers", "transformers", "safetensors", "accelerate", "scipy")
 LONGEST_FILE, LONGEST_LINE, LONGEST_FUNCTION, MEDIAN_FUNCTION = 400, 110, 60, 14

@@ -70,6 +70,43 @@ def test_a_run_is_named_by_its_time_and_concepts() -> None:
     assert naming.run_folder(first, ["anything"]) == first
 
 
+def test_a_config_file_says_where_to(here: Path) -> None:
+    (here / "there.toml").write_text('concepts = "cat"\nbase = "base"\noutput = "~/there"\nlog_with = "jsonl"\n')
+    (here / "runs.toml").write_text('concepts = "cat"\nbase = "base"\nrun_dir = "more"\nsample_every = 2\n')
+
+    def planned(*words: str) -> str:
+        return conceptzap("erase", "--config", *words, "-n", "--json").json["output"]
+
+    assert planned("there.toml") == str(Path.home() / "there.lprompt.safetensors")
+    assert re.search(r"/more/\d+-\d+-cat/", planned("runs.toml"))
+    # what the command line says is instead of whichever the file says
+    assert planned("runs.toml", "-o", "here") == str(here / "here.lprompt.safetensors")
+    assert "/less/" in planned("there.toml", "--run-dir", "less")
+    (here / "both.toml").write_text('concepts = "cat"\nbase = "base"\nrun_dir = 3\n')
+    assert "both.toml:3: run_dir = 3 is not a text" in conceptzap("erase", "--config", "both.toml", "-n").error
+
+
+def test_a_plan_says_what_the_last_run_took(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONCEPTZAP_CACHE", str(tmp_path))
+    words = ("erase", "dog", "--anchor", "cat", "--base", "base", "--method", "uce", "--no-preview")
+    assert conceptzap(*words, "-n", "--json").json["estimate"] is None
+    assert "not known before a first uce on this base" in conceptzap(*words, "-n").out
+    made = conceptzap(*words, "-o", "costs", "--json").json
+    estimate = conceptzap(*words, "-n", "--json").json["estimate"]
+    assert estimate.pop("same") and estimate.pop("peak_bytes") > 0
+    assert estimate == {name: made[name] for name in ("seconds", "bytes")}
+    # of other words it is the same, of other settings it is what is nearest; of another method nothing
+    assert conceptzap("erase", "tree", *words[2:], "-n", "--json").json["estimate"]["same"]
+    assert not conceptzap(*words, "--set", "rank=2", "-n", "--json").json["estimate"]["same"]
+    assert "as the last run with other settings here" in conceptzap(*words, "--set", "rank=2", "-n").out
+    assert conceptzap("erase", "dog", "--base", "base", "-n", "--json").json["estimate"] is None
+    for path in (tmp_path / "costs").iterdir():
+        path.write_text("{}")
+    assert conceptzap(*words, "-n", "--json").json["estimate"] is None
+
+
 def test_it_says_why_it_ended(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conceptzap.training.patience.Way.gone", lambda self, edits: 0.9)
     words = ("erase", "dog", "--anchor", "cat", "--keep", "horse", "--base", "base", "--no-preview", *TRAINED)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from conceptzap.edit import Json
 from conceptzap.report import Bars, Report
 from conceptzap.trust.admission import Asked, Source
-from conceptzap.verbs import doubts, planning
+from conceptzap.verbs import doubts, estimates, planning
 
 if TYPE_CHECKING:
     from conceptzap.verbs.erasing import ErasedFile
@@ -42,7 +42,11 @@ def plan(
     run_dir: Path | str | None = None,
     report: Report | None = None,
 ) -> dict[str, Json]:  # fmt: skip
-    """What `erase` with the same arguments would do, without doing it; it raises what can be raised now."""
+    """What `erase` with the same arguments would do, without doing it; it raises what can be raised now.
+
+    `estimate` is what the last such run took on this machine: seconds, peak_bytes, bytes of the file, and
+    whether its settings were the `same`; None where no run with this base and method has ended here.
+    """
     planned = planning.resolve(
         concepts, anchors=anchors, keep=keep, kind=kind, method=method, preset=preset,
         overrides=overrides, prediction=prediction, seed=seed, steps=steps, device=device, dtype=dtype,
@@ -51,7 +55,7 @@ def plan(
         run_dir=run_dir,
     )  # fmt: skip
     doubts.warn(planned.task, report or Bars())
-    return planned.record()
+    return {**planned.record(), "estimate": estimates.recall(planned)}
 
 
 def erase(

@@ -18,9 +18,10 @@ from conceptzap.registry import config, family
 
 MAX_STRENGTH = 2.0
 STDIN = "-"
-COUNTS = ("seed", "steps", "patience", "limit")  # that are whole numbers; the others are texts
+COUNTS = ("seed", "steps", "patience", "limit", "sample_every")  # whole numbers; the others are texts
 KINDS = {list: "list of texts", dict: "table", int: "whole number", str: "text", bool: "truth value"}
-LISTS = ("concepts", "anchor", "keep", "kind", "after")  # keys of a --config file that are lists of texts
+LISTS = ("concepts", "anchor", "keep", "kind", "after", "log_with")  # keys of a --config file: lists of texts
+PATHS = ("output", "run_dir")  # texts that name a place, one of them
 OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 
 
@@ -203,9 +204,11 @@ def layered(path: Path | None, given: dict[str, Any], defaults: dict[str, Any]) 
     """What was given, over what a `--config` file says, over the defaults.
 
     The file's keys are those of `given`, where None or an empty list is "not given"; its table
-    `set` holds settings of the method, and one text may stand for a list of one. Raises
-    `UsageError` for an unknown key or a value of another type.
+    `set` holds settings of the method, and one text may stand for a list of one. A place that is given is
+    instead of any place in the file. Raises `UsageError` for an unknown key or a value of another type.
     """
+    from conceptzap.format import naming
+
     table = config.read_toml(path) if path else {}
     for key, value in table.items():
         if key not in given:
@@ -214,7 +217,11 @@ def layered(path: Path | None, given: dict[str, Any], defaults: dict[str, Any]) 
         if key in LISTS and isinstance(value, str):
             table[key] = [value]
         _check_kind(path, key, table[key])
+        if key in PATHS:
+            table[key] = naming.place(value)
     merged = {key: value for key, value in given.items() if value is not None and value != []}
+    if merged.keys() & set(PATHS):
+        table = {key: value for key, value in table.items() if key not in PATHS}
     if "set" in merged:
         merged["set"] = {**table.get("set", {}), **merged["set"]}
     return {**dict.fromkeys(given), **defaults, **table, **merged}

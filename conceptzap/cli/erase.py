@@ -21,7 +21,7 @@ from conceptzap.cli import _many
 from conceptzap.cli import _options as options
 from conceptzap.task import KINDS
 
-DEFAULTS = {"base": "demo", "seed": 0, "device": "auto", "dtype": "auto"}
+DEFAULTS = {"base": "demo", "seed": 0, "device": "auto", "dtype": "auto", "sample_every": 0}
 NAMES = {"anchor": "anchors", "set": "overrides"}
 
 
@@ -102,9 +102,10 @@ def run(
                      help="jsonl, tensorboard, wandb or trackio: losses, to FILE.logs. Repeatable."),
     ] = None,
     sample_every: Annotated[
-        int, typer.Option("--sample-every", metavar="N", show_default=False,
-                          help="A sample every N steps, to FILE.logs/samples.")
-    ] = 0,
+        int | None,
+        typer.Option("--sample-every", metavar="N", show_default=False,
+                     help="A sample every N steps, to FILE.logs/samples.")
+    ] = None,
     harden: Annotated[
         str | None,
         typer.Option("--harden", metavar="B", autocompletion=options._budgets,
@@ -154,12 +155,14 @@ def run(
         "preset": preset, "set": config.parse_sets(set_ or ()), "base": base, "seed": seed,
         "prediction": prediction, "steps": steps, "device": device, "dtype": dtype,
         "harden": harden, "patience": patience, "limit": limit, "preview": preview,
+        "log_with": log_with, "sample_every": sample_every, "output": output, "run_dir": run_dir,
     }  # fmt: skip
     request = options.layered(toml, given, DEFAULTS)
     request = {NAMES.get(key, key): value or () if key in options.LISTS else value
                for key, value in request.items()}  # fmt: skip
     words = request.pop("concepts")
-    request |= {"output": output, "force": force, "log_with": log_with or (), "sample_every": sample_every}
+    run_dir = request.pop("run_dir")
+    request["force"] = force
     if source:
         _many.check(concepts=words, save_config=save_config, run_dir=run_dir)
         return _many.run(source, {**request, "preview": bool(request["preview"])}, dry_run, as_json)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 # clearing touches these subfolders and nothing else, whatever CONCEPTZAP_CACHE points at
-KINDS = ("pictures", "words", "attacks", "dictionaries")
+KINDS = ("pictures", "words", "attacks", "dictionaries", "costs")
 
 
 def root() -> Path:

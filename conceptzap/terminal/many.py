@@ -18,17 +18,23 @@ def plans(record: Mapping[str, Any]) -> None:
         return
     rows = [
         (plan["concepts"][0], _anchor(plan["anchors"][0]), plan["kinds"][0], plan["method"],
-         _settings(plan["config"]), f"{len(plan['keep'])} words", plan["seed"])
+         f"{len(plan['keep'])} words", plan["seed"], _seconds(plan["estimate"]))
         for plan in record["plans"]
     ]  # fmt: skip
-    heads = ("concept", "becomes", "kind", "method", "settings", ">keeps", ">seed")
+    heads = ("concept", "becomes", "kind", "method", ">keeps", ">seed", ">alone about")
     count = f"{len(rows)} concepts on {record['plans'][0]['base']}"
     show.console().print(show.table(*heads, rows=rows, title=count))
+    settings = {plan["method"]: _settings(plan["config"]) for plan in record["plans"]}  # a row changes none
+    show.console().print(show.table("method", "settings", rows=settings.items()))
     show.note(f"a file each in {show.shown(record['folder'])}, the stack: {show.shown(record['output'])}")
 
 
 def _anchor(anchor: str | None) -> str:
     return "what is nearest" if anchor is None else anchor or show.NOTHING
+
+
+def _seconds(estimate: Mapping[str, Any] | None) -> str:
+    return f"{estimate['seconds']:.0f} s" if estimate else "not known"
 
 
 def _settings(config: Mapping[str, Any]) -> str:

@@ -113,12 +113,21 @@ def plan(record: Mapping[str, Any]) -> None:
 def _planned(record: Mapping[str, Any]) -> dict[str, Any]:
     """The plan in words: each concept with its kind and what it becomes; settings a line each."""
     told = dict(record)
+    told["cost"] = _cost(told.pop("estimate"), told["method"])
     triples = zip(*(told.pop(key) for key in ("concepts", "anchors", "kinds")), strict=True)
     settings = told.pop("config")
     erases = {f"erases {concept!r}": _becomes(anchor, kind) for concept, anchor, kind in triples}
     keep = told.pop("keep")
     kept = {"keeps": f"{len(keep)} words: {flat(keep)}"} if keep else {}
     return {**erases, **kept, **told, **{f"--set {key}": value for key, value in settings.items()}}
+
+
+def _cost(estimate: Mapping[str, Any] | None, method: str) -> str:
+    if not estimate:
+        return f"not known before a first {method} on this base has ended here"
+    like = "these settings" if estimate["same"] else "other settings"
+    spent = f"{estimate['seconds']:.0f} s, {size(estimate['peak_bytes'])} of memory"
+    return f"about {spent}, a file of {size(estimate['bytes'])}: as the last run with {like} here"
 
 
 def _becomes(anchor: str | None, kind: str) -> str:

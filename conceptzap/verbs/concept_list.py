@@ -22,7 +22,7 @@ from conceptzap.errors import ConceptZapError, UsageError, escape
 from conceptzap.format import atomic, naming
 from conceptzap.registry import config, family
 from conceptzap.task import clean
-from conceptzap.verbs import planning
+from conceptzap.verbs import estimates, planning
 from conceptzap.verbs.planning import ErasePlan
 
 KEYS = ("name", "anchor", "keep", "method", "kind")
@@ -220,7 +220,7 @@ class Plans:
     def record(self) -> dict[str, Json]:
         """All of it as `--dry-run` shows it."""
         return {
-            "plans": [plan.record() for plan in self.plans],
+            "plans": [{**plan.record(), "estimate": estimates.recall(plan)} for plan in self.plans],
             "output": str(self.stack.absolute()),
             "folder": str(self.folder.absolute()),
         }

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ from conceptzap.runtime.gates import SIGHT, Signal, factor
 from conceptzap.task import Task
 from conceptzap.training import lessons, memory, wordings
 from conceptzap.trust import admission, canary
-from conceptzap.verbs import doubts, runs
+from conceptzap.verbs import doubts, estimates, runs
 from conceptzap.verbs import preview as preview_
 from conceptzap.verbs.generating import described, find_base, usual
 from conceptzap.verbs.planning import ErasePlan
@@ -84,6 +85,8 @@ def erase(
     with runs.logged(plan, report) as heard:
         made = _erased(plan, heard, resume, base)
         runs.finish(plan, made.record())
+    if isinstance(base, str | PathLike) and not resume:
+        estimates.remember(plan, made.record())
     hint = "try more --steps, another --anchor or another --method"
     verdict.check_gone(made, made.scores, f"still show it (kept: {escape(made.path)})", hint)
     return made
