@@ -73,7 +73,9 @@ def test_half_an_erasure_is_never_exported(kind: str, to: str, sd1: Base, tmp_pa
     path = save(tmp_path, sd1, "a", edits)
     words = ["export", path, "--to", to, "-o", tmp_path / "out", "--base", "./nowhere"]
     refused(tmp_path, 6, message, *words)
-    assert "load it with conceptzap" in program(*words).err
+    said = program(*words).err
+    # a pipeline folder keeps gates, tokens and adapters, but is not told which row is which
+    assert "load it with conceptzap" in said and ("--to diffusers holds it whole; or" in said) is (kind != "one row")
 
 
 @pytest.fixture(scope="module")

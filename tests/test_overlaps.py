@@ -53,7 +53,7 @@ def test_names_and_gates_that_overlap_in_any_order(sd1: Base, parts: list[Erasur
     assert overlaps.find([*parts[::-1], parts[0]], sd1).record() == wanted
     assert overlaps.find(parts).record() == {**wanted, "gates": None}
     assert overlaps.find(parts, sd1).lines() == [
-        "'a Cat' is erased more than once", "the gate of 'church' opens for 'dog', 'tree', too",
+        "'a Cat' is erased more than once: by a Cat, cat", "the gate of 'church' opens for 'dog', 'tree', too",
     ]  # fmt: skip
     assert overlaps.find([]).lines() == [] and overlaps.find(parts[3:], sd1).record()["gates"] == {}
 
@@ -95,13 +95,15 @@ def test_stack_and_inspect_tell_of_them(
         format.save(part, name)
     answer = conceptzap("stack", *names, "-o", "all", "--base", tiny_folder)
     assert answer.code == 0 and "warning: the gate of 'church' opens for 'dog', 'tree', too" in answer.err
-    assert "'a Cat' is erased more than once" in answer.err and "2 files act on every prompt" in answer.err
+    assert "'a Cat' is erased more than once: by 2.lprompt.safetensors, 3.lprompt.safetensors" in answer.err.replace("\n", " ")
+    assert "2 files act on every prompt" in answer.err
     told = [conceptzap("stack", *order, "-o", f"{n}s", "--json").json for n, order in enumerate((names, names[::-1]))]
     assert told[0]["overlaps"] == told[1]["overlaps"] and told[0]["overlaps"]["gates"] is None
     assert told[0]["digest"] == told[1]["digest"]
     seen = conceptzap("inspect", *names[2:4])
-    assert "'a Cat' is erased by 2 of these files" in seen.err
-    assert conceptzap("inspect", *names[2:4], "--json").json["overlaps"] == {"concepts": {"a Cat": ["a Cat", "cat"]}}
+    assert "is erased by 2 of these files: 2.lprompt.safetensors, 3.lprompt.safetensors" in seen.err.replace("\n", " ")
+    twice = conceptzap("inspect", *names[2:4], "--json").json["overlaps"]["concepts"]
+    assert twice == told[0]["overlaps"]["concepts"] == {"a Cat": names[2:4]}
     assert "overlaps" not in conceptzap("inspect", *names[:2], "--json").json
 
 

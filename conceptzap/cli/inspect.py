@@ -19,7 +19,7 @@ def run(paths: options.Files, as_json: options.AsJson = False) -> None:
     from conceptzap.terminal import models, show
     from conceptzap.verbs import inspecting, overlaps
 
-    found, other, bad, headers = [], [], [], {}
+    found, other, bad, known = [], [], [], {}
     every = [inside for path in paths for inside in inspecting.among(path)]
     for path in every:
         try:
@@ -28,12 +28,12 @@ def run(paths: options.Files, as_json: options.AsJson = False) -> None:
                 other.append(models.record(one))
             else:
                 found.append(show.info_record(one))
-                headers[one.digest] = one.header
+                known[one.digest] = one.header, show.shown(one.path)
         except ConceptZapError as error:
             bad.append(error)
     if len(every) == 1 and bad:
         raise bad[0]
-    twice = overlaps.repeated([headers[digest] for digest in sorted(headers)])
+    twice = overlaps.repeated(*zip(*(known[digest] for digest in sorted(known)), strict=True)) if known else {}
     if as_json:
         more = {"models": other} if other else {}
         same = {"overlaps": {"concepts": twice}} if twice else {}
@@ -43,8 +43,8 @@ def run(paths: options.Files, as_json: options.AsJson = False) -> None:
     else:
         for record in found:
             show.info(record)
-    for concept, titles in twice.items() if not as_json else ():
-        show.warn(f"{concept!r} is erased by {len(titles)} of these files")
+    for concept, files in twice.items() if not as_json else ():
+        show.warn(f"{concept!r} is erased by {len(files)} of these files: {overlaps.listed(files)}")
     for record in other if not as_json else ():
         models.show(record)
     _errors.leave(bad, as_json)

@@ -7,8 +7,9 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from conceptzap.errors import ResourceError, UsageError
 from conceptzap.format import naming
@@ -20,6 +21,15 @@ POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; form-act
 SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
+class Served(Protocol):
+    """A page that is being served."""
+
+    local_url: str
+
+    def close(self) -> None:
+        """End it."""
+
+
 def ui(
     folder: Path | str = ".",
     *,
@@ -28,8 +38,8 @@ def ui(
     port: int | None = None,
     block: bool = True,
     browser: bool = False,
-    told: Any = print,
-) -> Any:  # fmt: skip
+    told: Callable[[str], object] = print,
+) -> Served:  # fmt: skip
     """A page to play with over the erasures of `folder`, on this machine's `port` (the first free one).
 
     `told` is given its address. Without `block` what comes back has `local_url` and `close()`. Raises
@@ -68,7 +78,7 @@ def ui(
     told(page.local_url)
     if block:
         _until_interrupted(page)
-    return page
+    return cast(Served, page)
 
 
 def _until_interrupted(page: Any) -> None:

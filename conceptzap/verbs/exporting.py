@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conceptzap import edit
 from conceptzap.edit import Json, sort_edits
-from conceptzap.errors import RefusedError, UsageError
-from conceptzap.exports import Order
+from conceptzap.errors import ConceptZapError, RefusedError, UsageError
+from conceptzap.exports import SHIP, Order
 from conceptzap.format import naming
 from conceptzap.registry import family
 from conceptzap.report import Report
@@ -59,13 +59,33 @@ def export(
     loaded = admission.load_all(erasures)
     order = _order(loaded, rank, keys, dtype, force)
     exporter = family.load(FAMILY, to)
-    exporter.check(order)
+    try:
+        exporter.check(order)
+    except RefusedError as error:
+        raise _pointed(error, order, to) from None
     target = exporter.place(order, naming.place(output))
     # on the CPU, for what is written must not depend on the machine
     here = find_base(base, "cpu", "float32", prediction)
     admission.admit_all(here, [one.erasure for one in loaded], False, report)
     facts = exporter.write(here, order, target, report)
     return Exported(target, to, _size(target), order.sources, exporter.use(target), facts)
+
+
+def _pointed(error: RefusedError, order: Order, to: str) -> RefusedError:
+    """The same, with the formats that would hold all of it in its hint."""
+    plain = replace(order, rank=None, keys=None, dtype="auto")
+    able = [name for name in family.members(FAMILY) if name != to and _holds(name, plain)]
+    if error.hint != SHIP or not able:
+        return error
+    return RefusedError(str(error), f"--to {' or --to '.join(able)} holds it whole; or {SHIP}")
+
+
+def _holds(name: str, order: Order) -> bool:
+    try:
+        family.load(FAMILY, name).check(order)
+    except ConceptZapError:
+        return False
+    return True
 
 
 def _order(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from conceptzap.edit import Edit, Erasure, Header, Json
+from conceptzap.errors import escape
 from conceptzap.report import Report
 from conceptzap.training import wordings
 
@@ -27,7 +28,7 @@ TOLD = 10  # overlaps that are told one by one
 class Overlaps:
     """What files have in common.
 
-    `concepts`: concept -> titles of the files that erase it, where it is more than once. `gates`: title ->
+    `concepts`: concept -> the files that erase it, where it is more than once. `gates`: title ->
     concepts of other files that one of its gates opens for; None where no base was asked. `everywhere`:
     titles of the files that act on every prompt, some of what they change being behind no gate that reads it.
     """
@@ -43,7 +44,7 @@ class Overlaps:
 
     def lines(self) -> list[str]:
         """The same for people, the first few of each kind one by one."""
-        same = [f"{concept!r} is erased more than once" for concept in self.concepts]
+        same = [f"{concept!r} is erased more than once: by {listed(by)}" for concept, by in self.concepts.items()]
         opened = [
             f"the gate of {title!r} opens for {', '.join(map(repr, names))}, too"
             for title, names in (self.gates or {}).items()
@@ -51,31 +52,45 @@ class Overlaps:
         return [line for some in (same, opened) for line in _few(some)]
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names of files, the first few of them."""
+    more = len(names) - TOLD
+    return ", ".join(map(escape, names[:TOLD])) + (f" and {more} more" if more > 0 else "")
+
+
 def _few(some: Sequence[str]) -> list[str]:
     more = len(some) - TOLD
     return [*some[:TOLD], *([f"and {more} more like the last (--json has all)"] if more > 0 else [])]
 
 
-def find(parts: Sequence[Erasure], base: Base | None = None, report: Report | None = None) -> Overlaps:
-    """The overlaps of erasures, whatever their order; those of their gates where there is a `base`."""
+def find(
+    parts: Sequence[Erasure],
+    base: Base | None = None,
+    report: Report | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Overlaps:
+    """The overlaps of erasures, whatever their order; those of their gates where there is a `base`.
+
+    `names`: digest -> name of the file, where there is one.
+    """
     unique = {part.digest: part for part in parts if part.with_role("erase")}
     inside = {digest for part in unique.values() for digest in part.header.parents}
     apart = [unique[digest] for digest in sorted(unique.keys() - inside)]
     return Overlaps(
-        repeated([part.header for part in apart]),
+        repeated([part.header for part in apart], [(names or {}).get(part.digest, "") for part in apart]),
         None if base is None else _opened(base, apart, report or Report()),
         tuple(sorted(part.header.title for part in apart if not all(map(_by_text, _edits(part))))),
     )
 
 
-def repeated(headers: Sequence[Header]) -> dict[str, tuple[str, ...]]:
-    """Concept -> titles of the files that erase it, where it is erased more than once."""
+def repeated(headers: Sequence[Header], names: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Concept -> files that erase it, where it is erased more than once, by their names or else titles."""
     titles: dict[str, list[str]] = {}
     spelled: dict[str, str] = {}
-    for header in headers:
+    for header, name in zip(headers, names or [""] * len(headers), strict=True):
         for concept in header.concepts:
             spelled[_key(concept)] = min(concept, spelled.get(_key(concept), concept))
-            titles.setdefault(_key(concept), []).append(header.title)
+            titles.setdefault(_key(concept), []).append(name or header.title)
     several = sorted((spelled[key], tuple(sorted(found))) for key, found in titles.items() if len(found) > 1)
     return dict(several)
 

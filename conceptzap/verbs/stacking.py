@@ -58,7 +58,8 @@ def write(
         with states.shared():
             parts = [elastic.gated(here, part, report) for part in parts]
         whole = format.seal(edit.stack(parts))
-    found = overlaps.find(parts, here, report)
+    names = {part.digest: str(naming.existing(path)) for part, path in zip(parts, paths, strict=True)}
+    found = overlaps.find(parts, here, report, names)
     digest = format.save(whole, target, force)
     for text in found.lines():
         report.warn(text)
