@@ -26,7 +26,7 @@ from conceptzap.errors import ConceptZapError, UsageError
 from conceptzap.registry import catalog, config, family
 from conceptzap.verbs import planning
 
-COMMANDS = list(family.members("cli"))
+COMMANDS = list(family.files("cli"))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from conceptzap.terminal.listing import NARROW
 from conceptzap.terminal.progress import Pulse
 from conceptzap.testing import save_tiny
 
-COMMANDS = list(family.members("cli"))
+COMMANDS = list(family.files("cli"))
 SHARED = ("-q", "--quiet", "-v", "-vv", "--no-progress", "--no-color", "--offline", "--debug")
 GOOD = "a.lprompt.safetensors"
 DRAW = ("a cat", "--count", "3", "--steps", "1", "--base", "base", "--force")

@@ -60,17 +60,6 @@ def test_your_own_function_is_a_judge() -> None:
     assert prediction.features.shape[1] > 0 and judge.name == "stub_judges:by_brightness"
 
 
-def test_an_entry_point_is_a_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Entry:
-        name = "mine"
-
-        def load(self):
-            return lambda base, option, world: (f"judge with {option}",)
-
-    monkeypatch.setattr(judging.metadata, "entry_points", lambda group: [Entry()])
-    assert judging.panel(["mine:x"], None, imagenette()) == ("judge with x",)
-
-
 @pytest.mark.parametrize(
     "name, kind, said",
     [

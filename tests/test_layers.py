@@ -116,14 +116,14 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_siblings_never_import_siblings(name: str) -> None:
-    for path in family.members(name).values():
+    for path in family.files(name).values():
         others = {o for o in own(path) if top(o) in FAMILIES and o != module(path)}
         others -= {name}  # the package itself, where a family keeps what its members share
         assert not others, f"{module(path)} imports {sorted(others)}"
 
 
 def test_commands_never_import_commands() -> None:
-    for path in family.members("cli").values():
+    for path in family.files("cli").values():
         others = {o for o in own(path) if top(o) == "cli" and not o.startswith("cli._")} - {"cli"}
         assert not others, f"{module(path)} imports {sorted(others)}"
 

@@ -36,7 +36,7 @@ COMMANDS = [
     ["presets", "--json"],
     ["inspect", "a.lprompt.safetensors"],
     ["inspect", "a.lprompt.safetensors", "--json"],
-    *([name, "--help"] for name in family.members("cli")),
+    *([name, "--help"] for name in family.files("cli")),
 ]
 
 

@@ -52,7 +52,7 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_root)
-    for name in sorted(family.members("cli"), key=_position):
+    for name in sorted(family.files("cli"), key=_position):
         module = importlib.import_module(f"{__name__}.{name}")
         text = _with_examples(module.__doc__ or "")
         app.command(name, cls=_everywhere.Command, help=text)(module.run)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from typing import Any, Protocol
 
 from conceptzap.errors import ResourceError, UsageError
@@ -15,7 +14,6 @@ from conceptzap.registry import family
 from conceptzap.result import Probe
 
 FAMILY = "judges"
-GROUP = "conceptzap.judges"
 OWN = "custom"
 
 
@@ -32,8 +30,8 @@ class Judge(Protocol):
 def panel(names: Sequence[str], base: Any, world: World) -> tuple[Judge, ...]:
     """The judges that some names stand for.
 
-    A name is a member ("demo"), a member with its option ("clip:openai/clip-vit-base-patch32"), an
-    entry point of the group `conceptzap.judges`, or "module:function" of your own. Raises
+    A name is a member ("demo"), a member with its option ("clip:openai/clip-vit-base-patch32"), or
+    "module:function" of your own. Raises
     `UsageError` for a name that is none of these, `ResourceError` for one that cannot be loaded.
     """
     if not names:
@@ -45,13 +43,9 @@ def _load(name: str, base: Any, world: World) -> Iterable[Judge]:
     head, _, option = name.partition(":")
     if head in family.members(FAMILY):
         return family.load(FAMILY, head).load(base, option, world)
-    plugins = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
-    if head in plugins:
-        return plugins[head].load()(base, option, world)
     if option:
         return family.load(FAMILY, OWN).load(base, name, world)
-    known = [*family.members(FAMILY), *plugins]
-    raise UsageError(f"no judge is called {name!r}", family.suggest(name, known))
+    raise UsageError(f"no judge is called {name!r}", family.suggest(name, family.members(FAMILY)))
 
 
 def check(judges: Sequence[Judge], targets: Sequence[Subject], asked: Iterable[Probe]) -> None:

@@ -1,5 +1,9 @@
 """A family is a folder; a member is a file in it; the file name is the registry.
 
+Other packages bring members by entry points of the group `conceptzap.FAMILY` (methods, attacks,
+judges, metrics, exports, imports): the name is the member's, the value a module that keeps the
+family's contract, as the folder's `__init__` has it.
+
 Listing reads docstrings and constants by `ast`, so no member (and no torch) is imported for it.
 """
 
@@ -8,11 +12,14 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Iterable
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
-from conceptzap.errors import UsageError
+from conceptzap.errors import ResourceError, UsageError
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,17 +31,34 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(options)}"
 
 
-def members(family: str) -> dict[str, Path]:
-    """Member name -> source file, sorted."""
-    files = sorted((ROOT / family).glob("*.py"))
-    return {path.stem: path for path in files if not path.stem.startswith("_")}
+def files(family: str) -> dict[str, Path]:
+    """The members that are conceptzap's own: name -> source file, sorted."""
+    found = sorted((ROOT / family).glob("*.py"))
+    return {path.stem: path for path in found if not path.stem.startswith("_")}
+
+
+def members(family: str) -> list[str]:
+    """The names of all members, sorted: conceptzap's own, and those that other packages bring."""
+    return sorted({*files(family), *(entry.name for entry in _guests(family))})
 
 
 def require(family: str, name: str) -> Path:
-    known = members(family)
-    if name not in known:
-        raise UsageError(f"no {family.rstrip('s')} is called {name!r}", suggest(name, known))
-    return known[name]
+    """The source of a member.
+
+    Raises `UsageError` for an unknown name, with close matches, and for one that several packages
+    claim; `ResourceError` where the module that a package names is not there.
+    """
+    own, guests = files(family).get(name), [entry for entry in _guests(family) if entry.name == name]
+    one = family.rstrip("s")
+    if len(guests) + bool(own) > 1:
+        claim = [*(["conceptzap"] if own else []), *map(_package, guests)]
+        raise UsageError(
+            f"{name!r} is a name for {family} of several packages: {', '.join(claim)}",
+            "uninstall all of these but one",
+        )
+    if not own and not guests:
+        raise UsageError(f"no {one} is called {name!r}", suggest(name, members(family)))
+    return own or _source(one, guests[0])
 
 
 def describe(family: str, name: str) -> dict[str, str]:
@@ -53,6 +77,44 @@ def constant(tree: ast.Module, name: str) -> str:
 
 
 def load(family: str, name: str) -> ModuleType:
-    """Import one member; an unknown name is a `UsageError` with close matches."""
+    """Import one member, which is `require`d first."""
     require(family, name)
-    return importlib.import_module(f"conceptzap.{family}.{name}")
+    if name in files(family):
+        return importlib.import_module(f"conceptzap.{family}.{name}")
+    (entry,) = (entry for entry in _guests(family) if entry.name == name)
+    try:
+        return importlib.import_module(entry.value)
+    except Exception as error:  # whatever a stranger's code may raise
+        raise _lost(family.rstrip("s"), entry, f"cannot be imported: {error}") from error
+
+
+# of other packages
+
+
+@cache
+def _installed() -> metadata.EntryPoints:
+    return metadata.entry_points()
+
+
+def _guests(family: str) -> metadata.EntryPoints:
+    return _installed().select(group=f"conceptzap.{family}")
+
+
+def _package(entry: metadata.EntryPoint) -> str:
+    return entry.dist.name if entry.dist else entry.value
+
+
+def _source(one: str, entry: metadata.EntryPoint) -> Path:
+    """The file of a guest. What importing its package runs is run, the module itself is not."""
+    try:
+        spec = importlib.util.find_spec(entry.value)
+    except Exception as error:  # whatever a stranger's code may raise
+        raise _lost(one, entry, f"cannot be found: {error}") from error
+    if spec is None or not spec.has_location or spec.origin is None:
+        raise _lost(one, entry, f"is no module {entry.value}")
+    return Path(spec.origin)
+
+
+def _lost(one: str, entry: metadata.EntryPoint, why: str) -> ResourceError:
+    package = _package(entry)
+    return ResourceError(f"the {one} {entry.name!r} of {package} {why}", f"mend {package} or uninstall it")

@@ -29,7 +29,7 @@ def spent(command: list[str]) -> float:
 
 
 def main() -> None:
-    names = sys.argv[1:] or ["", *family.members("cli")]
+    names = sys.argv[1:] or ["", *family.files("cli")]
     for name in names:
         ours = [sys.executable, "-m", "conceptzap", *filter(None, [name]), "--help"]
         pairs = [(spent(BARE), spent(ours)) for _ in range(STARTS)]
