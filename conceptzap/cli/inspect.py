@@ -33,7 +33,8 @@ def run(paths: options.Files, as_json: options.AsJson = False) -> None:
             bad.append(error)
     if len(every) == 1 and bad:
         raise bad[0]
-    twice = overlaps.repeated(*zip(*(known[digest] for digest in sorted(known)), strict=True)) if known else {}
+    headers, names = zip(*(known[digest] for digest in sorted(known)), strict=True) if known else ((), ())
+    twice = overlaps.repeated(headers, names)
     if as_json:
         more = {"models": other} if other else {}
         same = {"overlaps": {"concepts": twice}} if twice else {}

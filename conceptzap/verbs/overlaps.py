@@ -44,7 +44,8 @@ class Overlaps:
 
     def lines(self) -> list[str]:
         """The same for people, the first few of each kind one by one."""
-        same = [f"{concept!r} is erased more than once: by {listed(by)}" for concept, by in self.concepts.items()]
+        twice = self.concepts.items()
+        same = [f"{concept!r} is erased more than once: by {listed(files)}" for concept, files in twice]
         opened = [
             f"the gate of {title!r} opens for {', '.join(map(repr, names))}, too"
             for title, names in (self.gates or {}).items()
