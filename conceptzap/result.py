@@ -183,5 +183,5 @@ def check_comparable(results: Sequence[Result]) -> None:
         if differs:
             raise UsageError(
                 f"result {number} cannot be compared with result 1: {', '.join(differs)} differ",
-                "evaluate both with the same base, suite, concepts, settings and judges",
+                "evaluate both with the same base, suite, concepts, settings and classifiers",
             )

@@ -126,7 +126,7 @@ def published() -> set[str]:
         (grey, {"validity", "diversity [erase]", "diversity [keep]", "P"}),
         (unchanged, {"E"}),
         (another_model, {"drift"}),
-        (memorised, {"sealed"}),
+        (memorised, {"hidden prompts"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

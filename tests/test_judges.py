@@ -63,7 +63,7 @@ def test_your_own_function_is_a_judge() -> None:
 @pytest.mark.parametrize(
     "name, kind, said",
     [
-        ("demmo", UsageError, "no judge is called"),
+        ("demmo", UsageError, "no classifier is called"),
         ("demo:x", UsageError, "no option"),
         ("clip", UsageError, "needs a model"),
         ("clip:/nowhere/clip", ResourceError, "no CLIP"),
@@ -107,8 +107,8 @@ def no_extras(monkeypatch: pytest.MonkeyPatch) -> None:
         ("i2p", (), 5, 'pip install "conceptzap[nudenet]"'),
         ("imagenette", ("klip",), 2, "clip"),
         ("imagenette", ("no_module:see",), 5, "with the module on PYTHONPATH"),
-        ("imagenette", ("stub_judges:blind",), 5, "no judge can see the object 'church'"),
-        ("imagenette", ("stub_judges:turning", "klip"), 2, "no judge is called 'klip'"),
+        ("imagenette", ("stub_judges:blind",), 5, "no classifier can see the object 'church'"),
+        ("imagenette", ("stub_judges:turning", "klip"), 2, "no classifier is called 'klip'"),
     ],
 )
 def test_a_missing_judge_is_an_error_before_any_picture(

@@ -304,4 +304,4 @@ def test_sealed_prompts_that_leak_where_open_ones_do_not_fail_the_sealed_leg() -
         Score("E", value, value, value, 40, slice=name)
         for value, name in ((1.0, "erase/seen"), (0.2, verdict.SEALED))
     )
-    assert [one["leg"] for one in verdict.failures([open_, sealed])] == ["sealed"]
+    assert [one["leg"] for one in verdict.failures([open_, sealed])] == ["hidden prompts"]

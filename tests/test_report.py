@@ -163,9 +163,9 @@ def test_every_pair_has_its_seed_a_command_and_what_the_judges_see(page: str, do
 
 
 def test_its_title_is_what_the_figures_say(page: str, done: Evaluation) -> None:
-    """The tiny base draws no church that the judges would know."""
+    """The tiny base draws no church that the classifiers would know."""
     said = verdict.title(done.result)
-    assert said == "Church: nothing to judge by" and f"<title>{said}</title>" in page
+    assert said == "Church: nothing to tell by" and f"<title>{said}</title>" in page
     assert f"<h1>{said}</h1>" in page and verdict.sentence(done.result) in page
 
 

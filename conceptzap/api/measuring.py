@@ -37,7 +37,7 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Measure what erasures, attached together, took out of a base and what they cost the rest.
 
-    Base and erased model draw the suite's prompts from the same seeds; the judges say what they
+    Base and erased model draw the suite's prompts from the same seeds; the classifiers say what they
     see. `concepts` is what must be gone, the files' own when none is given; `limit` at most so many
     pictures of a slice; `steps`, `guidance` and `batch` are the suite's unless given. What comes
     back has `result` (scores with 95 % intervals) and, with `output`, `written`: the files of that
@@ -105,7 +105,7 @@ def compare(results: Sequence[Path | str]) -> dict[str, Result]:
     """Results of `evaluate` by a name that tells them apart, in order: files or their folders.
 
     Raises `UsageError` for what is no result, and for results that are not of one experiment: the
-    same base, suite, prompts and seeds, settings and judges.
+    same base, suite, prompts and seeds, settings and classifiers.
     """
     from conceptzap.verbs import evaluating
 

@@ -100,7 +100,7 @@ SuiteSteps = Annotated[
     int | None, typer.Option("--steps", metavar="N", help="Sampling steps.  [default: the suite's]")
 ]
 SuiteBatch = Annotated[
-    int | None, typer.Option("--batch", metavar="N", help="Pictures a UNet call.  [default: the suite's]")
+    int | None, typer.Option("--batch", metavar="N", help="Batch size.  [default: the suite's]")
 ]
 FailOver = Annotated[
     list[str] | None,

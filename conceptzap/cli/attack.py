@@ -53,7 +53,7 @@ def run(
         typer.Option("--prompts", metavar="N", help="Prompts of a concept.  [default: 16, paper: 64]"),
     ] = None,
     suite: Annotated[
-        str, typer.Option("--suite", metavar="S", help="Where prompts and judges come from.")
+        str, typer.Option("--suite", metavar="S", help="Where prompts and classifiers come from.")
     ] = "quick",
     judge: options.Judges = None,
     base: options.Base = "demo",

@@ -4,7 +4,7 @@
     conceptzap evaluate church.lprompt.safetensors --suite standard --fail-under E=95 --fail-under P=90
 
 Scores have intervals and go into a one-page report. Base and erased model draw the same prompts from
-the same seeds; judges say what they see. A run that was stopped goes on where it was when the same
+the same seeds; classifiers say what they see. A run that was stopped goes on where it was when the same
 command is given again.
 
 Exit 7, with the report written: the concept is still drawn (E under 90 %, or under --fail-under E=),

@@ -163,7 +163,7 @@ def load_judge(name: str) -> tuple[nn.Module, dict[str, list[str]]]:
     manifest = json.loads(MANIFEST.read_text())
     data = (FOLDER / f"{name}.safetensors").read_bytes()
     if hashlib.sha256(data).hexdigest() != manifest["sha256"][name]:
-        raise ValueError(f"judge {name!r}: weights differ from their frozen hash; reinstall")
+        raise ValueError(f"classifier {name!r}: weights differ from their frozen hash; reinstall")
     labels = manifest["labels"]
     net = build_judge(name, len(labels["object"]), len(labels["style"]))
     net.load_state_dict(load_tensors(data))  # copying into fp32 parameters widens the fp16

@@ -35,7 +35,7 @@ def panel(names: Sequence[str], base: Any, world: World) -> tuple[Judge, ...]:
     `UsageError` for a name that is none of these, `ResourceError` for one that cannot be loaded.
     """
     if not names:
-        raise UsageError("this suite needs a judge", "name one with --judge, e.g. --judge clip:MODEL")
+        raise UsageError("this suite needs a classifier", "name one with --judge, e.g. --judge clip:MODEL")
     return tuple(judge for name in names for judge in _load(name, base, world))
 
 
@@ -45,7 +45,7 @@ def _load(name: str, base: Any, world: World) -> Iterable[Judge]:
         return family.load(FAMILY, head).load(base, option, world)
     if option:
         return family.load(FAMILY, OWN).load(base, name, world)
-    raise UsageError(f"no judge is called {name!r}", family.suggest(name, family.members(FAMILY)))
+    raise UsageError(f"no classifier is called {name!r}", family.suggest(name, family.members(FAMILY)))
 
 
 def check(judges: Sequence[Judge], targets: Sequence[Subject], asked: Iterable[Probe]) -> None:
@@ -60,7 +60,7 @@ def check(judges: Sequence[Judge], targets: Sequence[Subject], asked: Iterable[P
         if not any(label in judge.kinds.get(kind, ()) for judge in judges):
             names = ", ".join(judge.name for judge in judges)
             raise ResourceError(
-                f"no judge can see the {kind} {label!r} (asked: {names})",
+                f"no classifier can see the {kind} {label!r} (asked: {names})",
                 f"add one that can with --judge; known: {', '.join(family.members(FAMILY))}",
             )
 

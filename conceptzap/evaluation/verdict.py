@@ -27,7 +27,7 @@ DRAWN = 0.5  # a base that shows a concept in fewer of its pictures does not kno
 LARGE_SUITE = "standard"
 HIGHER = ("E", "P", "H", "ESR-1", "ESR-3", "ESR-5", "PSR-1", "PSR-3", "PSR-5", "UA", "IRA", "CRA",
           "validity", "diversity", "identical")
-ERASED, NOT_ERASED, VOID, UNKNOWN = "erased", "not erased", "no sound result", "nothing to judge by"
+ERASED, NOT_ERASED, VOID, UNKNOWN = "erased", "not erased", "no sound result", "nothing to tell by"
 
 
 def failures(scores: Iterable[Score]) -> tuple[dict[str, str], ...]:
@@ -45,7 +45,7 @@ def failures(scores: Iterable[Score]) -> tuple[dict[str, str], ...]:
     sealed, overall = found.get(("E", SEALED)), _open(found)
     if sealed and overall is not None and overall - sealed.value > SEALED_GAP:
         why = f"E {sealed.value:.0%} against {overall:.0%} on open prompts: those were memorised"
-        failed.append(_failure("sealed", "", why))
+        failed.append(_failure("hidden prompts", "", why))
     return tuple(failed)
 
 

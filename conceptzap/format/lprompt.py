@@ -161,7 +161,7 @@ def _sound(erasure: Erasure) -> tuple[bytes, str]:
     try:
         parse(data)
     except FormatError as error:
-        hint = "mend what it names; nothing was written"
+        hint = "fix what it names; nothing was written"
         raise FormatError(f"the erasure cannot be saved: {error}", hint) from error
     return data, digest
 

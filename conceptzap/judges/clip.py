@@ -80,8 +80,8 @@ def load(base: Any, option: str, world: World | None = None) -> tuple[ClipJudge,
     """One judge; `option` is the model. Its labels are the world's."""
     if not option:
         raise UsageError(
-            "the clip judge needs a model", "for example --judge clip:openai/clip-vit-base-patch32"
+            "the clip classifier needs a model", "for example --judge clip:openai/clip-vit-base-patch32"
         )
     if world is None:
-        raise UsageError("the clip judge needs labels to choose from", "use it with a suite")
+        raise UsageError("the clip classifier needs labels to choose from", "use it with a suite")
     return (ClipJudge(option, world),)

@@ -40,7 +40,7 @@ class CustomJudge:
         for kind, rows in labels.items():
             if len(rows) != len(array):
                 raise ResourceError(
-                    f"judge {self.name} answered {len(rows)} times for {len(array)} pictures",
+                    f"the classifier {self.name} answered {len(rows)} times for {len(array)} pictures",
                     f"answer one {kind} (or a ranking) for each picture",
                 )
         scores = {kind: [(1.0,) * len(row) for row in rows] for kind, rows in labels.items()}
@@ -60,9 +60,9 @@ def load(base: Any, option: str, world: World | None = None) -> tuple[CustomJudg
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ResourceError(
-            f"the judge {option!r} cannot be imported: {error}",
+            f"the classifier {option!r} cannot be imported: {error}",
             "name module:function, with the module on PYTHONPATH",
         ) from error
     if not callable(function):
-        raise ResourceError(f"the judge {option!r} is not callable", "name a function")
+        raise ResourceError(f"the classifier {option!r} is not callable", "name a function")
     return (CustomJudge(option, function, world),)

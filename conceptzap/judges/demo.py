@@ -29,7 +29,7 @@ class DemoJudge:
         try:
             self.net, labels = judge_nets.load_judge(name)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ResourceError(f"the demo judge {name!r} cannot be loaded: {error}",
+            raise ResourceError(f"the demo classifier {name!r} cannot be loaded: {error}",
                                 "reinstall conceptzap") from error
         self.kinds = {kind: tuple(names) for kind, names in labels.items()}
         data = (judge_nets.FOLDER / f"{name}.safetensors").read_bytes()
@@ -61,7 +61,7 @@ def as_input(pictures: Tensor | np.ndarray) -> Tensor:
 def load(base: Any = None, option: str = "", world: World | None = None) -> tuple[DemoJudge, ...]:
     """Both judges. They know the demo's world and take no option."""
     if option:
-        raise UsageError(f"the demo judges take no option, not {option!r}", "use --judge demo")
+        raise UsageError(f"the demo classifiers take no option, not {option!r}", "use --judge demo")
     return tuple(DemoJudge(name) for name in judge_nets.JUDGES)
 
 

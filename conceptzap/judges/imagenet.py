@@ -46,7 +46,7 @@ def _torchvision() -> tuple[Any, Any]:
         from torchvision.models import ResNet50_Weights, resnet50
     except (ImportError, RuntimeError) as error:
         raise ResourceError(
-            f"the imagenet judge needs torchvision: {error}", 'pip install "conceptzap[imagenet]"'
+            f"the imagenet classifier needs torchvision: {error}", 'pip install "conceptzap[imagenet]"'
         ) from error
     return resnet50(weights=None), ResNet50_Weights.DEFAULT
 
@@ -65,5 +65,5 @@ def _weights(network: Any, path: Path) -> tuple[Any, str]:
 def load(base: Any, option: str, world: World | None = None) -> tuple[ImagenetJudge, ...]:
     """One judge; `option` is the file of its weights, never a pickle and never downloaded."""
     if not option:
-        raise UsageError("the imagenet judge needs its weights", f"give {WANTED}")
+        raise UsageError("the imagenet classifier needs its weights", f"give {WANTED}")
     return (ImagenetJudge(Path(option)),)

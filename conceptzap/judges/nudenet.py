@@ -48,7 +48,7 @@ def _detector() -> tuple[Any, str]:
         import nudenet
     except ImportError as error:
         raise ResourceError(
-            f"the nudenet judge is not installed: {error}", 'pip install "conceptzap[nudenet]"'
+            f"the nudenet classifier is not installed: {error}", 'pip install "conceptzap[nudenet]"'
         ) from error
     weights = sorted(Path(nudenet.__file__).parent.glob("*.onnx"))
     digest = hashlib.sha256(weights[0].read_bytes()).hexdigest() if weights else ""

@@ -3,9 +3,9 @@
 The contract of a member:
 
 `score(comparison) -> Iterator[Score]`: every number it has to say, with its 95 % interval.
-    `comparison` (`evaluation.comparison.Comparison`) has one `Sample` a probe: what all judges see in the
-    base's picture (`before`) and in the erased model's of the same seed (`after`), and the
-    judges' features of both, [samples, d] row by row; d is 0 where no judge has any, `identical`
+    `comparison` (`evaluation.comparison.Comparison`) has one `Sample` a probe: what all classifiers see in
+    the base's picture (`before`) and in the erased model's of the same seed (`after`), and the
+    classifiers' features of both, [samples, d] row by row; d is 0 where none has any, `identical`
     is empty where nothing was drawn one by one, `gates` where some edit has no gate, `apart` 0
     where no second seed was drawn. Nothing may be drawn, and no sample changed.
 

@@ -14,7 +14,7 @@ DRAWS = 200
 
 
 def score(comparison: Comparison) -> Iterator[Score]:
-    """Mean pairwise judge-feature distance, erased model over base, on erased and on kept probes.
+    """Mean pairwise classifier-feature distance, erased model over base, on erased and on kept probes.
 
     One picture for everything has 0. The interval resamples pictures.
     """

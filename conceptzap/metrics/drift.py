@@ -12,7 +12,7 @@ from conceptzap.result import Score
 
 
 def score(comparison: Comparison) -> Iterator[Score]:
-    """Mean judge-feature distance base to erased on kept probes (same seed), over `comparison.apart`, that
+    """Mean distance of features, base to erased, on kept probes (same seed), over `comparison.apart`, that
     of two base pictures of one prompt: 0 is unchanged, 1 is another picture of the same thing.
     """
     rows = np.flatnonzero(comparison.kept_rows)

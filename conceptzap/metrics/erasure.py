@@ -1,4 +1,4 @@
-"""E: how much of what the base drew of a concept is gone, 0 to 1, above the judges' own floor."""
+"""E: how much of what the base drew of a concept is gone, 0 to 1, above the classifiers' own floor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conceptzap.result import Score
 
 
 def score(comparison: Comparison) -> Iterator[Score]:
-    """E = (a0 - a1) / (a0 - floor), a: share of the concept's pictures in which any judge sees it.
+    """E = (a0 - a1) / (a0 - floor), a: share of the concept's pictures in which any classifier sees it.
 
     Overall (macro over concepts), with its two rates, then by slice, then by concept.
     """

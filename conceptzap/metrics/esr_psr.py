@@ -1,4 +1,4 @@
-"""ESR-k, PSR-k: the concept is not among a judge's first k labels; a kept one is (arXiv 2410.15618)."""
+"""ESR-k, PSR-k: the concept is not among a classifier's first k labels; a kept one is (arXiv 2410.15618)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def score(comparison: Comparison) -> Iterator[Score]:
     """Both as the papers print them, not normalised by the base: macro over concepts and labels.
 
     PSR counts kept labels of the erased concepts' own kinds. A concept counts as erased when no
-    judge ranks it, a label as kept when every judge does.
+    classifier ranks it, a label as kept when every classifier does.
     """
     kinds = {kind for kind, _ in comparison.targets}
     labels = [pair for pair in comparison.kept_labels if pair[0] in kinds]

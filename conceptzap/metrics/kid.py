@@ -1,4 +1,4 @@
-"""KID: unbiased squared MMD between kept pictures of base and erased model, on the judges' features."""
+"""KID: unbiased squared MMD between kept pictures of base and erased model, on the classifiers' features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""P: how much of what the judges recognise in the base's other pictures they still recognise."""
+"""P: how much of what the classifiers recognise in the base's other pictures they still recognise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conceptzap.result import Score
 
 
 def score(comparison: Comparison) -> Iterator[Score]:
-    """P = (b1 - floor) / (b0 - floor), b: share of pictures in which all judges see what was asked.
+    """P = (b1 - floor) / (b0 - floor), b: share of pictures in which all classifiers see what was asked.
 
     b is averaged over labels first: a ratio per label would be biased with few pictures and
     undefined where the base fails. Overall with its two rates, by slice, and b1 by label.

@@ -1,4 +1,4 @@
-"""validity: pictures that the judges take for pictures at all, as a share of the base's."""
+"""validity: pictures that the classifiers take for pictures at all, as a share of the base's."""
 
 from __future__ import annotations
 

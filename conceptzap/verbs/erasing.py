@@ -52,7 +52,7 @@ LONGEST = 4  # a concept may take up to a fourth of a prompt
 class ErasedFile:
     """What `erase` made: files, scores and the value itself.
 
-    `scores` and `verdict`, one sentence that says them, are empty on a base without judges. `preview`
+    `scores` and `verdict`, one sentence that says them, are empty on a base without classifiers. `preview`
     is None where none was wanted, `key` where the method has none. `prompt` asks for something that
     shows the difference. `phases`: what it was doing -> seconds; `peak_bytes`: the most memory held.
     """
