@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -59,8 +60,9 @@ def build() -> typer.Typer:
     return app
 
 
+@cache
 def program() -> Any:
-    """The application as the command that runs."""
+    """The application as the command that runs, built once a process: it holds nothing of a call."""
     return _everywhere.share(typer.main.get_command(build()))
 
 
