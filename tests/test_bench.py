@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import time
 import tomllib
 from html.parser import HTMLParser
@@ -20,6 +16,7 @@ import pytest
 from browser import faults, needs_axe
 from command import Answer, conceptzap, contents, refused
 from evaluations import CHEAP, STUB
+from process import Program
 from test_cli_flow import closed_form
 
 import conceptzap as package
@@ -323,14 +320,10 @@ def test_a_training_that_asks_to_be_resumed_stops_the_bench(
     assert bench(tiny_folder, tmp_path / "out", *CHURCH).code == 143
 
 
-PROGRAM = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})  # where the stub judges lie
+FAST = """
 import conceptzap.verbs.erasing as erasing
-from conceptzap.cli import main
 from conceptzap.result import Settings
 erasing.usual = lambda base: Settings(steps=1, guidance=2.0)
-sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -344,12 +337,10 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     whole: tuple[Path, Answer], tiny_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    program = [sys.executable, "-c", PROGRAM, *words(tiny_folder, out)]
-    running = subprocess.Popen(program, stderr=subprocess.DEVNULL)
-    while running.poll() is None and not any(out.glob("cells/*.json")):
+    running = Program(FAST, *words(tiny_folder, out))
+    while running.running and not any(out.glob("cells/*.json")):
         time.sleep(0.02)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    running.kill()
     assert not (out / "bench.json").exists()
     assert conceptzap(*words(tiny_folder, out)).code == 0
     same(out, whole[0])
@@ -462,21 +453,14 @@ def test_each_process_takes_its_share(
     whole: tuple[Path, Answer], tiny_folder: Path, tmp_path: Path
 ) -> None:
     """Two of them: every cell is made once, one process tells, the bytes are the same."""
-    program = [sys.executable, "-c", PROGRAM, *words(tiny_folder, tmp_path / "out"), "--json"]
     with socket.create_server(("127.0.0.1", 0)) as server:
         meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
     # what a launcher tells its processes
     here = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo", **meet}
-    running = [
-        subprocess.Popen(
-            program, env=os.environ | here | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in "01"
-    ]  # fmt: skip
-    told = [one.communicate() for one in running]
-    assert [one.returncode for one in running] == [0, 0], told
-    out, err = ("".join(part) for part in zip(*told, strict=True))
+    asked = (*words(tiny_folder, tmp_path / "out"), "--json")
+    running = [Program(FAST, *asked, **here, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    assert [one.wait() for one in running] == [0, 0], [one.err for one in running]
+    out, err = ("".join(getattr(one, name) for one in running) for name in ("out", "err"))
     assert out.count("\n") == 1 and len(json.loads(out)["cells"]) == 4
     assert err.count(" of 4: ") == 4
     same(tmp_path / "out", whole[0])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command import conceptzap, contents
+from process import Program
 from samples import rich
 from test_cli import program
 from test_cli_flow import closed_form
@@ -115,10 +116,9 @@ def test_a_log_gets_a_line_now_and_then(here: Path, monkeypatch: pytest.MonkeyPa
 
 def test_prompts_from_a_pipe(here: Path) -> None:
     words = ("generate", "--prompts", "-", "--steps", "1", "--base", "base", "--json", "-o", "piped")
-    process = program("", *words, stdin=subprocess.PIPE, cwd=here)
-    out, _ = process.communicate("\ufeffa cat\n\n  a dog\n")
-    assert process.returncode == 0
-    assert re.findall(r'"prompt": "(.*?)"', out) == ["a cat", "a dog"]
+    process = Program("", *words, stdin="\ufeffa cat\n\n  a dog\n", cwd=here)
+    assert process.wait() == 0, process.err
+    assert re.findall(r'"prompt": "(.*?)"', process.out) == ["a cat", "a dog"]
 
 
 def test_concepts_from_a_pipe_in_a_shell(here: Path) -> None:
@@ -156,10 +156,9 @@ def test_offline_asks_nobody(
     options = [word for word in offline if word.startswith("-")]
     for name in set(offline) - set(options):
         monkeypatch.setenv(name, "1")
-    process = program(LOOKING, "generate", "a cat", "--base", "nobody/nothing", *options, cwd=here)
-    _, err = process.communicate()
-    assert process.returncode == 5 and "hub cannot be reached" in err.splitlines()[-1]
-    assert ("looked up" in err) == (not offline)
+    process = Program(LOOKING, "generate", "a cat", "--base", "nobody/nothing", *options, cwd=here)
+    assert process.wait() == 5 and "hub cannot be reached" in process.err.splitlines()[-1], process.err
+    assert ("looked up" in process.err) == (not offline)
 
 
 HUB_BARS = """

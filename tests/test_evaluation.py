@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 from command import conceptzap, contents
 from erasures import write
 from evaluations import ANY, CHEAP, STUB, evaluate
+from process import Program
 from test_cli_flow import closed_form
 
 from conceptzap import api
@@ -137,17 +135,16 @@ def test_a_run_that_was_shot_goes_on_and_ends_byte_for_byte_the_same(
     church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["evaluate", church, "--base", tiny_folder, "--suite", "smoke"]
-    words += ["--limit", 6, "--steps", 2, "--batch", 2]
-    program = [sys.executable, "-m", "conceptzap", *map(str, words), "-o", "shot"]
+    words += ["--limit", 3, "--steps", 1, "--batch", 2]
     store = tmp_path / "shot-cache"
-    env = os.environ | {"CONCEPTZAP_CACHE": str(store)}
-    running = subprocess.Popen(program, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
-    while len(kept := dict(_pictures(store))) < 8 and running.poll() is None:
+    running = Program("", *words, "-o", tmp_path / "shot", CONCEPTZAP_CACHE=str(store))
+    while len(kept := dict(_pictures(store))) < 4 and running.running:
         time.sleep(0.05)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL, "it was over before it could be shot"
+    assert running.kill() == -signal.SIGKILL, "it was over before it could be shot"
     assert not (tmp_path / "shot").exists()
-    subprocess.run(program, cwd=tmp_path, env=env, check=True, capture_output=True)
+    with monkeypatch.context() as patch:
+        patch.setenv("CONCEPTZAP_CACHE", str(store))
+        assert conceptzap(*words, "-o", tmp_path / "shot").code == 0
     after = dict(_pictures(store))
     assert all(after[path] == time for path, time in kept.items()) and len(after) > len(kept)
 

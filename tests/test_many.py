@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import socket
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 from command import Answer, conceptzap, refused
+from process import Program
 from test_cli_flow import closed_form
 
 import conceptzap as package
@@ -294,23 +293,31 @@ def test_what_others_made_is_not_overwritten(whole: tuple[Path, Answer], tiny_fo
 # one run at a time, several processes
 
 
+HOLDING = """
+import time
+from conceptzap.training.session import locked
+from pathlib import Path
+with locked(Path("list")):
+    Path({held!r}).touch()
+    time.sleep(600)
+"""
+
+
 def test_a_second_run_waits_and_a_dead_ones_lock_is_nobodys(
-    whole: tuple[Path, Answer], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Path, Answer], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(whole[0])
-    hold = "import sys, time\nfrom conceptzap.training.session import locked\nfrom pathlib import Path\n"
-    hold += "with locked(Path('list')):\n    print('held', flush=True)\n    time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holding:
-        assert holding.stdout and holding.stdout.readline() == "held\n"
-        busy = conceptzap(*words(tiny_folder))
-        holding.send_signal(signal.SIGKILL)
+    holding = Program(HOLDING.format(held=str(tmp_path / "held")))
+    while holding.running and not (tmp_path / "held").exists():
+        time.sleep(0.02)
+    busy = conceptzap(*words(tiny_folder))
+    assert holding.kill() == -signal.SIGKILL
     assert busy.code == 5 and "another run is" in busy.err
     assert conceptzap(*words(tiny_folder)).code == 0
 
 
-PROGRAM = """
-import os, sys
-from conceptzap.cli import main
+DYING = """
+import os
 from conceptzap.verbs import many
 erase = many.erasing.erase
 made = []
@@ -320,7 +327,6 @@ def dying(*given):
         os._exit(9)
     return erase(*given)
 many.erasing.erase = dying
-sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -331,15 +337,10 @@ def test_two_processes_share_the_work_and_one_that_is_lost_is_finished_for(
         meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
     # what a launcher tells its processes
     told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo", **meet}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *words(tiny_folder)], stderr=subprocess.PIPE, text=True,
-            env=os.environ | told | {"RANK": rank, "LOCAL_RANK": rank},
-        )
-        for rank in "01"
-    ]  # fmt: skip
-    said = [one.communicate()[1] for one in running]
-    assert [one.returncode for one in running] == [1, 9], said
+    running = [Program(DYING, *words(tiny_folder), **told, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    ended = [one.wait() for one in running]
+    said = [one.err for one in running]
+    assert ended == [1, 9], said
     assert "a process of this run was lost; 1 of 4 concepts are missing: tree" in said[0]
     assert "1 of 4: cat" in said[0] and "3 of 4: horse" in said[1]
     assert len(files(here)) == 3
