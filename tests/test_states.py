@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
+import edits as some
 import pytest
 import torch
+from torch import Tensor
 
 from conceptzap.base import Base
-from conceptzap.training import states
+from conceptzap.report import Report
+from conceptzap.runtime.attach import installed
+from conceptzap.training import objectives, states
 from conceptzap.training.states import States
 
 FIRST = ["", "a church", "a photo of a house", "a cat by Monet"]
@@ -48,3 +54,24 @@ def test_another_base_shares_nothing(sd1: Base, sd2: Base) -> None:
     with states.shared():
         one, other = States.of(sd1, FIRST), States.of(sd2, FIRST)
     assert same(other, States.of(sd2, FIRST)) and one.hidden.shape == States.of(sd1, FIRST).hidden.shape
+
+
+def test_what_rests_on_base_prompts_and_seed_alone_is_made_once_and_is_the_same(sd1: Base) -> None:
+    """Trajectories of one concept, whichever method asks; none where edits are on the base."""
+    asked: list[str] = []
+
+    class Told(Report):
+        def count(self, items: Iterable, total: int, what: str) -> Iterator:
+            asked.append(what)
+            return iter(items)
+
+    def latents(seed: int = 0) -> Tensor:
+        return objectives.partial_sampling(sd1, ["a cat", "van gogh"], seed, Told())[0]
+
+    alone = latents()
+    with states.shared():
+        first, second, other = latents(), latents(), latents(1)
+        with installed(sd1, [some.shared(sd1)]):
+            changed = latents()
+    assert alone.equal(first) and first.equal(second) and not first.equal(other) and not first.equal(changed)
+    assert len(asked) == 4

@@ -22,7 +22,7 @@ from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
 from conceptzap.training import closed_form, lessons, objectives
 from conceptzap.training.lessons import Lesson
-from conceptzap.training.objectives import Trajectories
+from conceptzap.training.objectives import Batch, Trajectories
 from conceptzap.training.train import Group
 
 PAPER = "2403.12326"
@@ -79,15 +79,21 @@ def _distil(
     base: Base, lesson: Lesson, cfg: Config, fixed: Sequence[Edit], learned: Edit, report: Report
 ) -> None:
     trajectories = Trajectories.of(base, lesson.pairs, cfg.trajectories, report)
+    targets: dict[int, Tensor] = {}  # time -> the frozen base's estimates of all anchors there
+
+    def target(rows: Batch) -> Tensor:
+        """What the frozen base sees, asked for the anchors: [n, c, h, w]; all of a time are asked at once."""
+        for t in set(rows.t.tolist()) - targets.keys():
+            targets[t] = trajectories.estimates(base, t)
+        return torch.stack([targets[t][i] for t, i in zip(rows.t.tolist(), rows.which, strict=True)])
 
     def losses(step: int, part: int, parts: int) -> Generator[tuple[str, Tensor, str], None, None]:
         generator = objectives.step_generator(report.seed, step)
         rows = trajectories.draw(generator, cfg.batch, part, parts)
-        with torch.no_grad():
-            target = base.eps(rows.x, rows.t, rows.anchor)  # [n, c, h, w], as the frozen base sees it
+        wanted = target(rows)
         with attached(base, [*fixed, learned]):
             eps = base.eps(rows.x, rows.t, rows.concept)
-            loss = objectives.distance(base, eps, target, rows.t, "noise")
+            loss = objectives.distance(base, eps, wanted, rows.t, "noise")
             yield "distil", loss * rows.share, "tokens"
 
     groups = {"tokens": Group(objectives.parameters([learned]), cfg.lr)}

@@ -15,7 +15,7 @@ from conceptzap.errors import UsageError
 from conceptzap.report import Report
 from conceptzap.result import Settings
 from conceptzap.runtime.sampler import denoise
-from conceptzap.training import memory
+from conceptzap.training import memory, states
 from conceptzap.training.train import Group, Losses, train
 from conceptzap.training.wordings import Pair
 
@@ -37,7 +37,7 @@ class Batch:
 
     `concept` asks for what is erased, `anchor` for what is drawn instead (the same prompts in a keep
     set). `share`: n as a share of the whole batch, by which a loss that is a mean over n counts.
-    `prompts`: what `concept` was encoded from.
+    `prompts`: what `concept` was encoded from; `which` trajectory each row is of.
     """
 
     x: Tensor
@@ -46,6 +46,7 @@ class Batch:
     anchor: Cond
     share: float = 1.0
     prompts: tuple[str, ...] = ()
+    which: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,18 @@ class Trajectories:
         x = self.latents[when, which].to(self.device)  # [rows, c, h, w]
         prompts = tuple(self.prompts[i] for i in index) if self.prompts else ()
         concept, anchor = self.concept[index], self.anchor[index]
-        return Batch(x, self.times[when], concept, anchor, len(index) / batch, prompts)
+        return Batch(x, self.times[when], concept, anchor, len(index) / batch, prompts, tuple(index))
+
+    @torch.no_grad()
+    def estimates(self, base: Base, t: int) -> Tensor:
+        """What the base sees in all latents at one of the times, asked for the anchors: [n, c, h, w]."""
+        x = self.latents[self.times.tolist().index(t)]  # [n, c, h, w]
+        rows = min(memory.rows_that_fit(base, CHUNK), len(x))
+
+        def seen(chunk: slice) -> Tensor:
+            return base.eps(x[chunk].to(self.device), t, self.anchor[chunk])
+
+        return torch.cat(list(memory.in_chunks(len(x), rows, seen)))
 
 
 @torch.no_grad()
@@ -103,8 +115,14 @@ def partial_sampling(
 ) -> tuple[Tensor, Tensor]:
     """One trajectory for each of n prompts: latents [steps, n, c, h, w] before every step, times [steps].
 
-    As many are sampled together as memory allows; the prompt's place decides its noise.
+    As many are sampled together as memory allows; the prompt's place decides its noise. Several methods
+    that learn one concept in one run share them.
     """
+    key = "trajectories", tuple(prompts), seed
+    return states.once(base, key, lambda: _sampled(base, prompts, seed, report))
+
+
+def _sampled(base: Base, prompts: Sequence[str], seed: int, report: Report) -> tuple[Tensor, Tensor]:
     settings = Settings(steps=DENOISING, guidance=GUIDANCE)
     uncond = base.unconditional()
 

@@ -8,10 +8,11 @@ no bit: on the CPU hidden states are the same in whatever company they are read,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from conceptzap.runtime.texts import of_text
 CHUNK = 32  # prompts a call of the text encoders
 MOST_KEPT = 2**29  # bytes of states that are shared
 
+T = TypeVar("T", bound=tuple[Tensor, ...])
+
 # a prompt's hidden [length, width] fp16, ids [length] and pooled [p]
 Row = tuple[Tensor, Tensor, Tensor | None]
 
@@ -34,17 +37,28 @@ class _Shelf:
     def __init__(self) -> None:
         self.base: Base | None = None
         self.rows: dict[str, Row] = {}
+        self.made: dict[Hashable, tuple[Tensor, ...]] = {}
         self.bytes = 0
 
     def of(self, base: Base) -> dict[str, Row]:
         if self.base is not base:
-            self.base, self.rows, self.bytes = base, {}, 0
+            self.base, self.rows, self.made, self.bytes = base, {}, {}, 0
         return self.rows
 
     def keep(self, prompt: str, row: Row) -> None:
         self.bytes += row[0].nbytes
         if self.bytes <= MOST_KEPT:
             self.rows[prompt] = row
+
+    def make(self, base: Base, key: Hashable, work: Callable[[], T]) -> T:
+        self.of(base)
+        if key in self.made:
+            return cast(T, self.made[key])
+        made = work()
+        self.bytes += sum(tensor.nbytes for tensor in made)
+        if self.bytes <= MOST_KEPT:
+            self.made[key] = made
+        return made
 
 
 _SHELF: ContextVar[_Shelf | None] = ContextVar("shelf", default=None)
@@ -58,6 +72,12 @@ def shared() -> Iterator[None]:
         yield
     finally:
         _SHELF.reset(token)
+
+
+def once(base: Base, key: Hashable, work: Callable[[], T]) -> T:
+    """What `work` makes of a bare base and `key` alone, inside `shared()` made once; nobody may change it."""
+    shelf = None if installed_on(base) else _SHELF.get()
+    return shelf.make(base, key, work) if shelf else work()
 
 
 @dataclass(frozen=True)
