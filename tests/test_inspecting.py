@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -108,6 +109,29 @@ def test_a_folder_of_erasures(here: Path) -> None:
     bad = conceptzap("inspect", "files", "--json")
     assert bad.code == 3 and len(bad.json["files"]) == 2 and "error" in bad.json
     assert len(library.examine("files/a")) == 1
+
+
+def test_a_key_restores_and_erases_nothing(here: Path) -> None:
+    made = rich()
+    edits = tuple(dataclasses.replace(edit, role="erase") for edit in made.edits)
+    for name, role in (("a", "erase"), ("a.key", "key")):
+        one = dataclasses.replace(made, edits=tuple(dataclasses.replace(edit, role=role) for edit in edits))
+        format.save(format.seal(one), f"{name}{SUFFIX}")
+    answer = conceptzap("inspect", ".")
+    erased, key = sorted(line for line in answer.out.splitlines() if SUFFIX in line)
+    assert answer.code == 0 and "(restores " in erased + key and "warning" not in answer.err
+    assert ("(restores " in erased) != ("(restores " in key)
+    assert "overlaps" not in conceptzap("inspect", ".", "--json").json
+
+
+def test_closing_figures_are_in_percent(here: Path) -> None:
+    leak = {"value": 0.125, "low": 0.043, "high": 0.31, "n": 24, "better": "lower", "seeds": [0]}
+    made = rich()
+    head = dataclasses.replace(made.header, scores={"leak": leak, "other": leak})
+    format.save(format.seal(dataclasses.replace(made, header=head)), f"a{SUFFIX}")
+    shown = [line.split() for line in conceptzap("inspect", "a").out.splitlines()]
+    assert "still shown (leak) 12.5 % 4.3 - 31.0 % 24".split() in shown
+    assert "other 0.125 0.043 - 0.31 24".split() in shown
 
 
 def test_generate_alone_says_what_is_here(here: Path) -> None:

@@ -28,7 +28,8 @@ def run(paths: options.Files, as_json: options.AsJson = False) -> None:
                 other.append(models.record(one))
             else:
                 found.append(show.info_record(one))
-                known[one.digest] = one.header, show.shown(one.path)
+                if any(edit["role"] == "erase" for edit in one.edits):  # a key gives back
+                    known[one.digest] = one.header, show.shown(one.path)
         except ConceptZapError as error:
             bad.append(error)
     if len(every) == 1 and bad:

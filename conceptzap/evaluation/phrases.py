@@ -29,6 +29,13 @@ NAMES = {
     "gate_false_open": "acts off topic",
     "gate_false_shut": "misses the topic",
 }
+# what `erase` closes with, all of them shares
+CLOSING = {
+    "leak": "still shown (leak)",
+    "object_kept": "object still right (object_kept)",
+    "style_kept": "style still right (style_kept)",
+    "preservation": "the rest kept (preservation)",
+}
 ABOUT = {
     "E": "of what the base drew of the concept, the share that is gone",
     "P": "of what the classifiers recognise in other pictures, the share that stays",

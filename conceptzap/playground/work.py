@@ -13,6 +13,7 @@ import numpy as np
 from conceptzap import api
 from conceptzap.base import Base, load_base
 from conceptzap.errors import ThresholdError, UsageError
+from conceptzap.evaluation import phrases
 from conceptzap.format import naming, read_header, remote
 from conceptzap.page import card
 from conceptzap.report import Report
@@ -162,7 +163,8 @@ def erase(
         made, said = error.made, f"{error}; {error.hint}"
     cost = f"{listing.size(made.bytes)} in {made.seconds:.0f} s, digest {made.digest[:12]}"
     scores = [
-        (label, f"{100 * one.value:.1f} %", f"{100 * one.low:.1f} to {100 * one.high:.1f} %", str(one.n))
+        (phrases.CLOSING.get(label, label),
+         f"{100 * one.value:.1f} %", f"{100 * one.low:.1f} to {100 * one.high:.1f} %", str(one.n))
         for label, one in made.scores.items()
     ]
     return Made(naming.bare(made.path.name), f"{said}\n{made.method}: {cost}", scores)

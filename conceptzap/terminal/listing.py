@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptzap.errors import escape
+from conceptzap.evaluation import phrases
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -103,9 +104,13 @@ def flat(value: Any) -> str:
 
 
 def score_table(scores: Mapping[str, Mapping[str, Any]]) -> Listing:
-    """Name, value, 95 % interval and n of each score."""
-    rows = [
-        (name, f"{s['value']:.4g}", f"{s['low']:.4g} - {s['high']:.4g}", s["n"])
-        for name, s in scores.items()
-    ]
+    """What `erase` closed with, in percent, with 95 % interval and n; scores of another name as they are."""
+    rows = [(phrases.CLOSING.get(name, name), *_figures(name, s), s["n"]) for name, s in scores.items()]
     return table("score", ">value", ">95 %", ">n", rows=rows)
+
+
+def _figures(name: str, score: Mapping[str, Any]) -> tuple[str, str]:
+    value, low, high = (score[key] for key in ("value", "low", "high"))
+    if name not in phrases.CLOSING:
+        return f"{value:.4g}", f"{low:.4g} - {high:.4g}"
+    return f"{100 * value:.1f} %", f"{100 * low:.1f} - {100 * high:.1f} %"

@@ -48,13 +48,19 @@ def _erased(told: Mapping[str, Any]) -> str:
     return f"{concepts} ({digests})" if concepts else "nothing, as far as it says"
 
 
+def _effect(record: Mapping[str, Any]) -> str:
+    """What it erases; a key restores it."""
+    concepts = ", ".join(record["concepts"])
+    return concepts if any(edit["role"] == "erase" for edit in record["edits"]) else f"(restores {concepts})"
+
+
 def catalogue(records: Sequence[Mapping[str, Any]]) -> None:
     """The erasures of a folder, a line each."""
     if is_quiet():
         lines(one["digest"] for one in records)
         return
     rows = [
-        (shown(one["path"]), ", ".join(one["concepts"]), one["base"]["id"], one["method"], size(one["bytes"]))
+        (shown(one["path"]), _effect(one), one["base"]["id"], one["method"], size(one["bytes"]))
         for one in records
     ]
     console().print(table("file", "erases", "base", "method", ">size", rows=rows))

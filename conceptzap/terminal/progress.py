@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from conceptzap.report import Report
@@ -66,8 +66,7 @@ class Progress(Report):
             for event in events:
                 for name, value in event.terms.items():
                     smooth[name] = SMOOTHING * smooth.get(name, value) + (1 - SMOOTHING) * value
-                terms = ", ".join(f"{name} {value:.3g}" for name, value in smooth.items())
-                meter.at(event.step, event.total, terms)
+                meter.at(event.step, event.total, _losses(smooth))
                 yield event
 
     def count(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
@@ -127,6 +126,14 @@ class Pulse:
             self.spinner.stop()
         if self.timer is not None:
             self.timer.cancel()
+
+
+def _losses(terms: Mapping[str, float]) -> str:
+    """`loss 0.0004`, or each of several by its name; lower is better for all of them."""
+    if len(terms) == 1:
+        return f"loss {next(iter(terms.values())):.3g}"
+    named = ", ".join(f"{name} {value:.3g}" for name, value in terms.items())
+    return f"losses: {named}" if named else ""
 
 
 class _Meter:
