@@ -79,6 +79,13 @@ def _bar(label: str, total: int | None = None) -> Any:
     return tqdm(desc=label, total=total, leave=False, delay=AFTER)
 
 
+def begun(report: Report | None) -> Report:
+    """The report of a call, `Bars` for none, told at once that what takes seconds to import is on its way."""
+    report = report or Bars()
+    report.phase("loading torch")
+    return report
+
+
 def _outside() -> int:
     """The `stacklevel` at which whoever called into this package is shown, from `warn` on."""
     level, frame = 1, sys._getframe(1)

@@ -13,9 +13,11 @@ import pytest
 from command import conceptzap
 from samples import small
 
+import conceptzap as package
 from conceptzap import format
 from conceptzap.base import Base
-from conceptzap.errors import UsageError
+from conceptzap.errors import ConceptZapError, UsageError
+from conceptzap.report import Report
 from conceptzap.result import Settings
 from conceptzap.terminal import progress, speech
 from conceptzap.terminal.progress import Progress, Pulse
@@ -232,3 +234,23 @@ def test_generate_counts_its_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: ob
     assert answer.code == 0, answer
     steps = [text for text in beside if text.startswith("step")]
     assert steps == ["step 1/4", "step 2/4", "step 3/4", "step 4/4"]
+
+
+@pytest.mark.parametrize("verb", ["erase", "evaluate", "attack", "bench", "harden", "import_"])
+def test_what_takes_seconds_to_import_is_told_of_first(verb: str, tmp_path: Path) -> None:
+    """Torch is on its way before a file is looked for, so that no terminal waits in silence."""
+    said: list[str] = []
+
+    class Heard(Report):
+        def phase(self, text: str) -> None:
+            said.append(text)
+
+    none, place = tmp_path / "none.lprompt.safetensors", {"output": tmp_path / "out"}
+    calls = {
+        "erase": (["cat"], {"base": tmp_path / "none", **place}), "attack": ([none, "seeds"], {}),
+        "bench": ([tmp_path / "none.toml"], place),
+    }  # fmt: skip
+    words, more = calls.get(verb, ([none], {}))
+    with pytest.raises(ConceptZapError):
+        getattr(package, verb)(*words, **more, report=Heard())
+    assert said[0] == "loading torch"

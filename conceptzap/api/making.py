@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptzap.edit import Json
-from conceptzap.report import Bars, Report
+from conceptzap.report import Bars, Report, begun
 from conceptzap.trust.admission import Asked, Source
 from conceptzap.verbs import doubts, estimates, planning
 
@@ -108,9 +108,8 @@ def erase(
         output=output, force=force, preview=preview, log_with=log_with, sample_every=sample_every,
         harden=harden, after=after, limit=limit, patience=patience, run_dir=run_dir,
     )  # fmt: skip
-    report = report or Bars()
-    doubts.warn(planned.task, report)
-    report.phase("loading torch")
+    doubts.warn(planned.task, report or Bars())
+    report = begun(report)
     from conceptzap.verbs import erasing
 
     return erasing.erase(planned, report, resume, base)
@@ -134,11 +133,12 @@ def harden(
     `-hardened`. What comes back has the rates of each round of attacks. Raises `UsageError` for what was
     hardened already, is a key alone, or would be overwritten.
     """
+    report = begun(report)
     from conceptzap.verbs import hardening
 
     return hardening.harden(
         erasure, budget, base, prediction=prediction, seed=seed, device=device, dtype=dtype, output=output,
-        force=force, report=report or Bars(),
+        force=force, report=report,
     )  # fmt: skip
 
 
@@ -167,13 +167,14 @@ def import_(
     not fit the base (nothing of the file is imported then), `UsageError` where nobody names the concept,
     and `ThresholdError`, the file kept, when the closing figures still see it.
     """
+    report = begun(report)
     from conceptzap.verbs import importing
 
     listed = [(one,) if isinstance(one, str) else tuple(one) for one in (concepts, anchors, kind)]
     return importing.import_(
         file, listed[0], anchors=listed[1], kind=listed[2], form=form, base=base, prediction=prediction,
         seed=seed, device=device, dtype=dtype, output=output, force=force, preview=preview,
-        report=report or Bars(),
+        report=report,
     )  # fmt: skip
 
 

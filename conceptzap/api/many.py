@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptzap.edit import Json
-from conceptzap.report import Bars, Report
+from conceptzap.report import Bars, Report, begun
 from conceptzap.verbs import concept_list, doubts
 
 if TYPE_CHECKING:
@@ -92,10 +92,9 @@ def erase_all(
         dtype=dtype, output=output, force=force, preview=preview, log_with=log_with,
         sample_every=sample_every, harden=harden, after=after, limit=limit, patience=patience,
     )  # fmt: skip
-    report = report or Bars()
     for plan in asked.plans:
-        doubts.warn(plan.task, report)
-    report.phase("loading torch")
+        doubts.warn(plan.task, report or Bars())
+    report = begun(report)
     from conceptzap.verbs import many
 
     return many.erase_all(asked, report, base)

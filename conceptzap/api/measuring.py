@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conceptzap.api.files import listed
-from conceptzap.report import Bars, Report
+from conceptzap.report import Report, begun
 from conceptzap.trust import admission
 from conceptzap.trust.admission import Asked
 
@@ -48,13 +48,14 @@ def evaluate(
     measured is its `made`. Raises `UsageError` and `ResourceError` for what the suite does not know
     before any picture is drawn, and what `generate` raises for erasures.
     """
+    report = begun(report)
     from conceptzap.verbs import evaluating
 
     return evaluating.evaluate(
         admission.listed(erasures), base, suite=suite, concepts=listed(concepts),
         judges=listed(judges), seed=seed, steps=steps, guidance=guidance, batch=batch, limit=limit,
         fail_under=fail_under, device=device, dtype=dtype, prediction=prediction, strict=strict,
-        output=output, force=force, report=report or Bars(),
+        output=output, force=force, report=report,
     )  # fmt: skip
 
 
@@ -90,6 +91,7 @@ def attack(
     A rate over its percentage in `fail_over`, such as `["ASR=10"]`, raises `ThresholdError`, whose `made`
     is what was measured; otherwise it raises what `evaluate` does.
     """
+    report = begun(report)
     from conceptzap.verbs import attacking
 
     return attacking.attack(
@@ -97,7 +99,7 @@ def attack(
         prompts=prompts, suite=suite, concepts=listed(concepts), judges=listed(judges), seed=seed,
         steps=steps, guidance=guidance, batch=batch, fail_over=fail_over, oracle=oracle, device=device,
         dtype=dtype, prediction=prediction, strict=strict, output=output, force=force,
-        report=report or Bars(),
+        report=report,
     )  # fmt: skip
 
 
@@ -143,6 +145,7 @@ def bench(
     Raises `UsageError` for what cannot be meant, or a folder that holds another bench (with `force` its
     cells are kept where they still fit).
     """
+    report = begun(report)
     from conceptzap.verbs import benching
 
     given = {
@@ -152,4 +155,4 @@ def bench(
         "device": device, "dtype": dtype,
     }  # fmt: skip
     lists = {key: listed(given[key]) for key in ("methods", "concepts", "suites", "attacks", "judges")}
-    return benching.bench(path, given | lists, output, force, report or Bars())
+    return benching.bench(path, given | lists, output, force, report)

@@ -26,6 +26,8 @@ def run(
 ) -> None:
     from conceptzap import api
     from conceptzap.terminal import figures
+    from conceptzap.terminal.progress import Progress
 
+    Progress().phase("reading results")
     found = api.compare(results)
     figures.compared(dict(zip(found, results, strict=True)), found, as_json)
