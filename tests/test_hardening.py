@@ -19,8 +19,10 @@ from conceptzap.errors import UsageError
 from conceptzap.redteam import hardening
 from conceptzap.redteam.hardening import Budget
 from conceptzap.report import Report
+from conceptzap.runtime import gates
 from conceptzap.task import Task
 from conceptzap.training import lessons, probe
+from conceptzap.training.carrier import Carrier
 from conceptzap.trust import canary
 from conceptzap.verbs import hardening as verb
 
@@ -70,9 +72,11 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
     seen = probe.watch(sd1, prompts, 0, Report(), "looking")
     gate = probe.fit_gate(seen, probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"))
 
+    carrier = Carrier.instead(sd1, prompts, lesson.names, 2)
+
     def searched(steps: int) -> float:
         size = replace(SMALL, steps=steps, batch=4, lr=0.05)
-        cond = hardening._search(sd1, sd1, lesson, prompts, seen, (), gate, 2, size, 0, Report())
+        cond = hardening._search(sd1, carrier, lesson, prompts, seen, (), gate, size, 0, Report())
         x, t = seen.latents[0], int(seen.times[0])
         with torch.no_grad(), probe.looking(sd1) as looks:
             error = (sd1.predict(x, t, cond) - sd1.predict(x, t, sd1.encode(prompts))).pow(2).mean()
@@ -80,6 +84,28 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
         return float(error + SMALL.evade * hardening._shutting((), cond, margin))
 
     assert searched(12) < searched(0)
+
+
+def test_found_texts_get_a_gate_of_their_own(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What drew the concept with the text gates shut opens it; the concept's own prompts and the rest do not."""
+    fate = torch.ones(SMALL.found, dtype=torch.bool)
+    monkeypatch.setattr(hardening, "_fate", lambda *_: (fate, fate))
+    monkeypatch.setattr(hardening, "READ", 20)
+    free = torch.randn(SMALL.found, 77, 32, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(hardening, "_search", lambda *_: replace(sd1.encode(["a"] * 4), states=wide(free)))
+    shut = [replace(gate, params=gate.params | {"threshold": 100.0}) for gate in some.eraser(sd1)[0].gates]
+    edits = [replace(edit, gates=tuple(shut)) for edit in some.eraser(sd1)]
+    *_, looks, reads = hardening.harden(sd1, TASK, edits, "quick", Report()).edits
+    assert [gate.kind for gate in (*looks.gates, *reads.gates)] == ["sight", "match"]
+    assert looks.tensors["prompt_k"].equal(reads.tensors["prompt_k"]) and reads.params == {"alone": True}
+    gate, = reads.gates
+    assert (gates.margins(gate, wide(free)) > 0).all()
+    assert (gates.margins(gate, sd1.encode(["van gogh", "a painting", "a cat", ""]).states) <= 0).all()
+
+
+def wide(found: torch.Tensor) -> torch.Tensor:
+    """As many rows as a search asks for."""
+    return found[[0, 1, 0, 1]]
 
 
 def test_what_came_through_is_the_concept_seen_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +134,9 @@ def test_a_file_is_hardened_into_another(
     assert made.path == Path(f"vg-hardened{format.SUFFIX}") and made.bytes == made.path.stat().st_size
     back = format.load(made.path)
     assert back.digest == made.digest and back.header.parents == (conceptzap.load("vg").digest,)
-    assert len(back.edits) == len(first.edits) + 1
+    more = [edit for edit in back.edits if edit not in first.edits]
+    assert "sight" in {gate.kind for edit in more for gate in edit.gates}
+    assert all(edit.params["alone"] for edit in more)
     assert set(back.header.base.fingerprint) == {"attn2", "text", "unet"}
     canary.check(sd1, back)
     shown = conceptzap.inspect(made.path)
@@ -127,8 +155,8 @@ def test_erase_hardens_what_it_makes(
         "van gogh", anchors="painting", kind="style", keep=["monet", "cat"], method="uce", base=sd1,
         harden="quick", preview=False, output=tmp_path / "vg", report=Report(),
     )  # fmt: skip
-    ops = {edit.op: [gate.kind for gate in edit.gates] for edit in made.erasure.edits}
-    assert ops == {"weight": [], "tokens": ["sight"]}
+    acts = [(edit.op, [gate.kind for gate in edit.gates]) for edit in made.erasure.edits]
+    assert ("weight", []) in acts and ("tokens", ["sight"]) in acts
     assert made.erasure.header.made[0]["harden"]["budget"] == "quick" and "hardening" in made.phases
     canary.check(sd1, format.load(made.path))
 

@@ -12,7 +12,9 @@ one that looks. What it finds is drawn from noise and looked at. It is the conce
 unconditional half, which knows nothing of the text, shows it at the last look; and it came through
 where no look of the first half had opened the gate by then. What is the concept joins the gate's
 pictures of it, and the gate is fitted again (STEREO's rounds, Srivatsan et al. 2025, with a probe in
-place of the weights). When every number of tokens has found nothing new, that is the end.
+place of the weights). Text states that drew the concept with every text gate shut get a `match` gate
+of their own, in front of the same rows. When every number of tokens has found nothing new, that is the
+end.
 """
 
 from __future__ import annotations
@@ -30,13 +32,17 @@ from conceptzap.report import Report
 from conceptzap.runtime import gates, sight, texts
 from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
-from conceptzap.training import lessons, objectives, probe
+from conceptzap.training import detector, lessons, objectives, probe
 from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
+from conceptzap.training.states import States
 
 ROWS = 8  # the anchor's states that stand in place of the text
 NUDGE = 0.3  # of the embeddings' deviation, by which a search begins beside the name
+READ = 400  # prompts that stay, by which a gate for texts that were found is fitted
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
+
+Read = tuple[Cond, Tensor]  # one text's states and its token ids [length]
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget(concept=24, others=64, erased=8, rounds=2, steps=30, tokens=(1, 4)),
+    "quick": Budget(concept=24, others=64, erased=8, rounds=2, steps=50, tokens=(1, 4)),
     "full": Budget(concept=64, others=256, erased=32, rounds=10, steps=100, tokens=(1, 4, 1, 2)),
 }
 
@@ -75,15 +81,15 @@ def harden(
     """The edits and, for each concept of the task, rows behind a gate that has seen it attacked."""
     size, more, record = BUDGETS[budget], [], {}
     for lesson in lessons.lessons(base, task, report):
-        edit, rounds = _hardened(base, lesson, edits, size, report)
-        more.append(edit)
+        new, rounds = _hardened(base, lesson, edits, size, report)
+        more += new
         record[lesson.concept] = rounds
     return Hardened((*edits, *more), {"budget": budget, "rounds": record})
 
 
 def _hardened(
     base: Base, lesson: Lesson, edits: Sequence[Edit], size: Budget, report: Report
-) -> tuple[Edit, list[Json]]:
+) -> tuple[list[Edit], list[Json]]:
     # 1. what the concept looks like on its way, and what else must not open the gate
     seed = report.seed
     acting, edits = texts.baked(base, edits)
@@ -95,10 +101,12 @@ def _hardened(
     gone = prompts[: size.erased]
     others = others.joined(probe.watch(acting, gone, seed + 2000, report, "looking at what is erased", edits))
     gate, rounds, idle = probe.fit_gate(concept, others), [], 0
+    read: list[Read] = []
     # 2. attack, look, fit again
     for number in range(size.rounds):
         free = size.tokens[number % len(size.tokens)]
-        cond = _search(base, acting, lesson, prompts, concept, edits, gate, free, size, number, report)
+        carrier = Carrier.instead(acting, prompts, lesson.names, free)
+        cond = _search(base, carrier, lesson, prompts, concept, edits, gate, size, number, report)
         found = probe.watch(acting, cond[list(range(size.found))], seed + 3000 + 100 * number, report,
                             "looking at what was found", edits)  # fmt: skip
         drawn, through = _fate(gate, found)
@@ -109,10 +117,35 @@ def _hardened(
         idle = 0 if through.any() else idle + 1
         if drawn.any():
             concept = concept.joined(found.rows(drawn))
+            read += _unread(carrier, cond, drawn, edits)
             gate = min(gate, probe.fit_gate(concept, others), key=lambda one: _missed(one, concept))
         if idle == len(set(size.tokens)):
             break
-    return _stand_in(base, lesson, gate), rounds
+    text = [_reader(acting, lesson, read, report)] if read else []
+    return [_stand_in(base, lesson, one) for one in (gate, *text)], rounds
+
+
+def _unread(carrier: Carrier, cond: Cond, drawn: Tensor, edits: Sequence[Edit]) -> list[Read]:
+    """Of the first found texts those that drew the concept with every text gate shut."""
+    rows = drawn.nonzero()[:, 0].tolist()
+    shut = torch.ones(len(rows), dtype=torch.bool)
+    for gate in _text_gates(edits):
+        shut &= (gates.margins(gate, cond[rows].states) <= 0).cpu()
+    return [(cond[row], carrier.ids[0][row]) for row, safe in zip(rows, shut.tolist(), strict=True) if safe]
+
+
+def _reader(base: Base, lesson: Lesson, read: Sequence[Read], report: Report) -> Gate:
+    """A `match` gate that opens for texts that were found, and for nothing else.
+
+    Nor for the concept's own prompts, which the other edits answer: these keep the rest of the picture.
+    """
+    names = [f"found {number}" for number in range(len(read))]
+    shut = list(dict.fromkeys(["", *lesson.prompts, *lesson.anchors, *lesson.kept(READ)]))
+    conds, ids = zip(*read, strict=True)
+    end = base.tokenizers[0].eos_token_id
+    states = States.of(base, shut, report).joined(names, Cond.cat(list(conds)), torch.stack(ids), end)
+    yes = [name for name in names for _ in range(2)]  # in both halves: what fits, and what calibrates
+    return detector.fit_gate(states, yes, shut, report.seed, report=report)
 
 
 def _fate(gate: Gate, found: Seen) -> tuple[Tensor, Tensor]:
@@ -138,14 +171,16 @@ def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:
 
 
 def _search(
-    base: Base, acting: Base, lesson: Lesson, prompts: Sequence[str], seen: Seen, edits: Sequence[Edit],
-    gate: Gate, free: int, size: Budget, number: int, report: Report,
+    base: Base, carrier: Carrier, lesson: Lesson, prompts: Sequence[str], seen: Seen, edits: Sequence[Edit],
+    gate: Gate, size: Budget, number: int, report: Report,
 ) -> Cond:  # fmt: skip
-    """Text states, by the base that acts, of prompts with what was found in place of the concept's name."""
-    carrier = Carrier.instead(acting, prompts, lesson.names, free)
+    """Text states, by the base that acts, of prompts with what was found in place of the concept's name.
+
+    Text gates have a straight-through gradient: where they are shut, the concept is drawn.
+    """
     asked = base.encode(list(prompts))
     generator = torch.Generator().manual_seed(report.seed * 7919 + number)
-    v = nn.Parameter(_start(base, lesson, free, generator))
+    v = nn.Parameter(_start(base, lesson, carrier.free, generator))
     adam = torch.optim.Adam([v], lr=size.lr, foreach=False, fused=False)
     label = f"attacking, round {number + 1} of {size.rounds}"
     for _ in report.count(range(size.steps), size.steps, label):
@@ -156,7 +191,7 @@ def _search(
             target = base.predict(x, t, asked[rows])  # [batch, c, h, w]
         with torch.enable_grad():
             cond = carrier.rows(rows).states(split(base, v.expand(size.batch, -1, -1)))
-            with attached(base, edits), probe.looking(base) as looks:
+            with gates.straight_through(), attached(base, edits), probe.looking(base) as looks:
                 error = (base.predict(x, t, cond) - target).pow(2).mean()
             margin = sight.scores(gate, looks[0], t.float().cpu()) - gate.params["threshold"]
             loss = error + size.evade * _shutting(edits, cond, margin)
@@ -181,6 +216,10 @@ def _start(base: Base, lesson: Lesson, free: int, generator: torch.Generator) ->
 
 def _shutting(edits: Sequence[Edit], cond: Cond, looks: Tensor) -> Tensor:
     """How far the gates are from shut, mean over rows: the text's, and the one that looks, [rows]."""
-    text = {g.name: g for edit in edits for g in edit.gates if g.kind in gates.TEXT}
-    margins = [*(gates.margins(gate, cond.states) for gate in text.values()), looks]
+    margins = [*(gates.margins(gate, cond.states) for gate in _text_gates(edits)), looks]
     return sum((margin + SLACK).relu().mean() for margin in margins)
+
+
+def _text_gates(edits: Sequence[Edit]) -> list[Gate]:
+    """The gates of the edits that read text, each once."""
+    return list({g.name: g for edit in edits for g in edit.gates if g.kind in gates.TEXT}.values())

@@ -33,12 +33,12 @@ from conceptzap.runtime.sight import pooled, scores
 from conceptzap.training import memory
 
 SITE = "unet.up_blocks.1"
-DENOISING, LOOKED = 10, 6  # steps of a walk, and how many of them are looked at: down to t = 401
+DENOISING, LOOKED = 10, 8  # steps of a walk, and how many of them are looked at: down to t = 201
 GUIDANCE = 4.0
 ROWS = 16  # pictures watched together, where they fit
 RIDGE = 0.1  # of the mean variance of a channel
 FOLDS = 4
-SAFETY = 0.35  # where between the two classes a step's threshold stands
+SAFETY = 0.2  # where between the two classes a step's threshold stands; what came through stood just below .35
 MARGIN = 0.02  # above what must stay shut, where the classes overlap
 
 

@@ -17,7 +17,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from conceptzap.base import Base
+from conceptzap.base import Base, Cond
 from conceptzap.report import Report
 from conceptzap.runtime.attach import installed_on
 from conceptzap.runtime.texts import of_text
@@ -111,6 +111,19 @@ class States:
             pooled=None if pooled[0] is None else torch.stack(pooled),
             parts=tuple(encoder.config.hidden_size for encoder in base.text_encoders),
         )
+
+    def joined(self, names: Sequence[str], cond: Cond, ids: Tensor, end: int) -> States:
+        """These and states [n, length, width] that no prompt has, under names of their own.
+
+        `ids` [n, length] of the first tokenizer, in which `end` ends a text.
+        """
+        index = self.index | {name: len(self.index) + i for i, name in enumerate(names)}
+        hidden = torch.cat([self.hidden, cond.states.detach().to("cpu", torch.float16)])
+        ends = torch.cat([self.ends, (ids == end).int().argmax(1)])
+        pooled = self.pooled
+        if pooled is not None and cond.pooled is not None:
+            pooled = torch.cat([pooled, cond.pooled.detach().to("cpu", torch.float32)])
+        return States(index, hidden, torch.cat([self.ids, ids]), ends, pooled, self.parts)
 
     def rows(self, prompts: Sequence[str]) -> list[int]:
         return [self.index[prompt] for prompt in prompts]
