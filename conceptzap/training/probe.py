@@ -38,7 +38,7 @@ GUIDANCE = 4.0
 ROWS = 16  # pictures watched together, where they fit
 RIDGE = 0.1  # of the mean variance of a channel
 FOLDS = 4
-SAFETY = 0.2  # where between the two classes a step's threshold stands; what came through stood just below .35
+SAFETY = 0.2  # where between the two classes a step's threshold stands; attacks came close below .35
 MARGIN = 0.02  # above what must stay shut, where the classes overlap
 
 
