@@ -3,8 +3,9 @@
     python tests/benchmarks/overhead.py van-gogh.lprompt.safetensors
 
 Each pair draws one picture with the base and one with the file, in changing order. Two prompts: one
-that opens the erasure's gates and one that does not. Prints the median ratio with a 95 % bootstrap
-interval of the median over 30 pairs.
+that opens the erasure's gates and one that does not, neither the text's nor, in a hardened file, the one
+that looks at the picture; how many edits acted is printed, too. Prints the median ratio with a 95 %
+bootstrap interval of the median over 30 pairs: of CPU seconds on a CPU, which a busy machine leaves alone.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ SETTINGS = Settings()
 
 
 def seconds(base: Base, prompt: str, seed: int, edits: tuple[Edit, ...]) -> float:
-    began = time.perf_counter()
+    clock = time.process_time if base.device.type == "cpu" else time.perf_counter
+    began = clock()
     sampler.draw(base, [prompt], [seed], SETTINGS, edits)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def ratios(base: Base, prompt: str, edits: tuple[Edit, ...], pairs: int) -> np.ndarray:
@@ -57,6 +59,8 @@ def main() -> None:
     result = {"threads": torch.get_num_threads()}
     for name, prompt in (("gate open", f"a painting of a cat in the style of {erasure.header.concepts[0]}"), ("gate shut", "a dog")):
         result[name] = median(ratios(base, prompt, erasure.edits, args.pairs))
+        (drawn,) = sampler.drawings(base, [prompt], [0], SETTINGS, erasure.edits)
+        result[name]["edits open"] = len(drawn.fired)
     print(json.dumps(result, indent=1))
 
 
