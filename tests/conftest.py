@@ -68,6 +68,16 @@ def _tiny(family: str) -> Base:
     return tiny(family)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_line_by_the_clock() -> Iterator[None]:
+    """What a log gets every ten seconds comes on a slow machine alone: here tests say when time passes."""
+    from conceptzap.terminal import progress
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "LINE_EVERY", 24 * 3600.0)
+        yield
+
+
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, so that every picture of a test is its own."""

@@ -25,6 +25,9 @@ from conceptzap.trust import admission, canary
 from conceptzap.verbs import erasing
 
 
+EVERY = progress.LINE_EVERY  # as users have it: the tests' clock stands still
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -77,6 +80,7 @@ class Timer:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> type[Timer]:
+    monkeypatch.setattr(progress, "LINE_EVERY", EVERY)
     monkeypatch.setattr(threading, "Timer", Timer)
     Timer.running.clear()
     return Timer
@@ -202,6 +206,7 @@ def test_erase_is_never_silent(
     monkeypatch.setattr(progress, "animated", lambda: watched)
     monkeypatch.setattr(erasing, "usual", lambda base: Settings(steps=1, guidance=1.0))
     words = ("erase", "church", "--method", "uce", "--base", tiny_folder, "-o", tmp_path / "x")
+    words += ("--set", "keep_prompts=12")
     answer = conceptzap(*words)
     assert answer.code == 0, answer
     assert said[0] == "loading torch" and "step" in counted, "before torch is there; of the preview too"
