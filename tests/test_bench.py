@@ -14,17 +14,15 @@ from typing import Any
 
 import pytest
 from browser import faults, needs_axe
-from command import Answer, conceptzap, contents, refused
+from command import Answer, conceptzap, contents
 from evaluations import CHEAP, STUB
 from process import Program
 from test_cli_flow import closed_form
 
 import conceptzap as package
-from conceptzap.errors import Interrupted, UsageError
-from conceptzap.evaluation import matrix
-from conceptzap.evaluation.matrix import Bench, Cell, Job
+from conceptzap.errors import Interrupted
 from conceptzap.registry import catalog
-from conceptzap.result import Result, Score, Settings
+from conceptzap.result import Result, Settings
 from conceptzap.runtime import sampler
 from conceptzap.verbs import benching
 
@@ -169,65 +167,6 @@ def test_attacks_are_columns(whole: tuple[Path, Answer], tiny_folder: Path, tmp_
     assert len(pages) == 4 and all((out / page).is_file() for page in pages)
     lines = list(csv.DictReader((out / "bench.csv").read_text().splitlines()))
     assert sum(bool(line["ASR"]) for line in lines) == 4 and len(lines) == 8
-
-
-def cells(*values: tuple[str, float, float]) -> Bench:
-    """A bench of made-up figures: method, E, P of one concept each."""
-    made = []
-    for method, e, p in values:
-        scores = (Score("E", e, e - 0.1, e + 0.1, 9), Score("P", p, p, p, 9), Score("ASR-x", 0.5, 0, 1, 9))
-        blank: dict[str, Any] = dict.fromkeys(("subject", "base", "settings"), {})
-        result = Result(**blank, suite="s", seed=0, judges=[], probes="", scores=scores)
-        made.append(Cell(Job(method, "cat"), "s", result=result))
-    names = tuple(dict.fromkeys(method for method, _, _ in values))
-    return Bench(matrix.Matrix(names, ("cat",), ("s",)), tuple(made))
-
-
-def test_an_attack_has_a_section_with_what_came_through(tmp_path: Path) -> None:
-    """And a table in bench.md: rates with what was shown before, a dash where nothing was measured."""
-    from conceptzap.page import attack, bench as page
-
-    rate = Score("ASR", 0.5, 0.2, 0.8, 16), Score("ASR before", 0.0, 0.0, 0.2, 16)
-    blank: dict[str, Any] = dict.fromkeys(("subject", "base", "settings"), {})
-    result = Result(**blank, suite="s", seed=0, judges=[], probes="", scores=rate)
-    jobs = [Job("a", "cat"), Job("b", "cat")]
-    made = tuple(Cell(job, f"{matrix.ATTACK}seeds", result=result) for job in jobs)
-    done = Bench(matrix.Matrix(("a", "b"), ("cat",), (), attacks=("seeds", "p4d")), made)
-    images = tmp_path / page.ATTACKS / made[0].name / attack.IMAGES
-    images.mkdir(parents=True)
-    (images / attack.THROUGH).write_bytes(b"png")
-    pictures = [attrs for tag, attrs in Tags(page.html(done, tmp_path)).tags if tag == "img"]
-    assert [one["src"] for one in pictures] == ["data:image/png;base64,cG5n"] and all(one["alt"] for one in pictures)
-    assert "nothing came through" in page.html(done, tmp_path)
-    table = page.markdown(done)
-    assert "| method | concept | seeds | p4d | n |" in table
-    assert "| `b` | cat | 50.0 % (0.0 %) [20.0 to 80.0 %] | - | 16 |" in table, table
-
-
-def test_the_scatter_begins_below_the_worst_and_the_best_is_top_right() -> None:
-    from conceptzap.page import bench as page
-
-    plot = page.scatter(cells(("a", 1.0, 1.0), ("b", 0.62, 0.8)), "s")
-    best, worst = plot.dots
-    assert (best.x, best.y) == (page.SIDE, 0) and 0 < worst.x < worst.wide[1] and worst.high[0] == worst.y
-    assert plot.ticks[0] == (0.5, 0) and plot.ticks[-1] == (1.0, page.SIDE)
-    assert page.scatter(cells(("a", 0.0, 0.0)), "s").ticks[0] == (0.0, 0)
-    assert page.scatter(cells(), "s").dots == ()
-
-
-def test_means_are_over_concepts_with_the_worst_and_robust_figures_join_them() -> None:
-    done = cells(("a", 1.0, 0.8), ("a", 0.6, 0.9))
-    assert done.figures == (("E", ""), ("P", ""), ("ASR-x", ""))
-    ((suite, method, found, count),) = done.means()
-    assert (suite, method, count) == ("s", "a", 2)
-    assert found["E", ""] == pytest.approx((0.8, 0.6)) and found["P", ""] == pytest.approx((0.85, 0.8))
-
-
-def test_a_name_is_shown_as_it_is() -> None:
-    from conceptzap.page import bench as page
-
-    shown = page.html(Bench(matrix.Matrix(("<b>",), ("<script>",), ("s",)), (Cell(Job("<b>", "<i>"), "s"),)))
-    assert "<script>" not in shown and "&lt;i&gt;" in shown
 
 
 # what is wrong with one cell
@@ -384,59 +323,6 @@ def test_a_damaged_cell_is_measured_again(whole: tuple[Path, Answer], tiny_folde
         cell.write_bytes(damaged)
         assert bench(tiny_folder, out, *BOTH).code == 0
         assert cell.read_bytes() == data and (out / "bench.json").read_bytes() == record
-
-
-# what cannot be meant
-
-WRONG = {
-    "no method": (("--concept", "church"), "needs methods"),
-    "no concept": (("--method", QUICK[0]), "needs concepts"),
-    "unknown method": (("--method", "uec", *CHURCH), "no method is called 'uec'"),
-    "unknown suite": (("--method", QUICK[0], *CHURCH, "--suite", "quack"), "no suite is called 'quack'"),
-    "unknown setting": (("--method", QUICK[0], *CHURCH, "--set", f"{QUICK[0]}.x=1"), "unknown setting 'x'"),
-    "unknown attack": (("--method", QUICK[0], *CHURCH, "--attack", "x"), "no attack is called 'x'"),
-    "settings of nobody": (("--method", QUICK[0], *CHURCH, "--set", "y.x=1"), "settings of 'y'"),
-    "a setting without a method": (("--method", QUICK[0], *CHURCH, "--set", "x=1"), "names no method"),
-    "one name twice": (("--method", QUICK[0], "--concept", "café", "--concept", "cafe"), "called the same"),
-    "an anchor that is the concept": (("--method", QUICK[0], "--concept", "cat:Cat"), "both"),
-    "a limit": (("--method", QUICK[0], *CHURCH, "--limit", "0"), "--limit 0"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_meant_is_said_before_anything_is_made(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    words, message = WRONG[name]
-    refused(tmp_path, 2, message, "bench", *words)
-
-
-TOML = {
-    "an unknown key": ('method = ["a"]', "unknown key 'method'"),
-    "another type": ('methods = "a"', "methods = 'a' is of another type"),
-    "a number": ('seed = "1"', "seed = '1' is of another type"),
-    "a setting": ("[set]\nx = 1", "set = {'x': 1} is of another type"),
-    "no TOML": ("methods", "is not TOML"),
-}
-
-
-@pytest.mark.parametrize("name", TOML)
-def test_a_file_that_cannot_be_meant(name: str, tmp_path: Path) -> None:
-    text, message = TOML[name]
-    (tmp_path / "a.toml").write_text(text)
-    refused(tmp_path, 2, message, "bench", tmp_path / "a.toml", "-o", tmp_path / "out")
-
-
-def test_options_win_over_the_file(tmp_path: Path) -> None:
-    (tmp_path / "a.toml").write_text(
-        'methods = ["a"]\nconcepts = ["cat:dog"]\nseed = 3\n[set.a]\nx = 1\n', encoding="utf-8"
-    )
-    asked = matrix.settle(tmp_path / "a.toml", {"seed": 0, "suites": ("full",), "limit": None})
-    assert (asked.seed, asked.suites, asked.settings) == (0, ("full",), {"a": {"x": 1}})
-    assert asked.jobs == [Job("a", "cat", "dog")]
-    with pytest.raises(UsageError, match="settings of 'a'"):
-        matrix.settle(tmp_path / "a.toml", {"methods": ["b"]})
 
 
 def test_a_folder_that_is_somebody_elses(tiny_folder: Path, tmp_path: Path) -> None:
