@@ -11,7 +11,7 @@ import json
 import sys
 import tomllib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,12 +83,13 @@ def stand_in_sample(model: Any, x: Tensor, sigmas: Tensor, conds: tuple[Tensor, 
     return standin.sample(model, x, sigmas, SCALE, conds)
 
 
-def real(base: Base, weights: dict[str, Tensor]) -> Program:
+def real(base: Base, weights: dict[str, Tensor], shape: Mapping[str, Any] = SHAPE) -> Program:
     if lacking := comfy_engine.missing():
         pytest.skip(f"no ComfyUI engine, so it was NOT tested with one: {', '.join(lacking)} not installed")
     engine, device = comfy_engine.engine(), torch.device("cpu")
-    config = engine.supported_models.SD15({**SHAPE, "context_dim": base.unet.config.cross_attention_dim})
-    config.unet_config = {**SHAPE, "context_dim": base.unet.config.cross_attention_dim}
+    shape = {**shape, "context_dim": base.unet.config.cross_attention_dim}
+    config = engine.supported_models.SD15(shape)
+    config.unet_config = shape
     config.set_inference_dtype(torch.float32, None)
     model = engine.model_base.BaseModel(config, engine.model_base.ModelType.EPS, device=device)
     model.diffusion_model.load_state_dict(weights)
@@ -107,12 +108,16 @@ def real(base: Base, weights: dict[str, Tensor]) -> Program:
 
 @pytest.fixture(scope="module", params=[stand_in, real])
 def program(request: pytest.FixtureRequest, base: Base, tmp_path_factory: pytest.TempPathFactory) -> Program:
-    path = tmp_path_factory.mktemp("comfy") / "model.safetensors"
+    return request.param(base, from_single_file(base, tmp_path_factory.mktemp("comfy")))
+
+
+def from_single_file(base: Base, folder: Path) -> dict[str, Tensor]:
+    """A UNet's weights as a program finds them in the checkpoint's one file, by their original names."""
     named = original.tensors(base.unet, base.vae, base.text_encoders, base.family)
+    path = folder / "model.safetensors"
     save_file({name: value.contiguous().clone() for name, value in named.items()}, path)
-    start = "model.diffusion_model."
-    weights = {k.removeprefix(start): v for k, v in load_file(path).items() if k.startswith(start)}
-    return request.param(base, weights)
+    start, found = "model.diffusion_model.", load_file(path)
+    return {k.removeprefix(start): v for k, v in found.items() if k.startswith(start)}
 
 
 def ours(base: Base, prompt: str, edits: tuple[Edit, ...] = ()) -> Tensor:
@@ -268,6 +273,26 @@ PUBLISHED = {
         "adm_in_channels": 2816, "num_classes": "sequential",
     },
 }  # fmt: skip
+
+
+def test_real_blocks_of_stable_diffusion_15(base: Base, tmp_path: Path) -> None:
+    """All its blocks, in the order of its config, narrow: erased, as ours; shut and removed, bit for bit."""
+    config = json.loads((single_file.CONFIGS / "sd1" / "unet" / "config.json").read_text())
+    width = base.unet.config.cross_attention_dim
+    narrow = {"block_out_channels": (32, 64, 128, 128), "sample_size": 8, "cross_attention_dim": width}
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        unet = UNet2DConditionModel.from_config({**config, **narrow})
+    whole = replace(base, unet=unet).frozen()
+    program = real(whole, from_single_file(whole, tmp_path), {**SHAPE, **PUBLISHED["sd1"]})
+    before = theirs(program, whole, PROMPT)
+    assert some.far(before, ours(whole, PROMPT)) < ROUNDING
+    wanted, model = ours(whole, PROMPT, every(whole)), erased(program, whole, every(whole))
+    assert some.far(theirs(program, whole, PROMPT, model), wanted) < ROUNDING
+    assert some.far(before, wanted) > 100 * ROUNDING
+    gated = erased(program, whole, some.eraser(whole))
+    assert theirs(program, whole, OTHER, gated).equal(theirs(program, whole, OTHER))
+    assert theirs(program, whole, PROMPT).equal(before)
 
 
 @pytest.mark.parametrize("family", PUBLISHED)
