@@ -18,13 +18,14 @@ from test_cli_flow import closed_form
 
 import conceptzap as package
 from conceptzap import api
+from conceptzap.base import Base
 from conceptzap.edit import Header
 from conceptzap.errors import Interrupted, MismatchError, ThresholdError
 from conceptzap.evaluation.closing import Closing
 from conceptzap.report import Report
 from conceptzap.result import Score
 from conceptzap.terminal import many as table
-from conceptzap.verbs import concept_list, launched, many
+from conceptzap.verbs import concept_list, erasing, launched, many, planning
 from conceptzap.verbs.launched import LostProcess
 from conceptzap.verbs.many import ErasedAll, ErasedOne
 
@@ -150,6 +151,20 @@ def test_the_table_has_a_line_for_each_and_the_command_of_what_failed(
     assert "dog: no luck; repeat it alone: conceptzap x" in err and "half" in err and "2 made, 1 kept" in err
     table.plans(concept_list.resolve(["cat"], output=tmp_path / "x", method=closed_form()).record())
     assert "cat" in capsys.readouterr().out
+
+
+def test_what_nobody_chose_becomes_something_that_stays(sd1: Base, tmp_path: Path) -> None:
+    """Nothing on the list is drawn in place of something on it; its command alone makes the same file."""
+    (plan,) = concept_list.resolve(["cat"], output=tmp_path / "x", method=closed_form()).plans
+    usual = many._job(sd1, concept_list.Row("cat", ""), plan, ["cat"]).task.anchors[0]
+    rows = ["cat", {"name": str(usual), "anchor": "cat"}]
+    asked = concept_list.resolve(rows, output=tmp_path / "x", method=closed_form())
+    names = [row.name for row in asked.rows]
+    jobs = [many._job(sd1, *pair, names) for pair in zip(asked.rows, asked.plans, strict=True)]
+    assert jobs[0].task.anchors[0] not in (*names, None, "") and jobs[1].task.anchors == ("cat",)
+    assert f"--anchor {jobs[0].task.anchors[0]}" in jobs[0].plan.command()
+    again = planning.resolve("cat", anchors=jobs[0].task.anchors, method=closed_form())
+    assert erasing.fitting_task(sd1, again, Report()) == jobs[0].task
 
 
 # stopped, failed, gone on with

@@ -29,7 +29,7 @@ from conceptzap.evaluation.closing import Closing, closing
 from conceptzap.report import Report
 from conceptzap.result import Score
 from conceptzap.task import Task
-from conceptzap.training import states
+from conceptzap.training import lessons, states
 from conceptzap.training.session import locked
 from conceptzap.trust import admission
 from conceptzap.verbs import concept_list, erasing, failing, launched, stacking
@@ -106,7 +106,8 @@ def erase_all(asked: Plans, report: Report, base: Any = None) -> ErasedAll:
     team = Team(first.device)
     here = find_base(base or first.base, team.device, first.dtype, first.prediction)
     report.phase(described(here))
-    jobs = [_job(here, row, plan) for row, plan in zip(asked.rows, asked.plans, strict=True)]
+    names = [row.name for row in asked.rows]
+    jobs = [_job(here, row, plan, names) for row, plan in zip(asked.rows, asked.plans, strict=True)]
     _check(jobs, asked.force)
     asked.folder.mkdir(exist_ok=True)
     # 2. this process's share; one that is stopped or lost says what is missing
@@ -136,12 +137,25 @@ def erase_all(asked: Plans, report: Report, base: Any = None) -> ErasedAll:
 # before anything is made
 
 
-def _job(base: Base, row: concept_list.Row, plan: ErasePlan) -> _Job:
+def _job(base: Base, row: concept_list.Row, plan: ErasePlan, names: Sequence[str]) -> _Job:
     try:
         task = erasing.fitting_task(base, plan, Report())
+        staying = _staying(base, plan, task, names)
+        if staying is not plan:
+            plan, task = staying, erasing.fitting_task(base, staying, Report())
     except UsageError as error:
         raise UsageError(f"{row.place}: {error}", error.hint) from error
     return _Job(plan, task, _made(base, plan, task))
+
+
+def _staying(base: Base, plan: ErasePlan, task: Task, names: Sequence[str]) -> ErasePlan:
+    """The plan with an anchor that is no concept of the list, where nobody chose one; its command says it."""
+    gone = {name.casefold() for name in names}
+    if plan.given_anchors or (task.anchors[0] or "").casefold() not in gone:
+        return plan
+    anchor = lessons.nearest(base, task.concepts[0], task.kinds[0] or "", names)
+    request = {**plan.request, "anchors": (anchor,)}
+    return replace(plan, task=replace(plan.task, anchors=(anchor,)), request=request)
 
 
 def _made(base: Base, plan: ErasePlan, task: Task) -> Header | None:

@@ -11,6 +11,7 @@ from small import TASK, edits, lesson
 from conceptzap.base import CROSS_KV, Base
 from conceptzap.edit import Edit
 from conceptzap.runtime.attach import attached
+from conceptzap.runtime.gates import Signal, factor
 from conceptzap.task import Task
 
 
@@ -49,6 +50,18 @@ def test_every_concept_has_its_say(sd1: Base) -> None:
     both = Task(("cat", "house"), ("dog", "castle"), TASK.keep)
     (edit,), (one,) = edits(sd1, "uce", both), edits(sd1, "uce")
     assert not torch.equal(edit.tensors["down"], one.tensors["down"])
+
+
+def test_behind_a_gate_each_concept_has_a_pair_of_its_own(sd1: Base) -> None:
+    """The same one as without; the gate is open for its concept, shut for the empty prompt."""
+    both = Task(("cat", "house"), ("dog", "castle"), TASK.keep)
+    made = edits(sd1, "uce", both, gate=True)
+    assert len(made) == 2 and [gate.kind for edit in made for gate in edit.gates] == ["match"] * 2
+    (alone,), (gated,) = edits(sd1, "uce"), edits(sd1, "uce", gate=True)
+    assert all(tensor.equal(gated.tensors[slot]) for slot, tensor in alone.tensors.items())
+    signal = Signal(sd1.encode(["a photo of a cat", "", "a photo of a house"]).states, torch.zeros(3))
+    opened = [factor(edit, signal).bool().flatten().tolist() for edit in made]
+    assert opened[0][:2] == [True, False] and opened[1][1:] == [False, True]
 
 
 SDXL_TASK = Task(("church",), ("house",), ("horse", "cat"), ("object",))
