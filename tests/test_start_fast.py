@@ -17,7 +17,8 @@ REPORT = f"""
 import sys
 from conceptzap.cli import main
 code = main(sys.argv[1:])
-heavy = {HEAVY} + ("pydantic",) * ("--help" in sys.argv)  # which typer loads to read values
+# typer loads pydantic to read values; what other packages bring is looked for where a member is asked for
+heavy = {HEAVY} + ("pydantic", "importlib.metadata") * ("--help" in sys.argv)
 print(sorted(set(heavy) & set(sys.modules)), file=sys.stderr)
 sys.exit(code)
 """

@@ -48,13 +48,6 @@ def files(erasure: conceptzap.Erasure) -> None:
     print(digest, title, out.path, list(entries), loaded == erasure, {loaded, erasure})
 
 
-def play() -> None:
-    page = conceptzap.ui("folder", block=False, told=lambda address: None)
-    address: str = page.local_url
-    print(address)
-    page.close()
-
-
 def bring() -> None:
     made: conceptzap.ErasedFile = conceptzap.import_("leco.safetensors", "Van Gogh", form="lora")
     print(made.path, made.digest)
@@ -100,6 +93,7 @@ def guard() -> None:
 
 
 def play() -> None:
-    page = conceptzap.ui("erasures", base="demo", block=False)
-    print(page.local_url)
+    page = conceptzap.ui("erasures", base="demo", block=False, told=lambda address: None)
+    address: str = page.local_url
+    print(address)
     page.close()

@@ -20,6 +20,9 @@ import typer
 from conceptzap.cli import _options as options
 from conceptzap.registry import family
 
+# those that other packages bring are completed, and take longer to find
+KNOWN = [stem.replace("_", "-") for stem in family.files("attacks")]
+
 
 def _attacks(incomplete: str) -> list[str]:
     known = (stem.replace("_", "-") for stem in family.members("attacks"))
@@ -34,7 +37,7 @@ def run(
     attack: Annotated[
         str,
         typer.Option("--attack", metavar="NAME", autocompletion=_attacks,
-                     help="One of " + ", ".join(_attacks("")) + "."),
+                     help="One of " + ", ".join(KNOWN) + "."),
     ],
     budget: Annotated[
         str, typer.Option("--budget", metavar="BUDGET", help="quick (minutes) or paper (as published).")

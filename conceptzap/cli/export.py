@@ -22,11 +22,11 @@ import typer
 from conceptzap.cli import _options as options
 from conceptzap.registry import family
 
-FORMATS = list(family.members("exports"))
+FORMATS = list(family.files("exports"))  # those that other packages bring are completed
 
 
 def _formats(incomplete: str) -> list[str]:
-    return [name for name in FORMATS if name.startswith(incomplete)]
+    return [name for name in family.members("exports") if name.startswith(incomplete)]
 
 
 def run(

@@ -18,11 +18,11 @@ from conceptzap.cli import _options as options
 from conceptzap.registry import family
 from conceptzap.task import KINDS
 
-FORMATS = list(family.members("imports"))
+FORMATS = list(family.files("imports"))  # those that other packages bring are completed
 
 
 def _formats(incomplete: str) -> list[str]:
-    return [name for name in FORMATS if name.startswith(incomplete)]
+    return [name for name in family.members("imports") if name.startswith(incomplete)]
 
 
 def _kinds(incomplete: str) -> list[str]:

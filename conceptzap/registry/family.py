@@ -15,11 +15,14 @@ import importlib
 import importlib.util
 from collections.abc import Iterable
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from conceptzap.errors import ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from importlib import metadata
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,6 +96,8 @@ def load(family: str, name: str) -> ModuleType:
 
 @cache
 def _installed() -> metadata.EntryPoints:
+    from importlib import metadata  # a fourth of a start, which few commands need
+
     return metadata.entry_points()
 
 
@@ -117,4 +122,4 @@ def _source(one: str, entry: metadata.EntryPoint) -> Path:
 
 def _lost(one: str, entry: metadata.EntryPoint, why: str) -> ResourceError:
     package = _package(entry)
-    return ResourceError(f"the {one} {entry.name!r} of {package} {why}", f"mend {package} or uninstall it")
+    return ResourceError(f"the {one} {entry.name!r} of {package} {why}", f"fix {package} or uninstall it")
