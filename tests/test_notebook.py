@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 import conceptzap
+from conceptzap.result import Settings
+from conceptzap.verbs import erasing, generating
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "erase.ipynb"
 BOOK = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
@@ -41,6 +44,14 @@ def check(shown: list[Any], folder: Path) -> None:
 def test_it_runs_on_the_built_in_checkpoint(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Every call with what it is given there, and where that says nothing, with few pictures and steps."""
+    for verb in (generating, erasing):
+        monkeypatch.setattr(verb, "usual", lambda base: Settings(steps=4))
+    fewer = {
+        "erase": {"limit": 2, "overrides": {"keep_prompts": 40}}, "evaluate": {"limit": 2, "steps": 4},
+    }  # fmt: skip
+    for name, more in fewer.items():
+        monkeypatch.setattr(conceptzap, name, partial(getattr(conceptzap, name), **more))
     monkeypatch.chdir(tmp_path)
     check(run_all(), tmp_path)
 
