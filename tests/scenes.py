@@ -10,6 +10,7 @@ import edits as some
 import torch
 
 import conceptzap
+from conceptzap.base import Base
 from conceptzap.runtime.attach import attached
 from conceptzap.testing import tiny
 
@@ -20,8 +21,8 @@ MIXED = [some.ASKED[0], some.OTHER[1], some.ASKED[1], some.OTHER[2]]
 class Scene:
     """A tiny pipeline, its erasure, and what it draws untouched and erased."""
 
-    def __init__(self, family: str) -> None:
-        self.base = tiny(family)
+    def __init__(self, family: str, base: Base | None = None) -> None:
+        self.base = base or tiny(family)
         self.erasure = some.erasure(self.base)
         self.pipe = self.base.pipeline()
         self.pipe.set_progress_bar_config(disable=True)
