@@ -114,12 +114,14 @@ def demo_base() -> Base:
 
 @pytest.fixture(scope="module")
 def few_steps() -> Iterator[None]:
-    """`erase` looks at a random base in two steps: what it shows is noise in thirty, too."""
+    """`erase` looks at a random base in two steps, and keeps few prompts: it is noise with more, too."""
     from conceptzap.result import Settings
+    from conceptzap.training.lessons import Lesson
     from conceptzap.verbs import erasing
 
-    usual = erasing.usual
+    usual, kept = erasing.usual, Lesson.kept
     with pytest.MonkeyPatch.context() as patch:
         few = Settings(steps=2, guidance=2.0)
         patch.setattr(erasing, "usual", lambda base: usual(base) if base.is_demo else few)
+        patch.setattr(Lesson, "kept", lambda self, count: kept(self, min(count, 24)))
         yield
