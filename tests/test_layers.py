@@ -203,6 +203,12 @@ def test_files_and_lines_stay_readable(path: Path) -> None:
     assert not long, f"{module(path)} has lines over {LONGEST_LINE} characters: {long}"
 
 
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_files_of_tests_ask_one_kind_of_question(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= LONGEST_FILE, f"{path.name} has {len(lines)} lines: split it by its questions"
+
+
 def test_functions_stay_short() -> None:
     lengths = {
         f"{module(path)}.{node.name}": _body_length(node)
