@@ -18,6 +18,13 @@ SERVER.set_forkserver_preload([
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "diffusers.schedulers.scheduling_ddim",
 ])  # fmt: skip
 
+# before a program for which the hub's client has to read its variables anew, as it does when it is imported
+FRESH = """
+import sys
+for name in [name for name in sys.modules if name.startswith(("huggingface_hub", "conceptzap"))]:
+    del sys.modules[name]
+"""
+
 
 class Program:
     """`conceptzap WORDS...` after `code`, under `environment` beside this one's; stdin is a pipe."""

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from command import conceptzap, contents
-from process import Program
+from process import FRESH, Program
 from samples import rich
 from test_cli import program
 from test_cli_flow import closed_form
 
 from conceptzap import format
-from conceptzap.registry import family
+from conceptzap.cli import main
+from conceptzap.registry import catalog, family
 from conceptzap.terminal.listing import NARROW
 from conceptzap.terminal.progress import Pulse
 from conceptzap.testing import save_tiny
@@ -141,8 +144,6 @@ def test_a_pipe_that_cannot_be_read(line: str, here: Path) -> None:
 
 LOOKING = """
 import socket, sys
-for name in [name for name in sys.modules if name.startswith(("huggingface_hub", "conceptzap"))]:
-    del sys.modules[name]  # the hub's client reads its variables when it is imported
 def look_up(host, *_, **__):
     print("looked up", host, file=sys.stderr)
     raise OSError("nobody is there")
@@ -158,7 +159,7 @@ def test_offline_asks_nobody(
     options = [word for word in offline if word.startswith("-")]
     for name in set(offline) - set(options):
         monkeypatch.setenv(name, "1")
-    process = Program(LOOKING, "generate", "a cat", "--base", "nobody/nothing", *options, cwd=here)
+    process = Program(FRESH + LOOKING, "generate", "a cat", "--base", "nobody/nothing", *options, cwd=here)
     assert process.wait() == 5 and "hub cannot be reached" in process.err.splitlines()[-1], process.err
     assert ("looked up" in process.err) == (not offline)
 
@@ -242,26 +243,31 @@ catalog.methods = methods
 COLOUR, BAR = "\x1b[1m", "\x1b[?25l"
 
 
-def on_a_terminal(*words: str, **environment: str) -> str:
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, *words: str, **environment: str) -> str:
     """What the program writes to a terminal that is both its stdout and its stderr."""
-    start = f"{COUNTING}\nimport sys\nfrom conceptzap.cli import main\nsys.exit(main(sys.argv[1:]))"
-    unset = ("CI", "NO_COLOR", "FORCE_COLOR", "COLUMNS")
-    inherited = {name: value for name, value in os.environ.items() if name not in unset}
+    for name in ("CI", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm-256color", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(catalog, "methods", catalog.methods)  # which is put back at the end
+    exec(COUNTING, {})  # noqa: S102
     near, far = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", start, *words], stdin=far, stdout=far, stderr=far,
-        env={**inherited, "TERM": "xterm-256color", **environment},
-    )  # fmt: skip
-    os.close(far)
-    text = b""
-    try:
-        while part := os.read(near, 65536):
-            text += part
-    except OSError:  # how Linux says that the other end is closed
-        pass
+    text: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while part := os.read(near, 65536):
+                text.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(far, "w", encoding="utf-8") as terminal:
+        with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(terminal):
+            code = main(list(words))
+    reader.join()
     os.close(near)
-    assert process.wait() == 0
-    return text.decode()
+    assert code == 0
+    return b"".join(text).decode()
 
 
 @pytest.mark.parametrize(
@@ -278,9 +284,10 @@ def on_a_terminal(*words: str, **environment: str) -> str:
     ],
 )
 def test_colour_and_bars_on_a_terminal(
-    words: tuple[str, ...], environment: dict[str, str], coloured: bool, moving: bool
-) -> None:
-    text = on_a_terminal("methods", *words, **environment)
+    words: tuple[str, ...], environment: dict[str, str], coloured: bool, moving: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    text = on_a_terminal(monkeypatch, "methods", *words, **environment)
     assert (COLOUR in text, BAR in text) == (coloured, moving)
     watched = "-q" not in words
     assert ("looking" in text) == watched
@@ -291,7 +298,9 @@ def test_colour_and_bars_on_a_terminal(
 @pytest.mark.parametrize("force", ["", "1"])
 def test_no_terminal_no_bars(force: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", force)
-    out, err = program(COUNTING, "methods").communicate()
+    process = Program(COUNTING, "methods")
+    assert process.wait() == 0
+    out, err = process.out, process.err
     assert (COLOUR in out) == bool(force) and BAR not in out + err
     assert "looking" not in err and "s] reading" in err
     for words in (["--help"], ["doctor"]):

@@ -15,6 +15,7 @@ import pytest
 import stub_judges  # noqa: F401  (named on the command line)
 from command import conceptzap, contents
 from erasures import nudge
+from process import FRESH, Program
 from test_cli_flow import closed_form
 
 from conceptzap import format
@@ -144,16 +145,15 @@ def test_any_name_without_home_locale_or_terminal(name: bytes, here: Path, tmp_p
     assert b"church" in done.stdout and done.stderr == b""
 
 
-def test_without_a_network_a_hub_name_is_one_line(here: Path, tmp_path: Path) -> None:
+def test_without_a_network_a_hub_name_is_one_line(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hub's client is not told to stay offline: it finds no way out."""
-    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    done = subprocess.run(
-        [sys.executable, "-m", "conceptzap", "generate", "a cat", "--base", "nobody/nothing"],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 5 and done.stdout == ""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    done = Program(FRESH, "generate", "a cat", "--base", "nobody/nothing", cwd=tmp_path)
+    assert done.wait() == 5 and done.out == ""
     # a slow machine hears of the work in between
-    said = [line for line in done.stderr.splitlines() if not line.startswith("[")]
+    said = [line for line in done.err.splitlines() if not line.startswith("[")]
     assert len(said) == 1 and "the hub cannot be reached" in said[0]
     assert not contents(tmp_path)
 
