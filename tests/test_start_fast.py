@@ -109,3 +109,11 @@ def test_completion_needs_no_torch(
     done = run(folder, [])
     assert done.returncode == 0 and done.stdout.split() == found
     assert done.stderr.splitlines() == ["[[0, []]]"]
+
+
+def test_a_command_is_built_alone() -> None:
+    """Reading the options of all of them is most of a start."""
+    from conceptzap import cli
+
+    assert list(cli.program("cite").commands) == ["cite"]
+    assert set(cli.program().commands) == set(family.files("cli"))

@@ -43,8 +43,8 @@ The options -q to --debug may also follow the command.
 """
 
 
-def build() -> typer.Typer:
-    """The Typer application with every command of this folder."""
+def build(only: str = "") -> typer.Typer:
+    """The Typer application with every command of this folder, or with the one that is named."""
     app = typer.Typer(
         cls=_everywhere.Program,
         help=HELP,
@@ -53,7 +53,7 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_root)
-    for name in sorted(family.files("cli"), key=_position):
+    for name in [only] if only else sorted(family.files("cli"), key=_position):
         module = importlib.import_module(f"{__name__}.{name}")
         text = _with_examples(module.__doc__ or "")
         app.command(name, cls=_everywhere.Command, help=text)(module.run)
@@ -61,9 +61,12 @@ def build() -> typer.Typer:
 
 
 @cache
-def program() -> Any:
-    """The application as the command that runs, built once a process: it holds nothing of a call."""
-    return _everywhere.share(typer.main.get_command(build()))
+def program(only: str = "") -> Any:
+    """The application as the command that runs, built once a process: it holds nothing of a call.
+
+    Reading the options of all commands is most of a start, so that one that is named is built alone.
+    """
+    return _everywhere.share(typer.main.get_command(build(only)))
 
 
 def _position(name: str) -> tuple[int, str]:
@@ -114,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _hush_libraries()
     with _sigterm_unwinds():
         try:
-            command = program()
+            first = next((word for word in given if not word.startswith("-")), "")
+            command = program(first if first in family.files("cli") else "")
             _everywhere.check_values(command, given)
             code = command.main(words, prog_name=PROGRAM, standalone_mode=False)
             sys.stdout.flush()

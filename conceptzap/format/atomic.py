@@ -90,6 +90,7 @@ def _nearest(path: Path) -> str:
     known = {naming.bare(name): name for name in reversed(names)}
     close = difflib.get_close_matches(naming.bare(path.name), known, n=3, cutoff=0.5)
     near = [known[name] for name in close]
+    near = [name for name in near if name.endswith(naming.SUFFIX)] or near  # what was meant most likely
     return f"did you mean {' or '.join(map(escape, near))}?" if near else "check the name"
 
 

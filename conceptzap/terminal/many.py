@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from conceptzap.terminal import show
@@ -18,7 +18,7 @@ def plans(record: Mapping[str, Any]) -> None:
         return
     rows = [
         (plan["concepts"][0], _anchor(plan["anchors"][0]), plan["kinds"][0], plan["method"],
-         f"{len(plan['keep'])} words", plan["seed"], _seconds(plan["estimate"]))
+         _keeps(plan["keep"]), plan["seed"], _seconds(plan["estimate"]))
         for plan in record["plans"]
     ]  # fmt: skip
     heads = ("concept", "becomes", "kind", "method", ">keeps", ">seed", ">alone about")
@@ -31,6 +31,10 @@ def plans(record: Mapping[str, Any]) -> None:
 
 def _anchor(anchor: str | None) -> str:
     return "what is nearest" if anchor is None else anchor or show.NOTHING
+
+
+def _keeps(words: Sequence[str]) -> str:
+    return f"{len(words)} words" if words else "the usual"
 
 
 def _seconds(estimate: Mapping[str, Any] | None) -> str:
