@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,14 @@ from conceptzap.verbs.evaluating import read, settle
 
 WHOLE = 13  # batches of the cheap run: four slices, base and erased, one of other seeds, four strengths
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+
+@pytest.fixture(scope="module", autouse=True)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What one test drew is there for the next; a page shows where one prompt attends, not four."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONCEPTZAP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("conceptzap.page.report.ATTENDED", 1)
+        yield
 
 
 def test_evaluate_writes_result_report_cells_and_images(
@@ -96,7 +105,7 @@ def test_a_result_survives_its_file(church: Path, tiny_folder: Path, tmp_path: P
 
 
 def test_an_interrupted_run_draws_only_what_is_missing(
-    church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_cache: Path, church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, drawn = cached.drawings, []
 
@@ -117,7 +126,7 @@ def test_an_interrupted_run_draws_only_what_is_missing(
 
 
 def test_the_bases_pictures_are_shared_between_runs(
-    church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_cache: Path, church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(church, tiny_folder, tmp_path / "one")
     real, drawn = cached.drawings, []
@@ -132,7 +141,7 @@ def test_the_bases_pictures_are_shared_between_runs(
 
 
 def test_a_run_that_was_shot_goes_on_and_ends_byte_for_byte_the_same(
-    church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_cache: Path, church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["evaluate", church, "--base", tiny_folder, "--suite", "smoke"]
     words += ["--limit", 3, "--steps", 1, "--batch", 2]
@@ -247,7 +256,7 @@ def test_a_concept_that_is_still_drawn_is_exit_7(
 
 
 def test_an_erasure_named_twice_is_attached_once(
-    church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_cache: Path, church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, under = cached.drawings, []
     monkeypatch.setattr(cached, "drawings", lambda *a: under.append(a[4]) or real(*a))
@@ -339,9 +348,10 @@ def test_erase_ends_with_the_smoke_suite(
     from conceptzap.judges import demo
 
     monkeypatch.setattr(demo, "fits", lambda base: True)
-    suite, _ = suites.load("smoke")
+    suite, world = suites.load("smoke")
+    monkeypatch.setattr(suites, "load", lambda *_: (replace(suite, steps=1), world))
     words = ("erase", "church", "--anchor", "house", "--base", tiny_folder, "--method", closed_form())
-    answer = conceptzap(*words, "-o", tmp_path / "church", "--json")
+    answer = conceptzap(*words, "--set", "keep_prompts=12", "-o", tmp_path / "church", "--json")
     assert answer.code == 0, answer.err
     scores = answer.json["scores"]
     assert scores["leak"]["n"] == sum(suite.erase.values())
