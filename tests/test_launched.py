@@ -6,17 +6,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import conceptzap
 from evaluations import CHEAP, STUB
+from process import Program
 
 from conceptzap.errors import ConceptZapError
 from conceptzap.evaluation import cached
@@ -24,18 +22,19 @@ from conceptzap.report import Report
 from conceptzap.verbs import launched
 from conceptzap.verbs.launched import LostProcess, Team
 
-PROGRAM = f"""
+COUNTING = """
 import json, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})  # where the stub judges lie
-from conceptzap.cli import main
+from conceptzap import cli
 from conceptzap.evaluation.cached import CachedSampler
-draw, drawn = CachedSampler._draw, []
+draw, drawn, main = CachedSampler._draw, [], cli.main
 CachedSampler._draw = lambda self, probes: drawn.append(len(probes)) or draw(self, probes)
-codes = []
-for words in json.loads(sys.argv[1]):
-    codes.append(main(words))
-    print("drawn", sum(drawn), file=sys.stderr)
-sys.exit(max(codes))
+def several(words):
+    codes = []
+    for one in json.loads(words[0]):
+        codes.append(main(one))
+        print("drawn", sum(drawn), file=sys.stderr)
+    return max(codes)
+cli.main = several
 """
 
 
@@ -69,15 +68,10 @@ def test_two_processes_share_what_is_drawn_and_find_the_same(
     # what a launcher tells its processes
     told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo", **meet}
     told["CONCEPTZAP_CACHE"] = str(tmp_path / "shared")
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps(both)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, env=os.environ | told | {"RANK": rank, "LOCAL_RANK": rank},
-        )
-        for rank in "01"
-    ]  # fmt: skip
-    said = [one.communicate() for one in running]
-    assert codes == [7, 0] and [one.returncode for one in running] == [7, 0], said
+    running = [Program(COUNTING, json.dumps(both), **told, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    ended = [one.wait() for one in running]
+    said = [(one.out, one.err) for one in running]
+    assert codes == [7, 0] and ended == [7, 0], said
     assert said[0][0].count("\n") == 2 and said[1][0] == "", "one of them tells"
     assert results(tmp_path / "both") == results(tmp_path / "alone")
     drawn = [[int(n) for n in re.findall(r"^drawn (\d+)", err, re.M)] for _, err in said]
