@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import edits as some
@@ -32,6 +33,7 @@ from conceptzap.testing import save_tiny, tiny
 # what cannot be exported
 
 
+@cache
 def misfits(base: Base) -> dict[str, tuple[str, list[Edit]]]:
     gate, weight = some.gate(base), some.low_rank(base)
     many = len(base.sites("unet.*.attn2"))
