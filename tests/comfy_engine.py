@@ -38,6 +38,6 @@ def engine() -> Any:
     sys.path.insert(0, str(Path(place) / "_comfyui"))
     importlib.import_module("comfy.options").enable_args_parsing(False)
     importlib.import_module("comfy.cli_args").args.cpu = True
-    for name in ("model_base", "model_patcher", "sample", "samplers", "supported_models"):
+    for name in ("model_base", "model_detection", "model_patcher", "sample", "samplers", "supported_models"):
         importlib.import_module(f"comfy.{name}")
     return sys.modules["comfy"]

@@ -64,3 +64,11 @@ def test_no_concept_is_kept(sd1: Base) -> None:
 
 def test_concepts_differ_in_more_than_capitals() -> None:
     assert Task(("church", "Church", "cat")).concepts == ("church", "cat")
+
+
+def test_what_stays_does_not_speak_of_what_goes(sd1: Base) -> None:
+    """"a sketch of a cat" is how pictures are asked for, and what a sketch is: no gate can tell both."""
+    for concept, kind in (("sketch", "style"), ("photo", "style"), ("cat", "object")):
+        lesson = next(lessons.lessons(sd1, Task((concept,), ("painting",), ("red", "tree"), (kind,))))
+        assert lesson.keep and not [p for p in lesson.keep if concept in p.replace(",", " ").split()]
+        assert not set(lesson.beside) & {*lesson.names, *lesson.keep}

@@ -23,11 +23,15 @@ from conceptzap.training.states import States
 from conceptzap.training.wordings import Pair
 
 NEAREST = 80  # words of the vocabulary that join the keep set
+BESIDE = 160  # more of them, by themselves, that a gate must stay shut for
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """One concept of a task. `pairs` ask for it and its synonyms, `keep` are prompts that must stay."""
+    """One concept of a task. `pairs` ask for it and its synonyms, `keep` are prompts that must stay.
+
+    `beside` are words that are farther from it, of which a gate must know, too.
+    """
 
     concept: str
     anchor: str
@@ -35,6 +39,7 @@ class Lesson:
     synonyms: tuple[str, ...]
     pairs: tuple[Pair, ...]
     keep: tuple[str, ...]
+    beside: tuple[str, ...] = ()
 
     def kept(self, n: int) -> list[str]:
         """n prompts of the keep set, spread evenly over it."""
@@ -64,7 +69,7 @@ def lessons(base: Base, task: Task, report: Report | None = None) -> Iterator[Le
 
 def read(base: Base, lesson: Lesson, keep_prompts: int, report: Report | None = None) -> States:
     """The text states of everything that a lesson's gate and closed form are fitted on."""
-    asked = ["", *lesson.prompts, *lesson.anchors, *lesson.kept(keep_prompts)]
+    asked = ["", *lesson.prompts, *lesson.anchors, *lesson.kept(keep_prompts), *lesson.beside]
     return States.of(base, asked, report)
 
 
@@ -143,7 +148,8 @@ def _sides(told: Sequence[Lesson], keep_prompts: int) -> tuple[list[str], list[s
     prompts = [prompt for lesson in told for prompt in lesson.prompts]
     anchors = [prompt for lesson in told for prompt in lesson.anchors]
     kept = [prompt for lesson in told for prompt in lesson.kept(keep_prompts // len(told))]
-    return prompts, list(dict.fromkeys(["", *anchors, *kept]))
+    beside = [word for lesson in told for word in lesson.beside if word not in prompts]
+    return prompts, list(dict.fromkeys(["", *anchors, *kept, *beside]))
 
 
 def _lesson(
@@ -158,7 +164,15 @@ def _lesson(
     gone = {word.lower() for name in (*task.concepts, *synonyms) for word in (name, *name.split())}
     kept = [word for word in kept if word.lower() not in gone]
     pairs = [p for name in (concept, *synonyms) for p in _pairs(base, name, anchor, kind, gone)]
-    return Lesson(concept, anchor, kind, synonyms, tuple(pairs), tuple(_keep(base, kept, gone)))
+    names = (concept, *synonyms)
+    stay = [prompt for prompt in _keep(base, kept, gone) if not _speaks_of(prompt, names)]
+    farther = [word for word in words[NEAREST : NEAREST + BESIDE] if word.lower() not in gone]
+    return Lesson(concept, anchor, kind, synonyms, tuple(pairs), tuple(stay), tuple(farther))
+
+
+def _speaks_of(prompt: str, names: Iterable[str]) -> bool:
+    """Whether a prompt has one of the names in it, as "a sketch of a dog" has "sketch"."""
+    return any(f" {name.lower()} " in f" {prompt.lower().replace(',', ' ')} " for name in names)
 
 
 def _known(base: Base, words: list[str]) -> list[str]:
