@@ -20,6 +20,7 @@ from test_cli_flow import closed_form
 
 from conceptzap import format
 from conceptzap.cli import main
+from conceptzap.cli import program as program_of
 from conceptzap.registry import catalog, family
 from conceptzap.terminal.listing import NARROW
 from conceptzap.terminal.progress import Pulse
@@ -224,7 +225,9 @@ def test_files_are_completed_wherever_they_lie(tmp_path: Path) -> None:
 
 def test_the_completion_script_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    program_of.cache_clear()  # what is built depends on it
     answer = conceptzap("--show-completion", "bash")
+    program_of.cache_clear()
     assert answer.code == 0 and answer.err == "" and "_CONCEPTZAP_COMPLETE=complete_bash" in answer.out
 
 
