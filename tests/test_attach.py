@@ -92,7 +92,7 @@ def test_arguments_may_be_positional(sd1: Base) -> None:
         given = (sd1.noise([0, 1]), some.TIME, sd1.encode(MIXED[:2]).states)
         assert sd1.unet(*given).sample.equal(named) and sd1.unet(*given, return_dict=False)[0].equal(named)
         with pytest.raises(RefusedError, match="beside them"):
-            sd1.unet(*given, None, None, None, None, {"image_embeds": None})
+            sd1.unet(*given, None, None, None, None, {"image_embeds": [torch.zeros(2, 1, 4)]})
     assert receipt.calls == 3
 
 

@@ -142,7 +142,7 @@ def test_erasing_asks_the_verb_and_says_what_became_of_it(folder: Path, monkeypa
     monkeypatch.setattr(api, "erase", erase)
     monkeypatch.setattr(work.Desk, "base", lambda self, name: name)
     done = work.erase(work.Desk(folder), "demo", " Van Gogh ", "", "", "fast", 0, "a", Report())
-    assert (done.name, done.scores) == ("a", [("leak", "25.0 %", "10.0 to 50.0 %", "24")])
+    assert (done.name, done.scores) == ("a", [("still shown (leak)", "25.0 %", "10.0 to 50.0 %", "24")])
     assert asked["concept"] == "Van Gogh" and asked["anchors"] == () and asked["steps"] is None
     assert asked["preset"] == "fast" and asked["method"] is None and asked["output"] == folder / "a"
     assert "gone" in view.scores(done) and "12 kB" in view.scores(done)
