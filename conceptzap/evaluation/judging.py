@@ -31,8 +31,8 @@ def panel(names: Sequence[str], base: Any, world: World) -> tuple[Judge, ...]:
     """The judges that some names stand for.
 
     A name is a member ("demo"), a member with its option ("clip:openai/clip-vit-base-patch32"), or
-    "module:function" of your own. Raises
-    `UsageError` for a name that is none of these, `ResourceError` for one that cannot be loaded.
+    "module:function" of your own. Raises `UsageError` for a name that is none of these,
+    `ResourceError` for one that cannot be loaded.
     """
     if not names:
         raise UsageError("this suite needs a classifier", "name one with --judge, e.g. --judge clip:MODEL")

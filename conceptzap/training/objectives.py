@@ -115,8 +115,8 @@ def partial_sampling(
 ) -> tuple[Tensor, Tensor]:
     """One trajectory for each of n prompts: latents [steps, n, c, h, w] before every step, times [steps].
 
-    As many are sampled together as memory allows; the prompt's place decides its noise. Several methods
-    that learn one concept in one run share them.
+    As many are sampled together as memory allows; the prompt's place decides its noise. Methods
+    of a list that learn the same of one concept share them.
     """
     key = "trajectories", tuple(prompts), seed
     return states.once(base, key, lambda: _sampled(base, prompts, seed, report))

@@ -28,7 +28,7 @@ from conceptzap.page import attack as attack_page
 from conceptzap.page import bench as page
 from conceptzap.registry import config
 from conceptzap.report import Report
-from conceptzap.training import memory, states
+from conceptzap.training import memory
 from conceptzap.trust import admission
 from conceptzap.verbs import attacking, erasing, evaluating, failing, launched, planning
 from conceptzap.verbs.generating import described
@@ -63,7 +63,7 @@ def bench(
     def missing() -> list[str]:
         return [cell.name for cell in every if not _read(folder, asked, cell)]
 
-    with launched.telling(missing, len(every), "cells"), states.shared():
+    with launched.telling(missing, len(every), "cells"):
         for number, job in team.share(asked.jobs):
             report.note(f"{number} of {len(asked.jobs)}: {job.method}, {job.concept}")
             for cell in _cells(_Work(asked, folder, base, again, report), job):

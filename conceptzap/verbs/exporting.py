@@ -73,9 +73,11 @@ def export(
 
 def _pointed(error: RefusedError, order: Order, to: str) -> RefusedError:
     """The same, with the formats that would hold all of it in its hint."""
+    if error.hint != SHIP:
+        return error
     plain = replace(order, rank=None, keys=None, dtype="auto")
     able = [name for name in family.members(FAMILY) if name != to and _holds(name, plain)]
-    if error.hint != SHIP or not able:
+    if not able:
         return error
     return RefusedError(str(error), f"--to {' or --to '.join(able)} holds it whole; or {SHIP}")
 

@@ -49,16 +49,17 @@ class Asked:
     def draw(self, base: Base, edits: tuple[Edit, ...] = ()) -> Seen:
         name = tuple(sorted(edit.name for edit in edits))
         if name not in self.seen:
-            drawn = sampler.draw(base, self.prompts, self.seeds, SETTINGS, edits)
-            self.seen[name] = Seen(self, drawn)
+            drawn = list(sampler.drawings(base, self.prompts, self.seeds, SETTINGS, edits))
+            opened = np.array([bool(one.fired) for one in drawn])
+            self.seen[name] = Seen(self, torch.stack([one.picture for one in drawn]), opened)
         return self.seen[name]
 
 
 class Seen:
     """What both judges say of the pictures."""
 
-    def __init__(self, asked: Asked, pictures: torch.Tensor) -> None:
-        self.pictures = pictures
+    def __init__(self, asked: Asked, pictures: torch.Tensor, opened: np.ndarray) -> None:
+        self.pictures, self.opened = pictures, opened
         chunks = [pictures[i : i + 100] for i in range(0, len(pictures), 100)]
         self.top: dict[str, list[list[str]]] = {"object": [], "style": []}
         for judge in JUDGES:
@@ -152,6 +153,7 @@ def measure(
         "base shows it": rate(before.either(kind, concept)),
         "leak": rate(after.either(kind, concept)),
         "others, against the base": change(others, was, now),
+        "others for which an edit was open": rate(now.opened),
         "others bit-identical": rate((was.pictures == now.pictures).flatten(1).all(1).numpy()),
     }
     if kind == "style":
