@@ -1,4 +1,4 @@
-"""The suites for Stable Diffusion as the papers run them, end to end: the built-in base, stub judges."""
+"""The suites for Stable Diffusion as the papers run them, end to end: a tiny base, stub judges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from erasures import write
 
 from conceptzap.base import Base
 from conceptzap.evaluation import suites
-from conceptzap.terminal.environment import DEMO
 from conceptzap.verbs.evaluating import read
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -29,18 +28,18 @@ SUITES = {
 }  # fmt: skip
 
 
-def evaluate(suite: str, judge: str, file: Path, output: Path) -> Answer:
+def evaluate(suite: str, judge: str, folder: Path, file: Path, output: Path) -> Answer:
     return conceptzap(
-        "evaluate", file, "--base", DEMO, "--suite", suite, "--judge", f"stub_judges:{judge}",
+        "evaluate", file, "--base", folder, "--suite", suite, "--judge", f"stub_judges:{judge}",
         "--limit", 2, "--steps", 1, "-o", output, "--json",
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_it_runs_end_to_end(suite: str, demo_base: Base, tmp_path: Path) -> None:
+def test_it_runs_end_to_end(suite: str, sd1: Base, tiny_folder: Path, tmp_path: Path) -> None:
     concept, printed, slices = SUITES[suite]
-    file = write(demo_base, concept, tmp_path)
-    answer = evaluate(suite, "turning", file, tmp_path / "out")
+    file = write(sd1, concept, tmp_path)
+    answer = evaluate(suite, "turning", tiny_folder, file, tmp_path / "out")
     # what is attached erases nothing, and where a judge notices, the run says so
     assert answer.code == 0 or "not erased" in answer.json["error"]["message"], answer.err
     result = read(tmp_path / "out" / "result.json")
@@ -53,7 +52,7 @@ def test_it_runs_end_to_end(suite: str, demo_base: Base, tmp_path: Path) -> None
         assert not any(" dog" in line for line in (tmp_path / "out" / "cells.csv").read_text().splitlines())
     sheets = {path.stem.replace("-", "/", 1) for path in (tmp_path / "out" / "images").iterdir()}
     assert sheets == slices
-    sees_nothing(evaluate(suite, "nothing", file, tmp_path / "blind"), slices)
+    sees_nothing(evaluate(suite, "nothing", tiny_folder, file, tmp_path / "blind"), slices)
 
 
 def sees_nothing(answer: Answer, slices: set[str]) -> None:
