@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 from edits import always, eraser, gate, tokens, window
 
 from conceptzap.base import Base
+from conceptzap.evaluation import cached, suites
 from conceptzap.evaluation import closing as module
-from conceptzap.evaluation import suites
 from conceptzap.evaluation.cached import CachedSampler
 from conceptzap.evaluation.closing import closing
 from conceptzap.result import Settings
@@ -47,7 +48,8 @@ def test_what_no_gate_opens_for_is_not_drawn_again_and_nothing_else_changes(
     found = closing(demo_base, edits, TASK, LOOK, 0)
     assert small and all("gogh" in prompt.lower() for prompt in small)
     small.clear()
-    monkeypatch.setattr(module, "_acted_on", lambda base, edits, asked, settings: [True] * len(asked))
+    for place in (module, cached):
+        monkeypatch.setattr(place, "acted_on", lambda base, edits, asked, settings: [True] * len(asked))
     whole = closing(demo_base, edits, TASK, LOOK, 0)
     assert any("gogh" not in prompt.lower() for prompt in small)
     assert (whole.scores, whole.verdict) == (found.scores, found.verdict)
@@ -72,7 +74,7 @@ def test_only_gates_that_read_the_text_alone_say_beforehand(gated: bool, demo_ba
     edit = tokens(demo_base, gates=[window(0, 999)] if gated else [])
     asked = suites.load(module.SUITE)
     probes = module.probes.expand(*asked, [asked[1].find("Van Gogh")])
-    assert all(module._acted_on(demo_base, [edit], probes, LOOK))
+    assert all(cached.acted_on(demo_base, [edit], probes, LOOK))
 
 
 def test_under_gates_that_look_it_is_the_base_that_is_not_asked_in_vain(
@@ -82,16 +84,17 @@ def test_under_gates_that_look_it_is_the_base_that_is_not_asked_in_vain(
     edits = [tokens(demo_base, gates=[gate(demo_base)])]
     found = closing(demo_base, edits, TASK, LOOK, 0)
     looking = [tokens(demo_base, gates=[gate(demo_base), always(demo_base)])]
-    bare: list[str] = []
+    drawn: list[tuple[str, int]] = []
     draw = CachedSampler._draw
     monkeypatch.setattr(
         CachedSampler, "_draw",
-        lambda self, asked: bare.extend(p.prompt for p in asked if not self.edits) or draw(self, asked),
+        lambda self, asked: drawn.extend((p.prompt, p.seed) for p in asked) or draw(self, asked),
     )
     for path in own_cache.rglob("*.png"):
         path.unlink()
     again = closing(demo_base, looking, TASK, LOOK, 0)
-    assert bare and all("gogh" in prompt.lower() for prompt in bare)
+    twice = [prompt for (prompt, _), count in Counter(drawn).items() if count > 1]
+    assert twice and all("gogh" in prompt.lower() for prompt in twice)
     assert (again.scores, again.verdict) == (found.scores, found.verdict)
     for one, other in zip((*found.concept, *found.kept), (*again.concept, *again.kept), strict=True):
         assert np.abs(one.before.astype(int) - other.before).max() <= 1  # other batches, other rounding

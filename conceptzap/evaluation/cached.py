@@ -3,7 +3,8 @@
 A picture drawn in a batch depends on the batch within rounding, so the batch is the unit that is
 kept: same base, edits, settings, prompts and seeds, same file. A run that was killed draws the
 missing batches and ends with the same pictures, bit for bit. So does one of several processes: inside
-`drawn_by` a team each draws its share, and reads what the others drew.
+`drawn_by` a team each draws its share, and reads what the others drew. A batch in which no gate can
+open is the base's, bit for bit, and is not drawn twice.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from PIL import Image, PngImagePlugin
 
 from conceptzap.base import Base, Cond, parameters
@@ -27,9 +29,11 @@ from conceptzap.edit import Edit, canonical_json, sort_edits, tensor_bytes
 from conceptzap.format import atomic, cache
 from conceptzap.report import Report
 from conceptzap.result import Probe, Settings
+from conceptzap.runtime.gates import TEXT, Signal, factor
 from conceptzap.runtime.sampler import Start, drawings, drawings_from
 
 KIND = "pictures"
+CHUNK = 32  # prompts encoded together
 
 
 class Team(Protocol):
@@ -93,6 +97,25 @@ def edits_digest(edits: Sequence[Edit]) -> str:
     return hashlib.sha256(canonical_json(names).encode()).hexdigest() if names else ""
 
 
+def acted_on(
+    base: Base, edits: Sequence[Edit], asked: Sequence[Probe], settings: Settings
+) -> list[bool]:
+    """Whether an edit can act on each picture at all: a shut gate is an absent edit, bit for bit.
+
+    Only gates that read the text alone can say so beforehand.
+    """
+    by_text = [replace(e, gates=tuple(g for g in e.gates if g.kind in TEXT)) for e in edits]
+    if not all(edit.gates for edit in by_text):
+        return [True] * len(asked)
+    prompts = [probe.prompt for probe in asked]
+    chunks = [base.encode(prompts[i : i + CHUNK]).states for i in range(0, len(prompts), CHUNK)]
+    states = torch.cat([base.unconditional(settings.negative).states, *chunks])  # [1 + n, length, width]
+    text = Signal(states, torch.zeros(len(states), device=states.device))
+    factors = [factor(edit, text).reshape(len(states), -1) for edit in by_text]
+    acts = torch.stack([found.ne(0).any(1) for found in factors]).any(0).tolist()  # [1 + n]
+    return [acts[0] or row for row in acts[1:]]
+
+
 def start_digest(start: Start) -> str:
     """sha256 over all that pictures are drawn from."""
     conds = [start.cond] if isinstance(start.cond, Cond) else start.cond
@@ -108,7 +131,8 @@ class CachedSampler:
     """Draws probes with one base under some edits; `store` is the folder that keeps the batches.
 
     Equal edits count once and those of strength 0 not at all, so that the key of a batch says
-    exactly what is attached when it is drawn.
+    exactly what is attached when it is drawn. With `anew`, what no edit can act on is drawn all the
+    same: to measure whether it is the base's.
     """
 
     def __init__(
@@ -118,8 +142,9 @@ class CachedSampler:
         edits: Sequence[Edit] = (),
         store: Path | None = None,
         digest: str = "",
+        anew: bool = False,
     ) -> None:
-        self.base, self.settings = base, settings
+        self.base, self.settings, self.anew = base, settings, anew
         self.edits = sort_edits(edit for edit in edits if edit.scale)
         self.store = store or cache.folder(KIND)
         self.digest = digest or base_digest(base)
@@ -147,6 +172,8 @@ class CachedSampler:
         kept = _read(path, probes)
         if kept is not None:
             return kept
+        if self._untouched(probes):
+            return CachedSampler(self.base, self.settings, (), self.store, self.digest).batch(probes)
         drawn = self._draw(probes)
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_atomic(path, _png(drawn), force=True)
@@ -171,6 +198,12 @@ class CachedSampler:
         content = canonical_json([self.model, asked, *([beside] if beside else [])])
         key = hashlib.sha256(content.encode()).hexdigest()
         return self.store / key[:2] / f"{key}.png"
+
+    def _untouched(self, probes: Sequence[Probe]) -> bool:
+        """Whether there are edits, of which none can act on any picture of a batch."""
+        if self.anew or not self.edits:
+            return False
+        return not any(acted_on(self.base, self.edits, probes, self.settings))
 
     def _draw(self, probes: tuple[Probe, ...]) -> ImageBatch:
         prompts, seeds = [p.prompt for p in probes], [p.seed for p in probes]

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 
 from conceptzap.base import Base
 from conceptzap.edit import Edit
 from conceptzap.evaluation import estimates, intervals, probes, suites
-from conceptzap.evaluation.cached import CachedSampler, base_digest
+from conceptzap.evaluation.cached import CachedSampler, acted_on, base_digest
 from conceptzap.evaluation.comparison import Annotation, Comparison, Sample
 from conceptzap.evaluation.judging import Judge
 from conceptzap.evaluation.observing import Observed, observe, pair
@@ -21,12 +20,11 @@ from conceptzap.evaluation.verdict import DRAWN
 from conceptzap.registry import family
 from conceptzap.report import Report
 from conceptzap.result import Probe, Score, Settings
-from conceptzap.runtime.gates import SIGHT, TEXT, Signal, factor
+from conceptzap.runtime.gates import SIGHT
 from conceptzap.task import Task
 
 SUITE = "smoke"
 SHOWN = 4  # pictures of the concept, and of the rest, that are shown
-CHUNK = 32  # prompts encoded together
 NAMED = 4  # concepts that a verdict names
 
 
@@ -100,7 +98,7 @@ def closing(
         before = _observe_again(bare, judges, asked, after, changed, labels[0], report)
     else:
         before = observe(bare, judges, asked, labels[0], report)
-        changed = [row for row, acts in enumerate(_acted_on(base, edits, asked, settings)) if acts]
+        changed = [row for row, acts in enumerate(acted_on(base, edits, asked, settings)) if acts]
         after = _observe_again(erased, judges, asked, before, changed, labels[1], report)
     # 3. what became of it
     comparison = pair(asked, before, after, targets)
@@ -139,25 +137,6 @@ def _fewer(counts: Mapping[str, int], most: int) -> dict[str, int]:
 def _looking(edits: Sequence[Edit]) -> bool:
     """Whether some gate looks at the picture, so that no text says beforehand what is erased."""
     return any(gate.kind == SIGHT for edit in edits for gate in edit.gates)
-
-
-def _acted_on(
-    base: Base, edits: Sequence[Edit], asked: Sequence[Probe], settings: Settings
-) -> list[bool]:
-    """Whether an edit can act on each picture at all: a shut gate is an absent edit, bit for bit.
-
-    Only gates that read the text alone can say so beforehand.
-    """
-    by_text = [replace(e, gates=tuple(g for g in e.gates if g.kind in TEXT)) for e in edits]
-    if not all(edit.gates for edit in by_text):
-        return [True] * len(asked)
-    prompts = [probe.prompt for probe in asked]
-    chunks = [base.encode(prompts[i : i + CHUNK]).states for i in range(0, len(prompts), CHUNK)]
-    states = torch.cat([base.unconditional(settings.negative).states, *chunks])  # [1 + n, length, width]
-    text = Signal(states, torch.zeros(len(states), device=states.device))
-    factors = [factor(edit, text).reshape(len(states), -1) for edit in by_text]
-    acts = torch.stack([found.ne(0).any(1) for found in factors]).any(0).tolist()  # [1 + n]
-    return [acts[0] or row for row in acts[1:]]
 
 
 def _observe_again(

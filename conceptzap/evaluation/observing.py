@@ -124,4 +124,4 @@ def _kept_rows(probes: Sequence[Probe], wanted: int) -> list[int]:
 
 def _single(sampler: CachedSampler) -> CachedSampler:
     settings = replace(sampler.settings, batch=1)
-    return CachedSampler(sampler.base, settings, sampler.edits, sampler.store, sampler.digest)
+    return CachedSampler(sampler.base, settings, sampler.edits, sampler.store, sampler.digest, anew=True)
