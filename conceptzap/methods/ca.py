@@ -50,11 +50,10 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
         yield from distil.retain(base, edits, keep, cfg)
 
     swapped = [
-        replace(pair, concept=pair.anchor, anchor=pair.concept)
+        [replace(pair, concept=pair.anchor, anchor=pair.concept) for pair in lesson.pairs]
         for lesson in taught
-        for pair in lesson.pairs
     ]
-    pictures = distil.Noised.of(base, Trajectories.of(base, swapped, cfg.trajectories, report))
+    pictures = distil.Noised.of(base, Trajectories.of_each(base, swapped, cfg.trajectories, report))
     sources = [pictures, distil.kept_latents(base, taught, cfg, report)]
     groups = {"weights": Group(objectives.parameters(edits), cfg.lr)}
     report.watch(edits)

@@ -54,9 +54,9 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
 def _losses(
     base: Base, taught: list[Lesson], edits: list[Edit], cfg: Config, report: Report
 ) -> Losses:
-    pairs = [pair for lesson in taught for pair in lesson.pairs]
+    pairs = [lesson.pairs for lesson in taught]
     keep = [prompt for lesson in taught for prompt in lesson.keep]
-    forget = Trajectories.of(base, pairs, cfg.trajectories, report)
+    forget = Trajectories.of_each(base, pairs, cfg.trajectories, report)
     retain = Trajectories.kept(base, keep, cfg.trajectories, report) if cfg.retain else None
 
     def losses(step: int, part: int, parts: int) -> Generator[tuple[str, Tensor, str], None, None]:

@@ -43,9 +43,9 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    pairs = [pair for lesson in lessons(base, task, report) for pair in lesson.pairs]
-    without = [replace(pair, concept=pair.anchor, anchor=pair.concept) for pair in pairs]
-    drawn = [Trajectories.of(base, asked, cfg.trajectories, report) for asked in (pairs, without)]
+    pairs = [lesson.pairs for lesson in lessons(base, task, report)]
+    without = [[replace(pair, concept=pair.anchor, anchor=pair.concept) for pair in one] for one in pairs]
+    drawn = [Trajectories.of_each(base, asked, cfg.trajectories, report) for asked in (pairs, without)]
     steps = max(1, round(cfg.window * len(drawn[0].times)))
     cut: dict[str, Tensor] = {}
     for step in report.count(range(steps), steps, "comparing activations"):

@@ -38,13 +38,10 @@ class MarkedLatents:
     def of(
         base: Base, taught: Sequence[Lesson], n: int, report: Report, end: bool = False
     ) -> MarkedLatents:
-        """n of them; with `end` the end of text and what is behind it are marked, too."""
+        """n of each; with `end` the end of text and what is behind it are marked, too."""
         words = [name for lesson in taught for name in (lesson.concept, *lesson.synonyms)]
-        pairs = [pair for lesson in taught for pair in lesson.pairs]
-        order = objectives.subset(report.seed, pairs, len(pairs))  # as `Trajectories.of` orders them
-        prompts = [order[i % len(order)].concept for i in range(n)]
-        drawn = Trajectories.of(base, pairs, n, report)
-        return MarkedLatents(drawn, marks(base, prompts, words, end))
+        drawn = Trajectories.of_each(base, [lesson.pairs for lesson in taught], n, report)
+        return MarkedLatents(drawn, marks(base, drawn.prompts, words, end))
 
     def between(self, low: int, high: int) -> MarkedLatents:
         """Only the latents of low <= t < high, or those nearest to that where there are none."""

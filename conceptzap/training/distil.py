@@ -34,9 +34,8 @@ class Source(Protocol):
 def concept_latents(
     base: Base, taught: Sequence[Lesson], cfg: Any, report: Report
 ) -> Trajectories:
-    """The base's latents on the way to the concepts' pictures, `cfg.trajectories` of them."""
-    pairs = [pair for lesson in taught for pair in lesson.pairs]
-    return Trajectories.of(base, pairs, cfg.trajectories, report)
+    """The base's latents on the way to the concepts' pictures, `cfg.trajectories` of each."""
+    return Trajectories.of_each(base, [lesson.pairs for lesson in taught], cfg.trajectories, report)
 
 
 def kept_latents(base: Base, taught: Sequence[Lesson], cfg: Any, report: Report) -> Trajectories:

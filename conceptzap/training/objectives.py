@@ -70,9 +70,16 @@ class Trajectories:
 
         `turn` tells sets of one method apart, so that no two begin with the same noise.
         """
+        return Trajectories.of_each(base, [pairs], n, report, turn)
+
+    @staticmethod
+    def of_each(
+        base: Base, groups: Sequence[Sequence[Pair]], n: int, report: Report, turn: int = 0
+    ) -> Trajectories:
+        """The same, n for each of some groups of pairs: a concept of few wordings counts like any other."""
         seed = report.seed + turn
-        order = subset(seed, pairs, len(pairs))
-        chosen = [order[i % len(order)] for i in range(n)]
+        orders = [subset(seed, pairs, len(pairs)) for pairs in groups]
+        chosen = [order[i % len(order)] for i in range(n) for order in orders]
         concept, anchor = [pair.concept for pair in chosen], [pair.anchor for pair in chosen]
         latents, times = partial_sampling(base, concept, seed, report)
         return Trajectories(

@@ -17,6 +17,7 @@ from conceptzap.result import Settings
 from conceptzap.runtime import sampler
 from conceptzap.task import Task
 from conceptzap.training import memory, wordings
+from conceptzap.training.lessons import usual_keep
 
 COLUMNS = 2  # prompts of the concept, and of the rest, where pictures are drawn for this alone
 SIDE = 128  # pixels that a small checkpoint's pictures are enlarged to
@@ -103,10 +104,14 @@ def concept_prompts(base: Base, task: Task) -> list[str]:
     return asked[:COLUMNS]
 
 
-def _kept(base: Base, task: Task) -> list[str]:
-    kinds = dict.fromkeys(task.kinds)
-    kept = [p for kind in kinds for p in wordings.keep(task.keep, kind, usual_things(base, task, kind))]
-    return _spread([prompt for prompt in kept if not base.unknown_words(prompt)], COLUMNS)
+def _kept(base: Base, task: Task, count: int = COLUMNS) -> list[str]:
+    """Prompts of what stays, each word asked for as what it is: nothing is painted by a mushroom."""
+    kinds, kept = set(task.kinds), []
+    for kind in dict.fromkeys(task.kinds):
+        foreign = set(usual_keep(kinds - {kind}))
+        words = [word for word in task.keep if word not in foreign]
+        kept += wordings.keep(words, kind, usual_things(base, task, kind))
+    return _spread([prompt for prompt in kept if not base.unknown_words(prompt)], count)
 
 
 def usual_things(base: Base, task: Task, kind: str) -> list[str]:
