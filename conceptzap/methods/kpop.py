@@ -46,9 +46,9 @@ class Config:
     batch: int = 6
     lr: float = 0.002  # of the weights
     prompt_lr: float = 0.02  # learning rate of the key
-    eta: float = 0.0  # negative guidance beyond the anchor; 1 in the paper, whose anchor is empty
+    eta: float = 0.5  # negative guidance beyond the anchor; 1 in the paper, whose anchor is empty
     with_prompt: float = 0.1  # weight of L2 in the removal
-    retain: float = 1.0  # weight of the keep set in the removal
+    retain: float = 4.0  # weight of the keep set in the removal; 0 in the paper
     space: str = "noise"  # or x0, the form of the paper's code
     gate: bool = True  # the key acts only on prompts of the concept
     trajectories: int = 16
@@ -93,9 +93,9 @@ class _Losses:
     ) -> None:
         self.base, self.weights, self.key, self.cfg = base, weights, key, cfg
         self.seed = report.seed
-        pairs = [pair for lesson in taught for pair in lesson.pairs]
+        pairs = [lesson.pairs for lesson in taught]
         keep = [prompt for lesson in taught for prompt in lesson.keep]
-        self.forget = Trajectories.of(base, pairs, cfg.trajectories, report)
+        self.forget = Trajectories.of_each(base, pairs, cfg.trajectories, report)
         self.keep = Trajectories.kept(base, keep, cfg.trajectories, report) if cfg.retain else None
 
     def removes(self, step: int) -> bool:
