@@ -33,7 +33,7 @@ ENCODER = ("encoder.", "quant_conv.")
 
 @dataclass(frozen=True)
 class Parts:
-    """A checkpoint, loaded and checked, on the CPU.
+    """A checkpoint, loaded and checked but for its numbers, on the CPU.
 
     `prints`: the fingerprint's parts, where the weights can no longer tell them.
     """
@@ -52,7 +52,10 @@ class Parts:
 
 
 def read(name: str, dtype: torch.dtype, prediction: str | None = None) -> Parts:
-    """The parts of the checkpoint called `name`; names and errors as in `opening.load_base`."""
+    """The parts of the checkpoint called `name`; names and errors as in `opening.load_base`.
+
+    Whether the weights are numbers is left to `check_finite`, where they are placed.
+    """
     if prediction not in (None, *PREDICTIONS):
         raise UsageError(f"no --prediction {prediction!r}", f"use {' or '.join(PREDICTIONS)}")
     place, called, revision = _find(name)
@@ -213,7 +216,7 @@ def _check(found: dict[str, Any], name: str) -> None:
     with reading(f"the scheduler of {name}"):
         schedule.scheduler(found["scheduler_config"], found["prediction"])
     for part in (unet, *encoders, found["vae"]):
-        _check_weights(part, name)
+        _check_there(part, name)
 
 
 def _check_size(said: Any, name: str) -> None:
@@ -239,23 +242,26 @@ def _check_tokenizer(config: Any, tokenizer: Any, name: str) -> None:
     tokenizer.model_max_length = min(tokenizer.model_max_length, length)
 
 
-def _check_weights(module: nn.Module, name: str) -> None:
+def _check_there(module: nn.Module, name: str) -> None:
     kind = type(module).__name__
     missing = [key for key, value in module.named_parameters() if value.is_meta]
     if kind == "AutoencoderKL":
         missing = without_encoder(module, missing)
     if missing:
         raise MismatchError(f"the {kind} of {name} lacks {_some(missing)}", AGAIN)
-    if broken := [key for key, value in module.named_parameters() if not _finite(value)]:
+
+
+def check_finite(module: nn.Module, name: str) -> None:
+    """Raise `ResourceError` where a weight is NaN or infinite: one pass and one wait, where they are."""
+    weights = dict(module.named_parameters())
+    # a sum is finite if all numbers are, unless it overflows: then these are looked at one by one
+    sums = torch.stack([value.sum(dtype=torch.float32) for value in weights.values()])
+    doubted = [key for key, sound in zip(weights, sums.isfinite().tolist(), strict=True) if not sound]
+    if broken := [key for key in doubted if not weights[key].isfinite().all()]:
         raise ResourceError(
-            f"the {kind} of {name} holds NaN or infinity in {_some(broken)}",
+            f"the {type(module).__name__} of {name} holds NaN or infinity in {_some(broken)}",
             f"{AGAIN}, or use --dtype float32",
         )
-
-
-def _finite(value: torch.Tensor) -> bool:
-    """Whether no number is NaN or infinite: one pass for the sum, a second only in doubt."""
-    return bool(value.sum(dtype=torch.float32).isfinite() or value.isfinite().all())
 
 
 def _some(keys: list[str]) -> str:

@@ -33,6 +33,7 @@ def _placed(name: str, place: torch.device, dtype: torch.dtype, prediction: str 
     found = {key: value for key, value in vars(parts).items() if key != "prints"}
     for module in (parts.unet, *parts.text_encoders, parts.vae):
         module.to(place)
+        loading.check_finite(module, name)
     base = Base(**found, device=place, dtype=dtype).frozen()
     base._prints.update(parts.prints)
     return base
