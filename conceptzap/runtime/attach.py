@@ -63,7 +63,7 @@ class Attachment:
         self._ledger = Ledger(self.edits, only, ours)
         self._books: dict[int, texts.Books] = {}  # place of a text encoder that is edited -> its own
         self._handles: list[Any] = []
-        self._placed: list[tuple[nn.Module, Hook]] = []  # where hooks belong
+        self._placed: list[tuple[nn.Module, Hook, Ledger | None]] = []  # where hooks belong
         unet = unet_of(model)
         encoders = getattr(model, "text_encoders", ())
         self._compiled = any(map(_is_compiled, (unet, *encoders)))
@@ -90,6 +90,7 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._ledger.rest.forget()
         self._forget_graphs()
 
     def restore(self) -> None:
@@ -155,16 +156,19 @@ class Attachment:
 
     def _hook(self, module: nn.Module, hook: Hook, ledger: Ledger | None = None) -> None:
         """Put it on; the ledger, if any, expects every row there."""
-        self._placed.append((module, hook))
-        self._register(module, hook)
+        self._placed.append((module, hook, ledger))
+        self._register(module, hook, ledger)
         if ledger:
             ledger.watch(hook, hook.writes)
 
-    def _register(self, module: nn.Module, hook: Hook) -> None:
-        self._handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
+    def _register(self, module: nn.Module, hook: Hook, ledger: Ledger | None) -> None:
+        added = [module.register_forward_pre_hook(hook.before, with_kwargs=True)]
         if hook.writes:
-            self._handles.append(
-                module.register_forward_hook(hook.after, with_kwargs=True, always_call=hook.whole))
+            added.append(module.register_forward_hook(hook.after, with_kwargs=True, always_call=hook.whole))
+        self._handles += added
+        for handle, before in zip(added, (True, False), strict=False):
+            if ledger:
+                ledger.rest.add(module, handle, before)
 
 
 def _is_compiled(unet: nn.Module) -> bool:

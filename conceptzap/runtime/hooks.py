@@ -78,7 +78,7 @@ class UNetHook(Hook):
         if not any(owner(hook) is self for hook in module._forward_hooks.values()):
             raise SilentEditError("the hook that checks every UNet call is gone", STRIPPED)
         self.heard(states, (named.get("added_cond_kwargs") or {}).get("text_embeds"))
-        self.ledger.begin(states, named["timestep"], named["sample"])
+        self.ledger.begin(states, named["timestep"], named["sample"], module)
         if self.ledger.looks or self.ledger.guides:  # residuals come in lists, which the UNet empties
             self.ledger.call.given = args, _copied(kwargs)
 

@@ -24,6 +24,7 @@ from conceptzap.runtime import guides
 from conceptzap.runtime.gates import Panel, Strengths, Text, by_site
 from conceptzap.runtime.ops import Pair, Part, fuse
 from conceptzap.runtime.receipt import STRIPPED, Call, Reading, Receipt, Watched
+from conceptzap.runtime.rest import Rest
 from conceptzap.runtime.sight import Sight
 
 
@@ -61,6 +62,8 @@ class Ledger:
         self._said: Text | None = None
         self._reading: Reading | None = None
         self._pairs: dict[tuple, Pair] = {}
+        self.rest = Rest()
+        self._whole: Reading | None = None  # of the last call, if all hooks saw it and no edit acted
 
     def watch(self, hook: Watched, exits: bool) -> None:
         """Expect every row of every call at this hook: going in and, if asked, going out."""
@@ -79,8 +82,13 @@ class Ledger:
         """Whether some gate looks at what this call will show."""
         return self.sight.looking
 
-    def begin(self, states: Tensor, timestep: Any, sample: Tensor) -> None:
-        """Read the gates for text states [rows, length, width], one timestep or [rows], and latents."""
+    def begin(
+        self, states: Tensor, timestep: Any, sample: Tensor, model: torch.nn.Module | None = None
+    ) -> None:
+        """Read the gates for text states [rows, length, width], one timestep or [rows], and latents.
+
+        The hooks inside the `model` may rest in this call; None: they may not.
+        """
         rows = len(sample)
         # asking whether it is free and taking it are one step: two threads cannot both get it
         if self._turn.setdefault("thread", get_ident()) != get_ident():
@@ -88,6 +96,7 @@ class Ledger:
                 "two threads run one erased UNet at once",
                 "let them take turns, or give each a deepcopy of the pipeline",
             )
+        self.rest.on()  # an interrupted call has left them off
         if len(states) != rows:
             raise RefusedError(
                 f"the UNet was given {rows} rows and text for {len(states)}", "give one text a row"
@@ -100,7 +109,12 @@ class Ledger:
             self._unconditional, self._text = below, None
         if self._panel.sight:
             self.sight.begin(times, sample)
-        self._call = Call(rows, self._read(states, times), states, times, below or 0)
+        reading = self._read(states, times)
+        self._call = Call(rows, reading, states, times, below or 0)
+        if model is not None and reading is self._whole and not torch.is_grad_enabled():
+            self._call.resting = self.rest.allowed(model)
+            if self._call.resting:
+                self.rest.off()
 
     def look(self) -> bool:
         """Let the gates decide on what the call has shown; whether it must be made again, with more edits."""
@@ -181,7 +195,9 @@ class Ledger:
         self.abandon()
         if not call.steered.issuperset(call.among(self.guides)):
             raise SilentEditError("a guide was open and did not steer the prediction", STRIPPED)
-        self._check_seen(call)
+        if not call.resting:
+            self._check_seen(call)
+            self._whole = call.reading if call.idle and not self._panel.sight else None
         levels = call.reading.levels
         split = len(self._firsts) < len(levels)
         self.receipt.add(np.maximum.reduceat(levels, self._firsts) if split else levels)
@@ -196,6 +212,7 @@ class Ledger:
         """Close the call of this thread; kept under gradients, for checkpointing runs modules again."""
         if self._turn.get("thread") != get_ident():
             return
+        self.rest.on()
         if self._call:
             self._call.running = False
             self._call = self._call if torch.is_grad_enabled() else None

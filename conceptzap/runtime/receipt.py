@@ -127,6 +127,7 @@ class Call:
     `states` [rows, length, width] and `times` [rows], on the CPU, are what it was given; `times` is
     None where nothing depends on them. `unconditional`: how many of the rows, from the first.
     `steered`: guides that have been at work. `given`: the arguments, where it may be made anew.
+    `resting`: no hook but the UNet's own sees it.
     """
 
     rows: int
@@ -139,6 +140,7 @@ class Call:
     entered: dict[Watched, int] = field(default_factory=lambda: defaultdict(int))
     left: dict[Watched, int] = field(default_factory=lambda: defaultdict(int))
     running: bool = True
+    resting: bool = False
 
     @property
     def idle(self) -> bool:
