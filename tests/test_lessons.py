@@ -7,7 +7,9 @@ import pytest
 from conceptzap.base import Base
 from conceptzap.errors import UsageError
 from conceptzap.report import Report
+from conceptzap.runtime import gates
 from conceptzap.task import Task
+from conceptzap.testing import tiny
 from conceptzap.training import lessons
 from conceptzap.verbs import erasing, planning
 
@@ -72,3 +74,20 @@ def test_what_stays_does_not_speak_of_what_goes(sd1: Base) -> None:
         lesson = next(lessons.lessons(sd1, Task((concept,), ("painting",), ("red", "tree"), (kind,))))
         assert lesson.keep and not [p for p in lesson.keep if concept in p.replace(",", " ").split()]
         assert not set(lesson.beside) & {*lesson.names, *lesson.keep}
+
+
+def test_sdxl_a_concept_in_either_prompt_opens_the_gate() -> None:
+    """Each text encoder may read a prompt of its own, as in diffusers' `prompt_2`.
+
+    A random encoder hardly tells prompts apart: what counts is that either half is above all that stays.
+    """
+    base = tiny("sdxl")
+    (lesson,) = lessons.lessons(base, fitted(base, "church", anchors="house"))
+    gate = lessons.gate(base, [lesson], seed=0, keep_prompts=100)
+    asked, other = ["a photo of a church", "a church"], ["a photo of a car", "a house"]
+    scores = [
+        gates.scores(gate, base.encode(*prompts).states).amax(1)  # [2]
+        for prompts in ((other, other), (asked, other), (other, asked), (asked, asked))
+    ]
+    bar = max(gate.params["threshold"], scores[0].max().item())
+    assert gate.params["parts"] == [24, 40] and all((one > bar).all() for one in scores[1:]), scores

@@ -4,14 +4,15 @@
 
 The architectures are the shipped configs with random weights, so nothing is downloaded and no figure
 here speaks of quality. On a GPU everything runs in fp16 at the checkpoint's own size; on a CPU in fp32
-with latents of 8 x 8. Every stage is a process of its own, so that its peak memory is its own, and every
-time stands beside the same thing without conceptzap, measured in the same process.
+with latents of 8 x 8, few training steps and no pictures, in seconds of the CPU. Every stage is a process
+of its own, so that its peak memory is its own, and every time stands beside the same thing without
+conceptzap, measured in the same process. A stage's figures are kept as soon as it ends: the same command
+goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import platform
 import resource
@@ -19,26 +20,38 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+import conceptzap
 from conceptzap import format
-from conceptzap.base import Base, load_base
+from conceptzap.base import Base, Cond, load_base
 from conceptzap.base.bpe import clip_tokenizer
+from conceptzap.base.loading import quiet
 from conceptzap.base.single_file import CONFIGS, PADS
 from conceptzap.edit import Edit, Gate
+from conceptzap.format import atomic
+from conceptzap.registry import catalog
+from conceptzap.report import Report
 from conceptzap.result import Settings
 from conceptzap.runtime import sampler
-from conceptzap.runtime.attach import Attachment, attached
+from conceptzap.runtime.attach import Attachment
+from conceptzap.trust import admission
+from conceptzap.verbs import work as working
 
 FAMILIES = ("sd1", "sdxl")
 COUNTS = (1, 10, 100, 1000)
 NARROW = 8  # side of the latents on a CPU
-ROUNDS = 5
-CALLS = 8  # UNet calls with one text, of which the first reads the gates
+ROUNDS, LOADS = 7, 2
+CALLS = 8  # UNet calls with one text that are timed together, on a GPU
+STAGES = ("load", "inference", "unet_calls", "erase:uce", "generate:uce", "erase:zap", "generate:zap")
+CASES = ("shut", "one open", "new text")
 TOKENS, RANK, DIRECTIONS = 8, 4, 4  # of the files that stand in for many
 CPU_STEPS = 6  # of training there; a GPU trains as long as the method's default says
 CONCEPT, ANCHOR = "Van Gogh", "painting"
@@ -107,18 +120,19 @@ def _materialised(module: Any) -> Any:
 # -- measuring -----------------------------------------------------------------------------------
 
 
+def now() -> float:
+    """Seconds so far: of this process's CPU, which a busy machine leaves alone, or with a GPU by the clock."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def clock(work: Callable[[], Any]) -> float:
     """Seconds of one run, the GPU's queue included."""
-    _wait()
-    began = time.perf_counter()
+    began = now()
     work()
-    _wait()
-    return time.perf_counter() - began
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    return now() - began
 
 
 def peak() -> int:
@@ -128,7 +142,7 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def ratio(ours: list[float], theirs: list[float]) -> float:
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3)
 
 
@@ -146,11 +160,12 @@ def load(folder: Path) -> dict[str, Any]:
     place = "cuda" if torch.cuda.is_available() else "cpu"
 
     def plain() -> None:
-        DiffusionPipeline.from_pretrained(str(folder), torch_dtype=getattr(torch, dtype())).to(place)
+        with quiet():
+            DiffusionPipeline.from_pretrained(str(folder), torch_dtype=getattr(torch, dtype())).to(place)
 
     plain()  # the disk's cache is warm from here on
     ours, theirs = [], []
-    for _ in range(2):
+    for _ in range(LOADS):
         ours.append(clock(lambda: load_base(str(folder), dtype=dtype())))
         theirs.append(clock(plain))
     return {"load": ratio(ours, theirs), "seconds": round(statistics.median(ours), 2)}
@@ -166,40 +181,56 @@ def inference(folder: Path) -> dict[str, Any]:
 def unet_calls(folder: Path) -> dict[str, Any]:
     """Attaching many files, and a UNet call with all of them shut and with one open."""
     base = load_base(str(folder), dtype=dtype())
-    result: dict[str, Any] = {"attach": {}, "shut": {}}
-    for count in COUNTS:
-        edits = [edit for number in range(count) for edit in a_file(base, number, shut=True)]
-        result["attach"][count] = round(_attach_seconds(base, edits), 3)
-        result["shut"][count] = call_ratio(base, edits)
-    edits[:2] = a_file(base, 0, shut=False)
-    result["one open"] = {1: call_ratio(base, edits[:2]), COUNTS[-1]: call_ratio(base, edits)}
-    return result
+    files = [a_file(base, number, shut=True) for number in range(COUNTS[-1])]
+    shut = {count: [edit for file in files[:count] for edit in file] for count in COUNTS}
+    one = a_file(base, 0, shut=False)
+    found = {
+        "shut": {count: call_ratio(base, edits) for count, edits in shut.items()},
+        "one open": {1: call_ratio(base, one), COUNTS[-1]: call_ratio(base, one + shut[COUNTS[-1]][2:])},
+    }
+    return {
+        "attach": {count: round(_attach_seconds(base, edits), 3) for count, edits in shut.items()},
+        **{name: {count: pair[0] for count, pair in kind.items()} for name, kind in found.items()},
+        "new text": {count: pair[1] for count, pair in found["shut"].items()},
+    }
 
 
 def _attach_seconds(base: Base, edits: list[Edit]) -> float:
     def on_and_off() -> None:
-        Attachment(base.unet, edits).remove()
+        Attachment(base.unet, [replace(edit) for edit in edits]).remove()
 
     return min(clock(on_and_off) for _ in range(2))
 
 
-def call_ratio(base: Base, edits: list[Edit]) -> float:
-    """UNet calls of two rows under the edits over the same calls without, in turn."""
-    cond = base.encode(["", "a cat"])
-    noise = base.noise([0, 1])
+@torch.no_grad()
+def call_ratio(base: Base, edits: list[Edit]) -> tuple[float, float]:
+    """UNet calls of two rows under the edits over the same calls without, in turn.
 
-    @torch.no_grad()
-    def calls() -> None:
-        for t in range(900, 900 - 100 * CALLS, -100):
-            base.eps(noise, t, cond)
+    The first: calls with a text that was seen before, as all but the first of a picture are. The second:
+    calls whose text is new, so that the gates are read.
+    """
+    noise, calls = base.noise([0, 1]), CALLS if torch.cuda.is_available() else 1
 
-    calls()
-    ours, theirs = [], []
-    for _ in range(ROUNDS):
-        with attached(base.unet, edits):
-            ours.append(clock(calls))
-        theirs.append(clock(calls))
-    return ratio(ours, theirs)
+    def work(cond: Cond) -> None:
+        for step in range(calls):
+            base.eps(noise, 900 - 100 * step, cond)
+
+    def took(text: Cond, edited: bool) -> tuple[float, float]:
+        """Seconds of the first call with a text, and of later ones."""
+        (attachment.restore if edited else attachment.remove)()
+        fresh = replace(text, states=text.states.clone())
+        return clock(lambda: base.eps(noise, 900, fresh)), clock(lambda: work(fresh))
+
+    text = base.encode(["", "a cat"])
+    attachment = Attachment(base.unet, edits)
+    took(text, True), took(text, False)
+    pairs: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    for turn in range(ROUNDS):
+        for edited in (True, False) if turn % 2 else (False, True):
+            pairs[edited].append(took(text, edited))
+    attachment.remove()
+    (new, known), (bare_new, bare) = (zip(*pairs[edited], strict=True) for edited in (True, False))
+    return ratio(known, bare), ratio(new, bare_new)
 
 
 def a_file(base: Base, number: int, shut: bool) -> list[Edit]:
@@ -221,25 +252,48 @@ def a_file(base: Base, number: int, shut: bool) -> list[Edit]:
 
 
 def erase(folder: Path, method: str, output: Path) -> dict[str, Any]:
-    """A whole `erase`, phase by phase, beside four steps of one plain picture in the same process."""
-    import conceptzap
-    from conceptzap.registry import catalog
-
+    """A whole `erase`, phase by phase, and how many UNet calls each phase makes; pictures on a GPU alone."""
     trains = any(one["name"] == "steps" for one in catalog.method(method)["settings"])
     few = {"steps": CPU_STEPS} if trains and not torch.cuda.is_available() else {}
-    began = time.perf_counter()
+    began, calls, phase = now(), Counter(), ["loading"]
+    enter = working.Phases.enter
+
+    def entered(self: working.Phases, name: str, about: str = "") -> None:
+        phase[0] = name
+        enter(self, name, about)
+
+    working.Phases.enter, working.time = entered, SimpleNamespace(monotonic=now)
+    base = load_base(str(folder), dtype=dtype())
+    loaded = now() - began
+    base.unet.register_forward_pre_hook(lambda *_: calls.update(phase), prepend=True)
     made = conceptzap.erase(
-        CONCEPT, anchors=ANCHOR, method=method, base=str(folder), dtype=dtype(), output=output,
-        force=True, **few,
+        CONCEPT, anchors=ANCHOR, method=method, base=base, output=output, force=True,
+        preview=torch.cuda.is_available(), **few,
     )  # fmt: skip
     return {
-        "seconds": round(time.perf_counter() - began, 1),
-        "phases": {name: round(value, 1) for name, value in made.phases.items()},
+        "seconds": round(now() - began, 1),
+        "phases": {name: round(value, 1) for name, value in ({**made.phases, "loading": loaded}).items()},
+        "calls": dict(calls),
         "peak": peak(),
         "bytes": made.bytes,
         "steps": few.get("steps", "default" if trains else 0),
         "digest": format.load(made.path).digest[:12],
     }
+
+
+def generate(folder: Path, path: Path) -> dict[str, Any]:
+    """What an erasure adds to loading a checkpoint: the file is read, admitted and tested on it."""
+    before, after = [], []
+    for _ in range(LOADS):
+        bases: list[Base] = []
+        before.append(clock(lambda b=bases: b.append(load_base(str(folder), dtype=dtype()))))
+        after.append(clock(lambda b=bases: admitted(b[0], path)))
+    return {"adds": ratio(after, before), "seconds": round(statistics.median(after), 2)}
+
+
+def admitted(base: Base, path: Path) -> None:
+    loaded = admission.load_all([path])
+    admission.admit_all(base, [one.erasure for one in loaded], True, Report())
 
 
 # -- the table -----------------------------------------------------------------------------------
@@ -252,70 +306,82 @@ def machine() -> str:
     return f"{platform.machine()} CPU, {threads} threads, fp32, {NARROW} x {NARROW} latents"
 
 
-def stages(family: str, folder: Path, work: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each stage in a process of its own, so that peaks do not mix."""
-    for stage in ("load", "inference", "unet_calls", "erase:uce", "erase:zap"):
-        command = [sys.executable, __file__, "--stage", stage, "--work", str(work), "--family", family]
-        done = subprocess.run([*command, "--folder", str(folder)], stdout=subprocess.PIPE, text=True)
-        with contextlib.suppress(ValueError, IndexError):
-            yield stage, json.loads(done.stdout.splitlines()[-1])
-            continue
-        raise SystemExit(f"{family} {stage} ended with exit code {done.returncode}")
+def stages(families: Sequence[str], work: Path, kept: Path) -> dict[str, Any]:
+    """All figures: each stage in a process of its own, so that peaks do not mix, and kept when it is done."""
+    found = json.loads(kept.read_text()) if kept.is_file() else {}
+    for family in families:
+        folder = work / family
+        if not (folder / "model_index.json").is_file():
+            build(family, folder, None if torch.cuda.is_available() else NARROW)
+        for stage in STAGES:
+            if stage in found.get(family, {}) and found["machine"] == machine():
+                continue
+            command = [sys.executable, __file__, "--stage", stage, "--work", str(work), "--folder", str(folder)]
+            done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+            if done.returncode:
+                raise SystemExit(f"{family} {stage} ended with exit code {done.returncode}")
+            found.setdefault(family, {})[stage] = json.loads(done.stdout.splitlines()[-1])
+            found["machine"] = machine()
+            atomic.write_atomic(kept, json.dumps(found, indent=1).encode() + b"\n", force=True)
+            print(f"{family} {stage} {json.dumps(found[family][stage])}", file=sys.stderr, flush=True)
+    return found
 
 
 def run_stage(name: str, folder: Path, work: Path) -> dict[str, Any]:
     kind, _, method = name.partition(":")
-    if kind == "erase":
-        return erase(folder, method, work / f"{folder.name}-{method}.lprompt.safetensors")
+    path = work / f"{folder.name}-{method}.lprompt.safetensors"
+    if kind in ("erase", "generate"):
+        return erase(folder, method, path) if kind == "erase" else generate(folder, path)
     return {"load": load, "inference": inference, "unet_calls": unet_calls}[kind](folder)
 
 
 def table(found: dict[str, Any]) -> str:
-    """One line a figure, as the README shows it."""
+    """One line a figure, of what is there."""
     rows = [f"machine: {found['machine']}"]
     for family in (name for name in found if name != "machine"):
-        one = found[family]
-        plain = one["inference"]["peak"]
-        calls = one["unet_calls"]
-        rows.append(f"{family}: load x{one['load']['load']} of diffusers ({one['load']['seconds']} s)")
-        shut = ", ".join(f"{count}: x{value}" for count, value in calls["shut"].items())
-        opened = ", ".join(f"{count}: x{value}" for count, value in calls["one open"].items())
-        attach = ", ".join(f"{count}: {value} s" for count, value in calls["attach"].items())
-        rows += [f"  UNet call, all shut  {shut}", f"  UNet call, one open  {opened}", f"  attach  {attach}"]
-        for method in ("uce", "zap"):
-            made = one[f"erase:{method}"]
-            more = (made["peak"] - plain) / 2**30
-            phases = ", ".join(f"{name} {value} s" for name, value in made["phases"].items())
-            rows.append(
-                f"  erase {method}  {made['seconds']} s ({phases}), {made['bytes']} bytes,"
-                f" peak {made['peak'] / 2**30:.2f} GiB, {more:+.2f} GiB to plain inference"
-            )
+        rows.append(family)
+        for stage, one in found[family].items():
+            kind, _, method = stage.partition(":")
+            if kind == "load":
+                rows.append(f"  load  x{one['load']} of diffusers ({one['seconds']} s)")
+            elif kind == "unet_calls":
+                rows += [f"  UNet call, {name}  {_counted(one[name])}" for name in CASES]
+                rows.append("  attach  " + ", ".join(f"{n}: {value} s" for n, value in one["attach"].items()))
+            elif kind == "generate":
+                rows.append(f"  generate --with {method}  adds x{one['adds']} of loading ({one['seconds']} s)")
+            elif kind == "erase":
+                rows.append(_erased(method, one, found[family]["inference"]["peak"]))
     return "\n".join(rows)
+
+
+def _counted(ratios: dict[str, float]) -> str:
+    return ", ".join(f"{count}: x{value}" for count, value in ratios.items())
+
+
+def _erased(method: str, one: dict[str, Any], plain: int) -> str:
+    phases = ", ".join(
+        f"{name} {value} s" + (f" and {one['calls'][name]} calls" if name in one["calls"] else "")
+        for name, value in one["phases"].items()
+    )
+    return (
+        f"  erase {method}  {one['seconds']} s ({phases}), {one['bytes']} bytes,"
+        f" peak {one['peak'] / 2**30:.2f} GiB, {(one['peak'] - plain) / 2**30:+.2f} GiB to plain inference"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--work", type=Path, default=Path("build-real-size"))
-    parser.add_argument("--output", type=Path, help="where the figures go as JSON")
+    parser.add_argument("--output", type=Path, help="where the figures are kept as JSON (default: in --work)")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stage:
         print(json.dumps(run_stage(args.stage, args.folder, args.work)))
         return
-    found: dict[str, Any] = {"machine": machine()}
-    for family in args.family:
-        folder = args.work / family
-        if not (folder / "model_index.json").is_file():
-            build(family, folder, None if torch.cuda.is_available() else NARROW)
-        found[family] = {}
-        for stage, figures in stages(family, folder, args.work):
-            found[family][stage] = figures
-            print(f"{family} {stage} {json.dumps(figures)}", file=sys.stderr, flush=True)
-    print(table(found))
-    if args.output:
-        args.output.write_text(json.dumps(found, indent=1) + "\n")
+    args.work.mkdir(parents=True, exist_ok=True)
+    print(table(stages(args.family, args.work, args.output or args.work / "real_size.json")))
 
 
 if __name__ == "__main__":
