@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import small
 import torch
 from refusals import edit_json, refusal
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ from conceptzap.base.bpe import clip_tokenizer
 from conceptzap.base.layout import weight_files
 from conceptzap.errors import MismatchError, ResourceError, UsageError
 from conceptzap.testing import FAMILIES, save_tiny, tiny
+from conceptzap.trust import canary
 
 SENTENCES = ["a photo of a cat", "van gogh, in oil", ""]
 
@@ -280,6 +282,15 @@ def test_siblings_that_read_more_than_latents(tmp_path: Path, channels: int) -> 
     assert loaded.signature == base.signature and loaded.latent_shape == (4, 8, 8)
     seen = loaded.eps(loaded.noise([0]), 300, loaded.encode(["a cat"]))
     assert seen.shape == (1, 4, 8, 8) and seen.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["uce", "zap"])
+@pytest.mark.parametrize("channels", [9, 8, 5])
+def test_siblings_are_erased(channels: int, name: str) -> None:
+    base = tiny("sd1", channels=channels)
+    edits = small.edits(base, name)
+    (test,) = canary.make(base, edits, "a photo of a cat").values()  # every edit acts at all its sites
+    assert sorted(test["change"]) == sorted({site for edit in edits for site in edit.sites})
 
 
 def test_upscaling_unet(folder: Path) -> None:
