@@ -1,13 +1,15 @@
 """Five ways to look good without erasing, each found out by name, through the command line.
 
 What a cheat draws is put in place of what its erasure would; everything else is the real harness on
-the built-in checkpoint, with few steps.
+the built-in checkpoint, with few pictures and steps.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,42 @@ from erasures import write
 
 from conceptzap.base import Base
 from conceptzap.evaluation import cached, probes, suites
-from conceptzap.runtime.sampler import Drawing, drawings
+from conceptzap.page import report, strength
+from conceptzap.result import Settings
+from conceptzap.runtime import sampler
+from conceptzap.runtime.sampler import Drawing
 from conceptzap.terminal.environment import DEMO
-from conceptzap.verbs.evaluating import read
+from conceptzap.verbs import evaluating
 
-LIMIT, STEPS = 4, 5
-CONCEPT, ANCHOR = "Van Gogh", "painting"
+STEPS = 4
+CONCEPT = "Van Gogh"
+# what tells a cheat: open and sealed prompts of the concept, and objects and styles that stay
+FEW = {"erase": {"seen": 4, "held-out": 4, "sealed": 4}, "keep": {"unrelated": 4, "style": 4}}
 Draw = Callable[..., Iterator[Drawing]]
+
+
+def drawings(base: Base, prompts: Any, seeds: Any, settings: Settings) -> Iterator[Drawing]:
+    """What the base draws; asked by several cheats, it is drawn once."""
+    return iter(_drawn(base, tuple(prompts), tuple(seeds), settings))
+
+
+@cache
+def _drawn(base: Base, *asked: Any) -> tuple[Drawing, ...]:
+    return tuple(sampler.drawings(base, *asked))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_pictures(demo_base: Base) -> Iterator[None]:
+    """The quick suite with few slices, on one loaded checkpoint."""
+    suite, world = suites.load("quick")
+    few = replace(suite, **FEW, neighbours=0, identical=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suites, "load", lambda name: (few, world))
+        patch.setattr(evaluating, "find_base", lambda *_: demo_base)
+        patch.setattr(report, "_attended", lambda *_: ())  # nothing here speaks of attention,
+        patch.setattr(strength, "PROMPTS", 0)  # nor of how it fades in
+        yield
+    _drawn.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +77,8 @@ def judged(
 
     def run(cheat: Draw) -> tuple[Answer, set[str]]:
         def draw(base: Base, prompts: Any, seeds: Any, settings: Any, edits: Any = ()) -> Iterator[Drawing]:
-            chosen = cheat if edits else drawings
-            return chosen(base, prompts, seeds, settings, edits)
+            asked = (base, prompts, seeds, settings)
+            return cheat(*asked, edits) if edits else drawings(*asked)
 
         # the same file stands for every cheat, so its pictures must not be shared between them
         monkeypatch.setattr(
@@ -56,10 +87,10 @@ def judged(
         monkeypatch.setattr(cached, "drawings", draw)
         monkeypatch.setenv("CONCEPTZAP_CACHE", str(shared_cache))
         answer = conceptzap(
-            "evaluate", file, "--base", DEMO, "--suite", "quick", "--limit", LIMIT, "--steps", STEPS,
-            "-o", tmp_path / "out", "--fail-under", "E=50", "--fail-under", "P=50",
+            "evaluate", file, "--base", DEMO, "--suite", "quick", "--steps", STEPS, "-o", tmp_path / "out",
+            "--fail-under", "E=50", "--fail-under", "P=50",
         )  # fmt: skip
-        return answer, {leg["leg"] for leg in read(tmp_path / "out" / "result.json").failed}
+        return answer, {leg["leg"] for leg in evaluating.read(tmp_path / "out" / "result.json").failed}
 
     return run
 
@@ -115,7 +146,7 @@ def honest(base: Base, prompts: Any, seeds: Any, settings: Any, edits: Any) -> I
 
 def published() -> set[str]:
     suite, world = suites.load("quick")
-    asked = probes.expand(suites.limited(suite, LIMIT), world, [world.find(CONCEPT)])
+    asked = probes.expand(suite, world, [world.find(CONCEPT)])
     return {probe.prompt for probe in asked}
 
 
