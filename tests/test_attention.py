@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import edits as some
 import pytest
 import torch
 from erasures import nudge
@@ -25,14 +26,33 @@ def learned(base: Base, scale: float = 1.0) -> Edit:
     return Edit("tokens", base.sites(CROSS), rows, scale=scale)
 
 
+def look(base: Base, prompt: str, word: str, settings: Settings, *edits: Edit) -> attention.Maps:
+    (found,) = attention.look(base, [prompt], [[word]], [0], settings, edits)
+    return found
+
+
+def test_pictures_that_are_drawn_together_are_looked_at_as_if_alone(sd1: Base) -> None:
+    """Also where a gate is open for one of them and shut for the other."""
+    edits, prompts = some.eraser(sd1), [some.ASKED[1], some.OTHER[1]]
+    settings = Settings(steps=2, guidance=2.0)
+    asked = prompts, [["van gogh"], ["cat"]]
+    together = attention.look(sd1, *asked, [3, 4], settings, edits)
+    for row, (found, parts) in enumerate(zip(together, ({"concept", "learned"}, {"concept"}), strict=True)):
+        prompt, words = (one[row] for one in asked)
+        (alone,) = attention.look(sd1, [prompt], [words], [3 + row], settings, edits)
+        assert set(found.maps) == set(alone.maps) == parts
+        for part in parts:
+            torch.testing.assert_close(found.maps[part], alone.maps[part])
+
+
 def test_attention_of_words_and_learned_tokens_adds_up(sd1: Base) -> None:
     settings = Settings(steps=3)
-    bare = attention.look(sd1, PROMPT, ["cat"], 0, settings, ())
-    erased = attention.look(sd1, PROMPT, ["cat"], 0, settings, [learned(sd1)])
+    bare = look(sd1, PROMPT, "cat", settings)
+    erased = look(sd1, PROMPT, "cat", settings, learned(sd1))
     assert set(bare.maps) == {"concept"} and set(erased.maps) == {"concept", "learned"}
     assert bare.maps["concept"].shape == (attention.SIDE, attention.SIDE)
     assert 0 < erased.shares["learned"] < 1
-    assert attention.look(sd1, "cat", ["cat"], 0, settings, ()).shares["concept"] < 1
+    assert look(sd1, "cat", "cat", settings).shares["concept"] < 1
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5, 2.0])
@@ -61,15 +81,14 @@ def test_attention_is_the_modules_own(base: Base, strength: float) -> None:
 
 def test_a_weaker_edit_is_attended_to_less(sd1: Base) -> None:
     def share(scale: float) -> float:
-        edits = [learned(sd1, scale)]
-        return attention.look(sd1, PROMPT, ["cat"], 0, Settings(steps=1), edits).shares["learned"]
+        return look(sd1, PROMPT, "cat", Settings(steps=1), learned(sd1, scale)).shares["learned"]
 
     shares = [share(scale) for scale in (0.01, 0.5, 1.0)]
     assert shares[0] < 0.02 and shares[0] < shares[1] < shares[2]
 
 
 def test_attention_without_learned_tokens_is_of_words_alone(sd1: Base) -> None:
-    seen = attention.look(sd1, "a dog", ["church"], 0, Settings(steps=2), nudge(sd1, "cat").edits)
+    seen = look(sd1, "a dog", "church", Settings(steps=2), *nudge(sd1, "cat").edits)
     assert seen.maps == {} and seen.shares == {}
 
 

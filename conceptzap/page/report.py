@@ -140,13 +140,22 @@ def _attended(
     """
     shown = [pair for strip in strips if strip.erases for pair in strip.pairs]
     shown = shown[:: max(1, len(shown) // ATTENDED)][:ATTENDED]
-    for pair in report.count(shown, len(shown), "looking at attention"):
-        probe, base, settings = pair.sample.probe, done.bare.base, done.bare.settings
-        words = [probe.concept, probe.concept.lower(), *done.words.get(probe.concept, ())]
-        bare, erased = (
-            attention.look(base, probe.prompt, words, probe.seed, settings, edits)
-            for edits in ((), done.erased.edits)
-        )
+    batch = done.bare.settings.batch
+    chunks = [shown[start : start + batch] for start in range(0, len(shown), batch)]
+    for chunk in report.count(chunks, len(chunks), "looking at attention"):
+        yield from _attended_together(done, chunk)
+
+
+def _attended_together(
+    done: Evaluation, shown: Sequence[Pair]
+) -> Iterator[tuple[Pair, list[tuple[str, figures.Shown, float] | None]]]:
+    probes = [pair.sample.probe for pair in shown]
+    words = [[p.concept, p.concept.lower(), *done.words.get(p.concept, ())] for p in probes]
+    asked = [probe.prompt for probe in probes], words, [probe.seed for probe in probes]
+    looks = (
+        attention.look(done.bare.base, *asked, done.bare.settings, edits) for edits in ((), done.erased.edits)
+    )
+    for pair, bare, erased in zip(shown, *looks, strict=True):
         wanted = (bare, "concept", pair.before), (erased, "concept", pair.after)
         yield pair, [_map(*one) for one in (*wanted, (erased, "learned", pair.after))]
 

@@ -34,25 +34,38 @@ class Maps:
 
 @torch.no_grad()
 def look(
-    base: Base, prompt: str, words: Sequence[str], seed: int, settings: Settings, edits: Sequence[Edit]
-) -> Maps:
-    """Attention while one picture is drawn under the edits; words that the prompt lacks are left out."""
-    columns = {"concept": positions(base, prompt, words)}
-    total: dict[str, list[Tensor]] = {}
+    base: Base,
+    prompts: Sequence[str],
+    words: Sequence[Sequence[str]],
+    seeds: Sequence[int],
+    settings: Settings,
+    edits: Sequence[Edit],
+) -> list[Maps]:
+    """Attention while pictures are drawn together under the edits, one map for each.
+
+    `words` of each prompt; those that it lacks are left out, as are learned rows behind a shut gate.
+    """
     with attached(base, edits):
-        cond, uncond = base.encode([prompt]), base.unconditional(settings.negative)
-        trail = list(denoise(base, cond, uncond, settings, base.noise([seed])))[:-1]
+        cond, uncond = base.encode(prompts), base.unconditional(settings.negative)
+        trail = list(denoise(base, cond, uncond, settings, base.noise(seeds)))[:-1]
         chosen = trail[:: max(1, len(trail) // LOOKS)][:LOOKS]
         taken: list[Taken] = []
         for t, latents in chosen:
             with captured(base) as calls:
                 base.eps(latents, t, cond)
             taken += calls[: len(base.sites(CROSS))]  # guides call the UNet again, for their own texts
-        for weights in (heads(call).mean(0) for call in taken):
-            found = columns | {"learned": list(range(cond.states.shape[1], weights.shape[1]))}
-            for part, rows in found.items():
-                if rows:
-                    total.setdefault(part, []).append(_square(weights[:, rows].sum(1)))
+    length, named = cond.states.shape[1], map(positions, [base] * len(prompts), prompts, words)
+    return [_maps(taken, row, columns, length) for row, columns in enumerate(named)]
+
+
+def _maps(taken: Sequence[Taken], row: int, columns: Sequence[int], length: int) -> Maps:
+    """The maps of one row of some calls: of the columns of its words, and of those behind its text."""
+    total: dict[str, list[Tensor]] = {}
+    for weights in (heads(call, row).mean(0) for call in taken):  # [pixels, tokens]
+        found = {"concept": columns, "learned": range(length, weights.shape[1])}
+        for part, rows in found.items():
+            if rows and (seen := weights[:, list(rows)].sum(1)).any():
+                total.setdefault(part, []).append(_square(seen))
     maps = {part: torch.stack(layers).mean(0) for part, layers in total.items()}
     return Maps(maps, {part: float(each.mean()) for part, each in maps.items()})
 
