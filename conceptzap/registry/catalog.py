@@ -7,6 +7,7 @@ import dataclasses
 import io
 import tokenize
 from collections.abc import Set
+from functools import cache
 from typing import Any
 
 from conceptzap.registry import config, family
@@ -38,14 +39,14 @@ def method(name: str) -> dict[str, Any]:
     Raises `UsageError` with close matches for a name that is not known.
     """
     source = family.require(METHODS, name).read_text(encoding="utf-8")
-    return {**_head(name), "settings": _settings(source)}
+    return {**_head(name), "settings": [dict(one) for one in _settings(source)]}
 
 
 def settings(name: str) -> type:
     """The method's `Config`, frozen, made from its source: nothing of the method is imported."""
+    source = family.require(METHODS, name).read_text(encoding="utf-8")
     fields = [
-        (one["name"], KINDS[one["type"]], ast.literal_eval(one["default"]))
-        for one in method(name)["settings"]
+        (one["name"], KINDS[one["type"]], ast.literal_eval(one["default"])) for one in _settings(source)
     ]
     return dataclasses.make_dataclass("Config", fields, frozen=True)
 
@@ -68,9 +69,11 @@ def _cost(settings: Set[str]) -> str:
     return next((cost for sign, cost in COSTS.items() if sign in settings), CLOSED)
 
 
-def _settings(source: str) -> list[dict[str, str]]:
+@cache
+def _settings(source: str) -> tuple[dict[str, str], ...]:
+    """What a source says of its settings; read once, for every run asks. Nobody may change it."""
     notes = _comments(source)
-    return [
+    return tuple(
         {
             "name": field.target.id,
             "type": ast.unparse(field.annotation),
@@ -81,7 +84,7 @@ def _settings(source: str) -> list[dict[str, str]]:
         if isinstance(node, ast.ClassDef) and node.name == "Config"
         for field in node.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-    ]
+    )
 
 
 def _comments(source: str) -> dict[int, str]:

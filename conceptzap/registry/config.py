@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
@@ -113,7 +114,13 @@ def preset(name: str, folder: str = "") -> dict[str, Any]:
     """A preset shipped in the package, by name."""
     if name not in preset_names(folder):
         raise UsageError(f"no preset is called {name!r}", suggest(name, preset_names(folder)))
-    return read_toml(PRESETS / folder / f"{name}.toml")
+    return copy.deepcopy(_shipped(PRESETS / folder / f"{name}.toml"))
+
+
+@cache
+def _shipped(path: Path) -> dict[str, Any]:
+    """What is shipped is read once: a run asks for it some ten times."""
+    return read_toml(path)
 
 
 @cache

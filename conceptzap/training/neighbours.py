@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +57,17 @@ def neighbours(
     return sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
+_WORDS: WeakKeyDictionary[Base, tuple[str, ...]] = WeakKeyDictionary()
+
+
 def words(base: Base) -> tuple[str, ...]:
-    """The words that any concept is compared with."""
+    """The words that any concept is compared with; looked up once for a base."""
+    if base not in _WORDS:
+        _WORDS[base] = _words(base)
+    return _WORDS[base]
+
+
+def _words(base: Base) -> tuple[str, ...]:
     vocabulary = base.vocabulary()
     if not bpe.is_small(base.tokenizers[0]):
         vocabulary = tuple(word for word in vocabulary if word in _nouns())[:NOUNS]
