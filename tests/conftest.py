@@ -120,6 +120,26 @@ def demo_base() -> Base:
 
 
 @pytest.fixture(scope="module")
+def loaded_once() -> Iterator[None]:
+    """A folder's checkpoint is loaded by the first command that names it, and is there for the others."""
+    from conceptzap import base
+
+    real, loaded = base.load_base, {}
+
+    def load(name: str, *given: object, **more: object) -> Base:
+        if not os.path.isdir(name):
+            return real(name, *given, **more)
+        key = os.path.abspath(name), given, tuple(more.items())
+        if key not in loaded:
+            loaded[key] = real(name, *given, **more)
+        return loaded[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "load_base", load)
+        yield
+
+
+@pytest.fixture(scope="module")
 def few_steps() -> Iterator[None]:
     """`erase` looks at a random base in two steps, and keeps few prompts: it is noise with more, too."""
     from conceptzap.result import Settings

@@ -20,6 +20,7 @@ from process import Program
 from test_cli_flow import closed_form
 
 import conceptzap as package
+from conceptzap import base as opened
 from conceptzap.errors import Interrupted
 from conceptzap.registry import catalog
 from conceptzap.result import Result, Settings
@@ -35,11 +36,12 @@ FILES = {"folder", "json", "csv", "table", "page"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A look at a random base takes one step; what was drawn once is in the cache."""
+def quick(loaded_once: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A look at a random base takes one step; what was loaded or drawn once is there for the next bench."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONCEPTZAP_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("conceptzap.verbs.erasing.usual", lambda base: LOOK)
+        patch.setattr(benching, "load_base", opened.load_base)
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,10 @@ from conceptzap.verbs import planning
 SUFFIX = ".lprompt.safetensors"
 DRAW = ("--base", "base", "--steps", "2", "--guidance", "2")
 
-pytestmark = pytest.mark.usefixtures("few_steps")
+pytestmark = pytest.mark.usefixtures("few_steps", "loaded_once")
 
 
+@cache
 def closed_form() -> str:
     """A method without optimisation that has a rank: quick, whatever it is called."""
     for name in (m["name"] for m in conceptzap("methods", "--json").json["methods"]):
@@ -34,6 +36,7 @@ def closed_form() -> str:
     raise AssertionError("no closed-form method")
 
 
+@cache
 def trained() -> str:
     """A method with a key file: it optimises."""
     for name in (m["name"] for m in conceptzap("methods", "--json").json["methods"]):
@@ -49,7 +52,7 @@ def pixels(name: str) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def erased(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+def erased(loaded_once: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
     folder = tmp_path_factory.mktemp("flow")
     save_tiny(folder / "base")
     with pytest.MonkeyPatch.context() as patch:

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from test_cli_flow import SUFFIX, trained
 
 from conceptzap.base import Base
-from conceptzap.result import Settings
 from conceptzap.terminal.progress import Progress
 from conceptzap.testing import save_tiny
+from conceptzap.training import detector, objectives
 from conceptzap.training.session import Session
 
-SHORT = ("--steps", "3", "--set", "trajectories=2", "--set", "batch=2", "--base", "base")
+SHORT = ("--steps", "3", "--set", "trajectories=2", "--set", "batch=2", "--no-preview", "--base", "base")
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Two steps for every picture: here it is the training that counts."""
+def quick(loaded_once: None, few_steps: None) -> Iterator[None]:
+    """Few steps to what it learns from, and to its gate: here it is the training that counts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("conceptzap.verbs.erasing.usual", lambda base: Settings(steps=2, guidance=2.0))
+        patch.setattr(objectives, "DENOISING", 3)
+        patch.setattr(detector, "STEPS", 40)
         yield
 
 

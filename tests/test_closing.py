@@ -25,15 +25,15 @@ LOOK = Settings(steps=30, batch=4)
 
 @pytest.fixture(autouse=True)
 def small(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A suite of a few pictures in two steps; the prompts that the erased model is asked for."""
+    """A suite of a few pictures in one step; the prompts that the erased model is asked for."""
     suite, world = suites.load(module.SUITE)
-    few = replace(suite, steps=2, erase={"seen": 2, "held-out": 2}, keep={"unrelated": 3, "style": 3})
+    few = replace(suite, steps=1, erase={"seen": 2, "held-out": 2}, keep={"unrelated": 2, "style": 2})
     monkeypatch.setattr(module.suites, "load", lambda name: (few, world))
     asked: list[str] = []
     draw = CachedSampler._draw
 
     def drawing(self: CachedSampler, probes: tuple) -> object:
-        assert self.settings.steps == 2
+        assert self.settings.steps == 1
         asked.extend(probe.prompt for probe in probes if self.edits)
         return draw(self, probes)
 

@@ -30,7 +30,7 @@ WHOLE = 13  # batches of the cheap run: four slices, base and erased, one of oth
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def shared(loaded_once: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What one test drew is there for the next; a page shows where one prompt attends, not four."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONCEPTZAP_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -29,6 +29,8 @@ from conceptzap.verbs import concept_list, erasing, launched, many, planning
 from conceptzap.verbs.launched import LostProcess
 from conceptzap.verbs.many import ErasedAll, ErasedOne
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 SUFFIX = ".lprompt.safetensors"
 NAMES = ("cat", "church", "horse", "tree")
 LIST = """
@@ -65,7 +67,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+def whole(loaded_once: None, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
     """The list erased in one go."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:

@@ -16,7 +16,7 @@ from conceptzap.testing import save_tiny
 TRAINED = ("--method", "esd", "--set", "trajectories=2", "--set", "batch=1")
 FILE = "cat.lprompt.safetensors"
 
-pytestmark = pytest.mark.usefixtures("few_steps")
+pytestmark = pytest.mark.usefixtures("few_steps", "loaded_once")
 
 
 @pytest.fixture(scope="module")

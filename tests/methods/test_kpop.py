@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from small import TASK, edits, lesson, settings
@@ -13,12 +15,21 @@ from conceptzap.methods import kpop
 from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.task import Task
-from conceptzap.training import objectives
+from conceptzap.training import detector, objectives, states
 
 
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Few steps to latents and gates, and what prompts say is read once."""
+    with pytest.MonkeyPatch.context() as patch, states.shared():
+        patch.setattr(objectives, "DENOISING", 3)
+        patch.setattr(detector, "STEPS", 40)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(quick: None, sd1: Base) -> list[Edit]:
+    return edits(sd1, "kpop")
 
 
 def losses(base: Base, **changes) -> tuple[kpop._Losses, list[Edit], Edit]:
@@ -33,8 +44,8 @@ def terms(made: kpop._Losses, step: int) -> list[tuple[str, str]]:
     return [(name, group) for name, _, group in made(step, 0, 1)]
 
 
-def test_the_key_is_an_edit_of_its_own(sd1: Base) -> None:
-    *weights, key = edits(sd1, "kpop")
+def test_the_key_is_an_edit_of_its_own(sd1: Base, made: list[Edit]) -> None:
+    *weights, key = made
     assert {(edit.op, edit.role) for edit in weights} == {("weight", "erase")}
     assert (key.op, key.role) == ("tokens", "key")
     assert set(key.tensors) == {"prompt_k", "prompt_v"} and len(key.gates) == 1
@@ -78,12 +89,10 @@ def test_x0_space_weighs_by_the_noise_over_the_signal(sd1: Base) -> None:
     assert edits(sd1, "kpop", space="x0")
 
 
-def test_an_empty_anchor_is_the_empty_prompt(sd1: Base) -> None:
+def test_an_empty_anchor_is_the_empty_prompt(sd1: Base, made: list[Edit]) -> None:
     empty = Task(TASK.concepts, ("",), TASK.keep)
     assert set(lesson(sd1, empty).anchors) == {""}
-    assert [edit.op for edit in edits(sd1, "kpop", empty)] == [
-        edit.op for edit in edits(sd1, "kpop")
-    ]
+    assert [edit.op for edit in edits(sd1, "kpop", empty)] == [edit.op for edit in made]
 
 
 @pytest.mark.parametrize(
