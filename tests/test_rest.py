@@ -1,4 +1,4 @@
-"""Hooks that rest: a text that leaves every gate shut goes through the plain modules from its second call on."""
+"""Hooks that rest: a text that leaves every gate shut meets the plain modules from its second call on."""
 
 from __future__ import annotations
 

@@ -49,8 +49,8 @@ class Rest:
     def off(self) -> None:
         for hooks, key in self._places:
             if key in hooks:
-                keys = list(hooks)
-                behind = keys[keys.index(key) + 1 :]
+                keys = [] if len(hooks) == 1 else list(hooks)  # mostly there is no other
+                behind = keys[keys.index(key) + 1 :] if keys else keys
                 self._off.append((hooks, key, hooks.pop(key), behind))
 
     def on(self) -> None:

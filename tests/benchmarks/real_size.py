@@ -121,7 +121,7 @@ def _materialised(module: Any) -> Any:
 
 
 def now() -> float:
-    """Seconds so far: of this process's CPU, which a busy machine leaves alone, or with a GPU by the clock."""
+    """Seconds so far: of this process's CPU, which a busy machine leaves alone; with a GPU by the clock."""
     if not torch.cuda.is_available():
         return time.process_time()
     torch.cuda.synchronize()
@@ -316,7 +316,8 @@ def stages(families: Sequence[str], work: Path, kept: Path) -> dict[str, Any]:
         for stage in STAGES:
             if stage in found.get(family, {}) and found["machine"] == machine():
                 continue
-            command = [sys.executable, __file__, "--stage", stage, "--work", str(work), "--folder", str(folder)]
+            command = [sys.executable, __file__, "--stage", stage, "--work", str(work)]
+            command += ["--folder", str(folder)]
             done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 raise SystemExit(f"{family} {stage} ended with exit code {done.returncode}")
@@ -348,7 +349,7 @@ def table(found: dict[str, Any]) -> str:
                 rows += [f"  UNet call, {name}  {_counted(one[name])}" for name in CASES]
                 rows.append("  attach  " + ", ".join(f"{n}: {value} s" for n, value in one["attach"].items()))
             elif kind == "generate":
-                rows.append(f"  generate --with {method}  adds x{one['adds']} of loading ({one['seconds']} s)")
+                rows.append(f"  generate --with {method}  adds x{one['adds']} of loading, {one['seconds']} s")
             elif kind == "erase":
                 rows.append(_erased(method, one, found[family]["inference"]["peak"]))
     return "\n".join(rows)
