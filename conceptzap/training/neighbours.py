@@ -31,11 +31,10 @@ from conceptzap.runtime.attach import installed_on
 from conceptzap.runtime.texts import of_text
 
 SYNONYM = 0.85  # cosine of centred text vectors; high, for a neighbour taken for a synonym is lost
-LENGTH = 16  # tokens a word is read with, instead of 77
 NOUNS = 2000  # of the vocabulary, in its own order
 CHUNK = 64
 KIND = "words"  # of the cache
-VERSION = 1  # of what a vector is
+VERSION = 2  # of what a vector is
 
 
 def neighbours(
@@ -94,7 +93,7 @@ def _read(base: Base, words: Sequence[str], report: Report | None = None) -> Ten
         ):
             ends = (ids == tokenizer.eos_token_id).int().argmax(1)  # [chunk]
             # a causal encoder: what stands behind the end of text changes nothing in front of it
-            short = ids[:, : max(LENGTH, int(ends.max()) + 1)].to(base.device)
+            short = ids[:, : int(ends.max()) + 1].to(base.device)  # [chunk, 3 or more]
             output = encoder(short, output_hidden_states=True)
             states = output.hidden_states[-2] if base.family == "sdxl" else output.last_hidden_state
             halves.append(F.normalize(states[torch.arange(len(ends)), ends].float().cpu(), dim=-1))
