@@ -50,7 +50,7 @@ def check(shown: list[Any], folder: Path) -> None:
 
 
 def test_it_runs_on_the_built_in_checkpoint(
-    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_cache: Path, loaded_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every call with what it is given there, and where that says nothing, with few pictures and steps."""
     for verb in (generating, erasing):
