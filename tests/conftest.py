@@ -141,8 +141,9 @@ def loaded_once() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def few_steps() -> Iterator[None]:
-    """`erase` looks at a random base in two steps, and keeps few prompts: it is noise with more, too."""
+    """`erase` looks at a random base in two steps, learns in three, keeps few prompts: it is noise with more, too."""
     from conceptzap.result import Settings
+    from conceptzap.training import objectives
     from conceptzap.training.lessons import Lesson
     from conceptzap.verbs import erasing
 
@@ -151,4 +152,5 @@ def few_steps() -> Iterator[None]:
         few = Settings(steps=2, guidance=2.0)
         patch.setattr(erasing, "usual", lambda base: usual(base) if base.is_demo else few)
         patch.setattr(Lesson, "kept", lambda self, count: kept(self, min(count, 24)))
+        patch.setattr(objectives, "DENOISING", 3)
         yield

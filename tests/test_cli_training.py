@@ -18,7 +18,7 @@ from test_cli_flow import SUFFIX, trained
 from conceptzap.base import Base
 from conceptzap.terminal.progress import Progress
 from conceptzap.testing import save_tiny
-from conceptzap.training import detector, objectives
+from conceptzap.training import detector
 from conceptzap.training.session import Session
 
 SHORT = ("--steps", "3", "--set", "trajectories=2", "--set", "batch=2", "--no-preview", "--base", "base")
@@ -33,9 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(loaded_once: None, few_steps: None) -> Iterator[None]:
-    """Few steps to what it learns from, and to its gate: here it is the training that counts."""
+    """A gate is soon fitted: here it is the training that counts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objectives, "DENOISING", 3)
         patch.setattr(detector, "STEPS", 40)
         yield
 
