@@ -115,6 +115,36 @@ def test_the_solution_is_the_dense_one_cut_to_its_rank(width: int) -> None:
     assert (found - best).norm() < 1e-6 * best.norm()
 
 
+@pytest.mark.parametrize("width", [24, 160])
+def test_systems_solved_together_are_each_the_one_solved_alone(width: int) -> None:
+    """Bit for bit, whatever company they are in: a list's files are those of its concepts alone."""
+    generator = torch.Generator().manual_seed(width)
+    systems = []
+    for number in range(5):
+        c, p, wanted = torch.randn(3, 200 + number, width, generator=generator)
+        sums = Moves.of(c, wanted, p[: 100 * number])
+        systems.append(closed_form.System(sums, 2 + number, 0.1 * (1 + number), 4.0))
+    alone = [closed_form.solve_all([one])[0] for one in systems]
+    for order in ((0, 1, 2, 3, 4), (4, 3, 1)):
+        together = closed_form.solve_all([systems[number] for number in order])
+        for number, pair in zip(order, together, strict=True):
+            assert all(torch.equal(pair[slot], alone[number][slot]) for slot in ("into", "down"))
+
+
+def test_concepts_solved_together_have_the_edits_of_each_alone() -> None:
+    base = tiny("sdxl")  # two encoders of different widths, and a pooled text
+    asked = []
+    for name, anchor in (("cat", "dog"), ("house", "tree"), ("boat", "car")):
+        sums = moves(base, [Pair(f"a {name}", f"a {anchor}")], [name], anchor, ["a horse", name])
+        asked.append([closed_form.Unsolved(tuple(sums), 4, 0.05, 4.0)])
+    asked[1] += asked[2]
+    together = closed_form.solved(base, asked)
+    assert [len(edits) for edits in together] == [2, 4, 2]
+    for parts, edits in zip(asked, together, strict=True):
+        (alone,) = closed_form.solved(base, [parts])
+        assert [edit.name for edit in alone] == [edit.name for edit in edits]
+
+
 @pytest.mark.parametrize(
     ("asked", "instead", "names", "anchor", "expected"),
     [

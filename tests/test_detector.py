@@ -7,11 +7,14 @@ from small import lesson
 
 from conceptzap.base import Base
 from conceptzap.edit import Edit, Gate
+from conceptzap.report import Report
 from conceptzap.runtime import gates
 from conceptzap.runtime.gates import Signal
 from conceptzap.task import Task
 from conceptzap.training import detector, lessons
+from conceptzap.training.lessons import Lesson
 from conceptzap.training.states import States
+from conceptzap.training.wordings import Pair
 
 WIDTH, LENGTH = 8, 6
 
@@ -20,7 +23,7 @@ def toy(prompts: list[str], parts: tuple[int, ...] = (WIDTH,)) -> States:
     """States of "yes" and "no" prompts, the last two positions padding.
 
     In "yes 3" position 3 % 4 points along the first axis of each encoder, and the padding with it;
-    in "first 3" only the first encoder's states do.
+    in "first 3" only the first encoder's states do, in "also 3" they point along the third axis.
     """
     return States(
         index={prompt: number for number, prompt in enumerate(prompts)},
@@ -41,6 +44,8 @@ def _states(prompt: str, parts: tuple[int, ...]) -> torch.Tensor:
         states[:, 1] += 1
         if word == "yes" or (word == "first" and place == 0):
             states[[int(number) % (LENGTH - 2), -2, -1], 0] += torch.tensor([1.0, 3.0, 3.0])
+        if word == "also":
+            states[[int(number) % (LENGTH - 2), -2, -1], 2] += torch.tensor([1.0, 3.0, 3.0])
         halves.append(states)
     return torch.cat(halves, -1)
 
@@ -100,6 +105,36 @@ def test_what_cannot_be_separated_is_confessed() -> None:
     groups = asked("no"), asked("no", start=200)
     gate = detector.fit_gate(toy([*groups[0], *groups[1]]), *groups, seed=0)
     assert gate.params["false_open"]["rate"] + gate.params["false_shut"]["rate"] > 0.1
+
+
+def test_wordings_that_come_in_turn_are_all_learned() -> None:
+    """Every other prompt is of another kind: halves by number would learn one kind and judge the other."""
+    yes = [f"{('yes', 'also')[number % 2]} {number}" for number in range(40)]
+    gate = detector.fit_gate(toy([*yes, *asked("no")]), yes, asked("no"), seed=0)
+    assert gate.params["false_open"]["rate"] == gate.params["false_shut"]["rate"] == 0
+    assert opened(gate, states(*asked("yes", start=100), *asked("also", start=100))).all()
+    assert not opened(gate, states(*asked("no", start=100))).any()
+
+
+def test_a_synonym_that_is_like_what_stays_is_none_of_a_gates_own() -> None:
+    """"like" is "no" in all but its name: a gate that opened for it would open for what stays."""
+    pairs = tuple(Pair(prompt, "") for prompt in [*asked("yes"), *asked("like", start=300)])
+    stay = asked("no", 60)
+    told = Lesson("yes", "", "object", ("like",), pairs, tuple(stay))
+    read = toy([*told.prompts, *stay, "no 999"])
+    read.index[""] = read.index.pop("no 999")
+    plain = detector.fit_gate(read, told.prompts, stay, seed=0)
+    assert plain.params["false_open"]["rate"] > 0.3
+
+    class Heard(Report):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    notes: list[str] = []
+    gate = lessons.gate(None, [told], 0, states=read, report=Heard())  # type: ignore[arg-type]
+    assert gate.params["false_open"]["rate"] == 0 and "not told of like" in notes[0]
+    assert opened(gate, states(*asked("yes", start=100))).all()
+    assert not opened(gate, states(*asked("no", start=100))).any()
 
 
 def test_the_weight_of_a_prompt_changes_nothing() -> None:

@@ -10,7 +10,7 @@ from conceptzap.report import Report
 from conceptzap.runtime import gates
 from conceptzap.task import Task
 from conceptzap.testing import tiny
-from conceptzap.training import lessons
+from conceptzap.training import lessons, wordings
 from conceptzap.verbs import erasing, planning
 
 
@@ -91,3 +91,21 @@ def test_sdxl_a_concept_in_either_prompt_opens_the_gate() -> None:
     ]
     bar = max(gate.params["threshold"], scores[0].max().item())
     assert gate.params["parts"] == [24, 40] and all((one > bar).all() for one in scores[1:]), scores
+
+
+def test_concepts_that_keep_the_same_words_keep_the_same_prompts(sd1: Base) -> None:
+    """So that a list reads them once; and any number of them asks for all words alike."""
+    cat, church = (
+        next(lessons.lessons(sd1, Task((name,), ("dog",), ("red", "tree", "house"), ("object",))))
+        for name in ("cat", "church")
+    )
+    assert len({*cat.keep} & {*church.keep}) > 0.8 * len(cat.keep)
+    few = [prompt.split() for prompt in cat.kept(40)]
+    assert len(few) == 40 and all(any(word in asked for asked in few) for word in ("red", "tree", "house"))
+
+
+def test_a_carrier_of_every_style_is_no_synonym_of_one(sd1: Base) -> None:
+    """ "art by Monet" speaks of no pixel art, however near "art" is to it."""
+    (lesson,) = lessons.lessons(sd1, Task(("photo art",), ("painting",), ("tree",), ("style",)))
+    assert {"art", "style", "painting"} <= wordings.carriers() and not set(lesson.names) & wordings.carriers()
+    assert not {"monet", "cat", "photo", "sketch"} & wordings.carriers()

@@ -22,8 +22,10 @@ from conceptzap.base import Base
 from conceptzap.edit import Header
 from conceptzap.errors import Interrupted, MismatchError, ThresholdError
 from conceptzap.evaluation.closing import Closing
+from conceptzap.registry import family
 from conceptzap.report import Report
 from conceptzap.result import Score
+from conceptzap.task import Task
 from conceptzap.terminal import many as table
 from conceptzap.verbs import concept_list, erasing, launched, many, planning
 from conceptzap.verbs.launched import LostProcess
@@ -169,6 +171,39 @@ def test_what_nobody_chose_becomes_something_that_stays(sd1: Base, tmp_path: Pat
     assert erasing.fitting_task(sd1, again, Report()) == jobs[0].task
 
 
+def together() -> str:
+    """A method whose closed forms are solved for many concepts at once."""
+    return next(name for name in family.members("methods") if hasattr(family.load("methods", name), "sums"))
+
+
+def test_closed_forms_of_a_list_are_solved_together_and_are_those_of_each_alone(
+    sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte, self-tests and all; what goes wrong with one is told of one."""
+    given = {"method": together(), "overrides": {"keep_prompts": "12"}, "keep": ("car",), "base": sd1}
+    rows = [{"name": "cat", "anchor": "dog"}, {"name": "church", "anchor": "house"}, "horse"]
+    solved = many.closed_form.solved
+    at_once: list[int] = []
+    monkeypatch.setattr(many.closed_form, "solved", lambda b, some: at_once.append(len(some)) or solved(b, some))
+    unsolved = many.erasing.unsolved
+
+    def failing(plan: Any, base: Base, task: Task, report: Report) -> Any:
+        if task.concepts == ("horse",):
+            raise RuntimeError("no luck")
+        return unsolved(plan, base, task, report)
+
+    monkeypatch.setattr(many.erasing, "unsolved", failing)
+    done = package.erase_all(rows, **given, anchors="house", limit=0, output=tmp_path / "x", report=Report())
+    assert at_once == [2] and [one.concept for one in done.failed] == ["horse"] and done.stack is None
+    for one, row in zip(done.files, rows[:2], strict=False):
+        target = tmp_path / f"{one.concept}-alone"
+        alone = package.erase(
+            one.concept, **given, anchors=row["anchor"], preview=False, limit=0, output=target, report=Report()
+        )
+        assert alone.digest == one.digest and alone.path.read_bytes() == one.path.read_bytes()
+    assert at_once == [2, 1, 1]
+
+
 # stopped, failed, gone on with
 
 
@@ -250,7 +285,7 @@ def test_a_training_that_was_killed_is_taken_up_where_it_is_of_this_plan(
     (plan,) = concept_list.resolve(["cat"], output=tmp_path / "x", method=closed_form()).plans
     resumed: list[bool] = []
 
-    def erase(plan: Any, report: Report, resume: bool, base: Any) -> None:
+    def erase(plan: Any, report: Report, resume: bool, base: Any, solved: Any = ()) -> None:
         resumed.append(resume)
         if resume and not same:
             raise MismatchError("the saved run differs in lr")

@@ -27,6 +27,9 @@ has a key that restores the concept. Every edit must change something for the co
 Tensors may be trained parameters on any device; they are stored as fp16. Raises `UsageError` for a
 setting that means nothing, `ResourceError` for memory and for a training that diverges. A method
 with optimisation has a setting `steps`, one that trains on batches `batch`.
+
+A closed form may also have `sums(base, task, cfg, report) -> Iterator[closed_form.Unsolved]`, of which
+`closed_form.solved` makes what `erase` yields: a list of concepts solves those of many at once.
 """
 
 DEFAULT = "zap"

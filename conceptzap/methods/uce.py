@@ -17,6 +17,7 @@ from conceptzap.edit import Edit
 from conceptzap.report import Report
 from conceptzap.task import Task
 from conceptzap.training import closed_form, lessons
+from conceptzap.training.closed_form import Unsolved
 
 PAPER = "2308.14761"
 EDITS = "weight"
@@ -32,17 +33,21 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
+    yield from closed_form.solved(base, [list(sums(base, task, cfg, report))])[0]
+
+
+def sums(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Unsolved]:
     rest = {"rank": cfg.rank, "ridge": cfg.ridge, "keep_scale": cfg.keep_scale}
-    sums: list[closed_form.Moves] = []
+    whole: list[closed_form.Moves] = []
     for lesson in lessons.lessons(base, task, report):
         states = lessons.read(base, lesson, cfg.keep_prompts, report)
         found = lessons.moves(base, lesson, states, cfg.keep_prompts)
         if cfg.gate:
             gate = lessons.gate(base, [lesson], report.seed, cfg.keep_prompts, states=states, report=report)
-            yield from closed_form.edits(base, found, **rest, gates=(gate,))
+            yield Unsolved(tuple(found), **rest, gates=(gate,))
             continue
-        for total, more in zip(sums, found, strict=False):
+        for total, more in zip(whole, found, strict=False):
             total.add(more)
-        sums = sums or found
-    if sums:
-        yield from closed_form.edits(base, sums, **rest)
+        whole = whole or found
+    if whole:
+        yield Unsolved(tuple(whole), **rest)

@@ -4,15 +4,17 @@ Every K/V edit whose targets are the projections of other text states is W M wit
 layers (UCE's eq. 7 with v* = W c*), so it is stored as one pair `into down` and W never appears.
 
 Contract: `moves(states, ...)` sums up what shall move and what shall stay, `solve` turns sums into
-`into` [d, r] and `down` [r, d], `edits` makes the edits of a base of them. SDXL's two encoders are
-solved apart, so that a concept in only one of its two prompts is moved there; so is the pooled text,
-at the first layer of the added embedding, whose input begins with it.
+`into` [d, r] and `down` [r, d], `edits` makes the edits of a base of them; `solved` does so for many
+concepts at once, with the bits that each of them has alone. SDXL's two encoders are solved apart, so that
+a concept in only one of its two prompts is moved there; so is the pooled text, at the first layer of the
+added embedding, whose input begins with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -192,6 +194,16 @@ def _pooled(states: States, pairs: Sequence[Pair], keep: Sequence[str]) -> list[
 # -- the solution
 
 
+@dataclass(frozen=True)
+class System:
+    """One closed form: its sums, the rank at most, the ridge, and the weight of what stays."""
+
+    sums: Moves
+    rank: int
+    ridge: float
+    keep_scale: float
+
+
 def solve(sums: Moves, *, rank: int, ridge: float, keep_scale: float) -> dict[str, Tensor]:
     """`into` [d, r] and `down` [r, d] of M - I, M = argmin |M c - c*|^2 + k |M p - p|^2 + ridge |M - I|^2.
 
@@ -199,17 +211,39 @@ def solve(sums: Moves, *, rank: int, ridge: float, keep_scale: float) -> dict[st
     to the smallest rank that holds `ENERGY` of the change, at most `rank`, is the best one
     for the states at hand, not for M itself.
     """
+    return solve_all([System(sums, rank, ridge, keep_scale)])[0]
+
+
+def solve_all(systems: Sequence[System]) -> list[dict[str, Tensor]]:
+    """`solve` for n systems of one width d: LAPACK's batched calls, which treat each matrix by itself."""
     # 1. the metric of the states at hand, G = L L^T
-    gram = sums.gram / max(1, sums.n)  # [d, d]
-    gram = gram + ridge * torch.eye(sums.width, dtype=torch.double)
-    if sums.m:
-        gram = gram + keep_scale * sums.kept / sums.m
-    gram.diagonal().add_(1e-12 * gram.diagonal().mean().clamp_min(1e-12))
-    lower = torch.linalg.cholesky(gram)
+    lower = torch.linalg.cholesky(torch.stack([_metric(one) for one in systems]))  # [n, d, d]
     # 2. M - I = cross G^-1; in that metric, A = (M - I) L
-    a = torch.linalg.solve_triangular(lower, sums.cross.T / max(1, sums.n), upper=False).T  # [d, d]
-    u, s, vh = _leading(a, rank)
-    # 3. as many directions as hold the energy
+    cross = torch.stack([one.sums.cross.T / max(1, one.sums.n) for one in systems])
+    a = torch.linalg.solve_triangular(lower, cross, upper=False).mT  # [n, d, d]
+    # 3. its singular triples by the eigenvectors of A A^T, ascending: a fifth of a full decomposition's time
+    # and, for the first of them, as right; products one by one, for batched ones round in another way
+    values, vectors = torch.linalg.eigh(torch.stack([each @ each.T for each in a]))
+    parts = zip(systems, lower, a, values, vectors, strict=True)
+    return [_cut(one.rank, *rest) for one, *rest in parts]
+
+
+def _metric(one: System) -> Tensor:
+    """G [d, d] of a system."""
+    sums = one.sums
+    gram = sums.gram / max(1, sums.n)
+    gram = gram + one.ridge * torch.eye(sums.width, dtype=torch.double)
+    if sums.m:
+        gram = gram + one.keep_scale * sums.kept / sums.m
+    gram.diagonal().add_(1e-12 * gram.diagonal().mean().clamp_min(1e-12))
+    return gram
+
+
+def _cut(rank: int, lower: Tensor, a: Tensor, values: Tensor, vectors: Tensor) -> dict[str, Tensor]:
+    """The pair of as many directions as hold the energy, at most `rank`."""
+    u = vectors[:, -rank:].flip(1)
+    s = values[-rank:].flip(0).clamp_min(1e-300).sqrt()
+    vh = u.T @ a / s[:, None]
     held = s.square().cumsum(0) / a.square().sum().clamp_min(1e-300)
     r = max(1, min(rank, len(s), int((held < ENERGY).sum()) + 1))
     down = torch.linalg.solve_triangular(lower.T, vh[:r].T, upper=True).T  # [r, d]
@@ -217,18 +251,6 @@ def solve(sums: Moves, *, rank: int, ridge: float, keep_scale: float) -> dict[st
         "into": (u[:, :r] * s[:r]).float().contiguous(),
         "down": down.float().contiguous(),
     }
-
-
-def _leading(a: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The first `rank` singular triples of a [d, d]: u [d, r], s [r], vh [r, d].
-
-    By the eigenvectors of a a^T, a fifth of a full decomposition's time and, for the first of them,
-    as right.
-    """
-    values, vectors = torch.linalg.eigh(a @ a.T)  # ascending
-    u = vectors[:, -rank:].flip(1)
-    s = values[-rank:].flip(0).clamp_min(1e-300).sqrt()
-    return u, s, u.T @ a / s[:, None]
 
 
 def edits(
@@ -244,12 +266,46 @@ def edits(
 
     `ridge` is in units of the states' mean square, so that it means the same for every text encoder.
     """
-    count = len(base.text_encoders)
-    weights = [keep_scale] * count + [POOLED_KEEP * keep_scale]
-    solved = [
-        solve(one, rank=rank, ridge=ridge * one.mean_square, keep_scale=weight)
-        for one, weight in zip(sums, weights, strict=False)
+    return solved(base, [[Unsolved(tuple(sums), rank, ridge, keep_scale, gates)]])[0]
+
+
+@dataclass(frozen=True)
+class Unsolved:
+    """What `edits` makes edits of: the arguments of one such call."""
+
+    sums: tuple[Moves, ...]
+    rank: int
+    ridge: float
+    keep_scale: float
+    gates: tuple[Gate, ...] = ()
+
+    def systems(self, encoders: int) -> list[System]:
+        weights = [self.keep_scale] * encoders + [POOLED_KEEP * self.keep_scale]
+        return [
+            System(one, self.rank, self.ridge * one.mean_square, weight)
+            for one, weight in zip(self.sums, weights, strict=False)
+        ]
+
+
+def solved(base: Base, concepts: Sequence[Sequence[Unsolved]]) -> list[list[Edit]]:
+    """The edits of each concept; those of equal width are solved together."""
+    asked = [part for parts in concepts for part in parts]
+    systems = [system for part in asked for system in part.systems(len(base.text_encoders))]
+    width = {number: system.sums.width for number, system in enumerate(systems)}
+    pairs: dict[int, dict[str, Tensor]] = {}
+    for _, same in groupby(sorted(width, key=lambda number: width[number]), width.__getitem__):
+        numbers = list(same)
+        pairs |= zip(numbers, solve_all([systems[number] for number in numbers]), strict=True)
+    found = iter([pairs[number] for number in range(len(systems))])
+    return [
+        [edit for part in parts for edit in _made(base, [next(found) for _ in part.sums], part.gates)]
+        for parts in concepts
     ]
+
+
+def _made(base: Base, solved: Sequence[dict[str, Tensor]], gates: tuple[Gate, ...]) -> list[Edit]:
+    """The edits of pairs, one for each text encoder and, last, one for the pooled text."""
+    count = len(base.text_encoders)
     into = torch.block_diag(*(one["into"] for one in solved[:count]))  # [width, ranks]
     down = torch.block_diag(*(one["down"] for one in solved[:count]))  # [ranks, width]
     made = [Edit("weight", base.sites(CROSS_KV), {"into": into, "down": down}, gates=gates)]

@@ -2,7 +2,7 @@
 
 A few directions in text space whose largest projection over all positions is high for prompts of
 the concept and low for everything else (a max-pooled linear detector, as in CGCE and CPE's gate).
-Half of the prompts fit it, the other half sets the threshold and gives both error rates.
+Half of the prompts, drawn by lot, fit it, the other half sets the threshold and gives both error rates.
 
 Contract: a prompt of the concept counts by its own tokens alone, start to end of text, so that the
 gate opens for embeddings handed in without padding; any other prompt by every position. With two
@@ -28,6 +28,7 @@ STEPS = 150  # of Adam
 STRIDE = 8  # of the padding positions that fitting looks at; the threshold looks at all
 MARGIN = 1e-3  # rounding of the scores in half precision and in other batches, of the threshold
 RAMP = 0.05  # of the score that a soft gate is full at: what it takes from shut to full, at least
+FINER = (1, 2)  # times as many directions, where fewer do not tell all of the concept from what stays
 SAFETY = 0.35  # where between the two classes the threshold stands; low opens rather than leaks
 
 
@@ -43,12 +44,32 @@ def fit_gate(
 
     The threshold stands between the classes, and where they overlap below every prompt of the
     concept: a gate that opens too often costs pictures, one that stays shut lets the concept through.
+    There it is fitted with more `directions`, and the one that opens for the fewest others is it.
     """
-    yes, no = states.rows(concept_prompts), states.rows(other_prompts)
+    # wordings come in turn, so that halves that were not drawn by lot would each lack some
+    yes, no = (states.rows(_by_lot(prompts, seed)) for prompts in (concept_prompts, other_prompts))
+    best: Gate | None = None
+    for times in FINER:
+        gate = _calibrated(states, yes, no, seed, times * directions, report or Report())
+        best = min(filter(None, (best, gate)), key=_opens_wrongly)
+        if not _opens_wrongly(best):
+            break
+    assert best
+    return best
+
+
+def _opens_wrongly(gate: Gate) -> float:
+    return gate.params["false_open"]["rate"]
+
+
+def _calibrated(
+    states: States, yes: list[int], no: list[int], seed: int, directions: int, report: Report
+) -> Gate:
+    """The gate of so many directions for each text encoder, with its threshold and its rates."""
     # 1. directions for each text encoder, fitted on every other prompt, scaled to the threshold 1
     queries, means = [], []
     parts = list(enumerate(states.parts))
-    for number, _ in (report or Report()).count(parts, len(parts), "fitting the gate"):
+    for number, _ in report.count(parts, len(parts), "fitting the gate"):
         query, mean = _fit(states, number, yes[::2], no[::2], seed, directions)
         own = [_scores(states, rows, number, query, mean) for rows in (yes, no)]
         threshold, _ = _threshold(_own_tokens(states, yes, own[0]), own[1].amax(1))
@@ -69,6 +90,14 @@ def fit_gate(
     return Gate("match", params, tensors)
 
 
+def _by_lot(prompts: Sequence[str], seed: int) -> list[str]:
+    """In an order by lot; what is said twice stands together, so that it is in both halves."""
+    distinct = list(dict.fromkeys(prompts))
+    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed)).tolist()
+    place = {distinct[index]: number for number, index in enumerate(order)}
+    return sorted(prompts, key=place.__getitem__)
+
+
 def soften(gate: Gate, states: States, yes: Sequence[str], no: Sequence[str], power: float) -> Gate:
     """The `similar` gate of a fitted `match` gate: 0 for all that shall stay, 1 for the concept.
 
@@ -83,6 +112,12 @@ def soften(gate: Gate, states: States, yes: Sequence[str], no: Sequence[str], po
     if "parts" in gate.params:
         params["parts"] = gate.params["parts"]
     return Gate("similar", params, gate.tensors)
+
+
+def judged(gate: Gate, states: States, prompts: Sequence[str], own: bool) -> Tensor:
+    """What a gate compares with its threshold for prompts, [prompts]; by their `own` tokens or by all."""
+    scores = _all_scores(gate, states, prompts)
+    return _own_tokens(states, states.rows(prompts), scores) if own else scores.amax(1)
 
 
 def _all_scores(gate: Gate, states: States, prompts: Sequence[str]) -> Tensor:
@@ -115,19 +150,30 @@ def _fit(
     noise = torch.randn(directions, len(mean), generator=generator) / len(mean) ** 0.5
     query = (toward + 0.3 * noise).mul(8).requires_grad_()
     offset = torch.zeros((), requires_grad=True)
-    # 3. the hardest of those that must stay shut count twice
+    # 3. the hardest of both count twice, for both count by their last; a prompt is its state of highest score
+    open_, shut = open_ - mean, shut - mean
     adam = torch.optim.Adam([query, offset], lr=0.3, foreach=False)
     for _ in range(STEPS):
+        strongest = _strongest(open_, query, own), _strongest(shut, query)
         with torch.enable_grad():
-            hits = ((open_ - mean) @ query.T).amax(-1).masked_fill(~own, -torch.inf)  # [n, positions]
-            yes = hits.amax(1) - offset
-            no = ((shut - mean) @ query.T).amax((1, 2)) - offset
+            yes, no = ((states @ query.T).amax(1) - offset for states in strongest)  # [n] each
             hardest = no.topk(max(1, len(no) // 8)).values
-            loss = F.softplus(-yes).mean() + F.softplus(no).mean() + F.softplus(hardest).mean()
+            weakest = yes.topk(max(1, len(yes) // 8), largest=False).values
+            loss = F.softplus(-yes).mean() + F.softplus(-weakest).mean()
+            loss = loss + F.softplus(no).mean() + F.softplus(hardest).mean()
             adam.zero_grad()
             (loss + 1e-4 * query.pow(2).sum()).backward()
         adam.step()
     return query.detach(), mean
+
+
+@torch.no_grad()
+def _strongest(states: Tensor, query: Tensor, own: Tensor | None = None) -> Tensor:
+    """Of each prompt's states [n, positions, d] the one that scores highest, [n, d]; `own`: which count."""
+    scores = (states @ query.T).amax(-1)  # [n, positions]
+    if own is not None:
+        scores = scores.masked_fill(~own, -torch.inf)
+    return states[range(len(states)), scores.argmax(1)]
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
 
 from conceptzap.base import Base
 from conceptzap.edit import Gate
@@ -23,14 +24,16 @@ from conceptzap.training.states import States
 from conceptzap.training.wordings import Pair
 
 NEAREST = 80  # words of the vocabulary that join the keep set
-BESIDE = 160  # more of them, by themselves, that a gate must stay shut for
+BESIDE = 160  # more of them that a gate must stay shut for
+WORDINGS = 2  # of each of these
 
 
 @dataclass(frozen=True)
 class Lesson:
     """One concept of a task. `pairs` ask for it and its synonyms, `keep` are prompts that must stay.
 
-    `beside` are words that are farther from it, of which a gate must know, too.
+    `keep` takes its words in turn, so that any number of them from the front asks for all alike. `beside`
+    are prompts of words that are farther from it, of which a gate must know, too.
     """
 
     concept: str
@@ -42,9 +45,8 @@ class Lesson:
     beside: tuple[str, ...] = ()
 
     def kept(self, n: int) -> list[str]:
-        """n prompts of the keep set, spread evenly over it."""
-        stride = max(1, len(self.keep) // max(1, n))
-        return list(self.keep[::stride][:n])
+        """n prompts of the keep set, spread evenly over its words."""
+        return list(self.keep[:n])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -120,11 +122,42 @@ def gate(
 ) -> Gate:
     """Opens for the concepts of the lessons; shut for the empty prompt, the anchors, what must stay.
 
+    A synonym that it cannot tell from what stays is none of its own, if it then opens for less of that.
     `states` are those of `read`, where they are at hand.
     """
     prompts, shut = _sides(told, keep_prompts)
     states = states or States.of(base, [*prompts, *shut], report)
-    return detector.fit_gate(states, prompts, shut, seed, directions, report)
+    found = detector.fit_gate(states, prompts, shut, seed, directions, report)
+    vague = _vague(found, told, states, shut) if _wrong(found) else []
+    if vague:
+        told = [replace(lesson, synonyms=_without(lesson.synonyms, vague)) for lesson in told]
+        sure = [one for one in prompts if any(_speaks_of(one, lesson.names) for lesson in told)]
+        again = detector.fit_gate(states, sure, shut, seed, directions, report)
+        found = min(found, again, key=_wrong)
+        if found is again and report:
+            report.note(f"the gate is not told of {', '.join(vague)}: it would open for what stays")
+    return found
+
+
+def _wrong(gate: Gate) -> float:
+    return gate.params["false_open"]["rate"]
+
+
+def _without(words: Sequence[str], some: Sequence[str]) -> tuple[str, ...]:
+    return tuple(word for word in words if word not in some)
+
+
+def _vague(gate: Gate, told: Sequence[Lesson], states: States, shut: Sequence[str]) -> list[str]:
+    """The synonyms of which some prompt scores no higher than something that stays."""
+    highest = detector.judged(gate, states, shut, own=False).max()
+    found = []
+    for lesson in told:
+        for word in lesson.synonyms:
+            others = _without(lesson.names, [word])
+            own = [p for p in lesson.prompts if _speaks_of(p, [word]) and not _speaks_of(p, others)]
+            if own and detector.judged(gate, states, own, own=True).min() <= highest:
+                found.append(word)
+    return found
 
 
 def near(
@@ -157,7 +190,9 @@ def _lesson(
 ) -> Lesson:
     concept, anchor = wordings.bare(concept), wordings.bare(anchor)
     near = neighbours.neighbours(base, concept, task.keep, report)
-    synonyms = tuple(word for word, cosine in near if cosine > neighbours.SYNONYM and word != anchor)
+    carriers = wordings.carriers()
+    like = [word for word, cosine in near if cosine > neighbours.SYNONYM and word != anchor]
+    synonyms = tuple(word for word in like if word.lower() not in carriers)
     words = [word for word, _ in near if word not in synonyms]
     named = _known(base, [*task.keep, anchor])
     kept = dict.fromkeys(word for word in [*named, *words[:NEAREST]] if word)
@@ -165,9 +200,11 @@ def _lesson(
     kept = [word for word in kept if word.lower() not in gone]
     pairs = [p for name in (concept, *synonyms) for p in _pairs(base, name, anchor, kind, gone)]
     names = (concept, *synonyms)
-    stay = [prompt for prompt in _keep(base, kept, gone) if not _speaks_of(prompt, names)]
+    stay = ["", *_keep(base, kept, gone, ("style", "object"))]
     farther = [word for word in words[NEAREST : NEAREST + BESIDE] if word.lower() not in gone]
-    return Lesson(concept, anchor, kind, synonyms, tuple(pairs), tuple(stay), tuple(farther))
+    told = _keep(base, farther, gone, ("object",), WORDINGS)
+    stay, told = ([prompt for prompt in some if not _speaks_of(prompt, names)] for some in (stay, told))
+    return Lesson(concept, anchor, kind, synonyms, tuple(pairs), tuple(stay), tuple(told))
 
 
 def _speaks_of(prompt: str, names: Iterable[str]) -> bool:
@@ -194,13 +231,19 @@ def _pairs(base: Base, name: str, anchor: str, kind: str, gone: set[str]) -> lis
     return [p for p in asked if set(base.unknown_words(f"{p.concept} {p.anchor}")) <= strange]
 
 
-def _keep(base: Base, words: list[str], gone: set[str]) -> list[str]:
-    asked = [
-        "",
-        *(
-            p
-            for kind in ("style", "object")
-            for p in wordings.keep(words, kind, _things(base, kind, gone))
-        ),
-    ]
-    return [prompt for prompt in dict.fromkeys(asked) if not base.unknown_words(prompt)]
+def _keep(
+    base: Base, words: Iterable[str], gone: set[str], kinds: Sequence[str], most: int | None = None
+) -> list[str]:
+    """Prompts for words that stay, as if of these kinds: one for each word, then another for each.
+
+    At most so many a word. Each word begins with a wording of its own, so that none is everybody's first.
+    """
+    things = {kind: _known(base, wordings.wording(kind)["things"]) for kind in kinds}
+    turns = []
+    for word in words:
+        every = [prompt for kind in kinds for prompt in wordings.keep([word], kind, things[kind], gone)]
+        known = [prompt for prompt in every if not base.unknown_words(prompt)]
+        start = wordings.spread(word) % max(1, len(known))
+        turns.append([*known[start:], *known[:start]][:most])
+    asked = chain.from_iterable(zip_longest(*turns))
+    return list(dict.fromkeys(prompt for prompt in asked if prompt is not None))

@@ -8,7 +8,8 @@ them a concept is asked for in, `usual_anchor` what it becomes, where nobody sai
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -42,6 +43,13 @@ class Pair:
 def wording(kind: str) -> dict[str, Any]:
     """The wordings of a kind: `things` that fill them, `pairs`, `keep`."""
     return config.preset(kind if kind in WORDED else "object", "prompts")
+
+
+@cache
+def carriers() -> frozenset[str]:
+    """Words of the wordings of styles themselves, which speak of any style: no synonym of one of them."""
+    asked = (text for pair in (*wording("style")["pairs"], *wording("style")["bare"]) for text in pair)
+    return frozenset(re.findall(r"\w+", re.sub(r"\{\w+\}", "", " ".join(asked)).lower()))
 
 
 def is_name(noun: str) -> bool:
@@ -126,15 +134,26 @@ def _thing(concept: str, anchor: str, kind: str, styles: Iterable[str]) -> Itera
             yield Pair(prompt, target.format(s=style, ta=become) if anchor else "")
 
 
-def keep(words: Iterable[str], kind: str, things: Iterable[str]) -> list[str]:
-    """Prompts for words that must stay, each word in every wording, things taken in turn."""
+def keep(
+    words: Iterable[str], kind: str, things: Iterable[str], gone: Collection[str] = ()
+) -> list[str]:
+    """Prompts for words that must stay, each word in every wording, things taken in turn, none of `gone`.
+
+    A word's prompts depend on no other word, so that concepts that keep the same word share them.
+    """
     things = list(things) or [""]
     result: dict[str, None] = {}
-    for number, word in enumerate(words):
-        for turn, template in enumerate(wording(kind)["keep"]):
-            thing = things[(number + turn) % len(things)]
+    for word in words:
+        for turn, template in enumerate(wording(kind)["keep"], spread(word)):
+            after = (things[(turn + more) % len(things)] for more in range(len(things)))
+            thing = next((one for one in after if one.lower() not in gone), "")
             named = kind == "person" and is_name(word)
             said = word if named else with_article(bare(word))
             names = {"w": word, "tw": said, "t": with_article(thing), "s": thing}
             result[template.format(**names)] = None
     return list(result)
+
+
+def spread(word: str) -> int:
+    """A number that is the word's in every process: where it begins in lists that are taken in turn."""
+    return zlib.crc32(word.encode())

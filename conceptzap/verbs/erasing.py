@@ -33,6 +33,7 @@ from conceptzap.runtime.attach import installed
 from conceptzap.runtime.gates import SIGHT, Signal, factor
 from conceptzap.task import Task
 from conceptzap.training import lessons, memory, wordings
+from conceptzap.training.closed_form import Unsolved
 from conceptzap.trust import admission, canary
 from conceptzap.verbs import doubts, estimates, runs
 from conceptzap.verbs import preview as preview_
@@ -79,11 +80,18 @@ class ErasedFile:
 
 
 def erase(
-    plan: ErasePlan, report: Report, resume: bool, base: AnyBase | None = None
+    plan: ErasePlan,
+    report: Report,
+    resume: bool,
+    base: AnyBase | None = None,
+    solved: Sequence[Edit] = (),
 ) -> ErasedFile:
-    """Carry a plan out; see `api.erase`. Nothing is written before all of it is made."""
+    """Carry a plan out; see `api.erase`. Nothing is written before all of it is made.
+
+    `solved`: the method's edits, where they were made beforehand (`unsolved`).
+    """
     with runs.logged(plan, report) as heard:
-        made = _erased(plan, heard, resume, base)
+        made = _erased(plan, heard, resume, base, solved)
         runs.finish(plan, made.record())
     if isinstance(base, str | PathLike) and not resume:
         estimates.remember(plan, made.record())
@@ -92,7 +100,9 @@ def erase(
     return made
 
 
-def _erased(plan: ErasePlan, report: Report, resume: bool, base: AnyBase | None) -> ErasedFile:
+def _erased(
+    plan: ErasePlan, report: Report, resume: bool, base: AnyBase | None, solved: Sequence[Edit]
+) -> ErasedFile:
     phases = Phases(report)
     # 1. the base, and what of the task it knows
     phases.enter("loading", f"loading {plan.base}")
@@ -103,7 +113,7 @@ def _erased(plan: ErasePlan, report: Report, resume: bool, base: AnyBase | None)
     with work.resumable(), work.log:
         # 2. the method: prepares and learns
         phases.enter("preparing", f"preparing what {', '.join(task.concepts)} is learned from")
-        edits, hardened = _edits(plan, base, task, work), {}
+        edits, hardened = [*map(plain, solved)] or _edits(plan, base, task, work), {}
         if plan.harden:
             phases.enter("hardening", "attacking what was made")
             edits, hardened = _hardened(plan, base, task, edits, work)
@@ -203,6 +213,18 @@ def _edits(plan: ErasePlan, base: Base, task: Task, work: Work) -> list[Edit]:
     settings = member.Config(**dataclasses.asdict(plan.settings))
     with installed(base, _before(plan, base, work)):
         return [plain(edit) for edit in member.erase(base, task, settings, work)]
+
+
+def unsolved(plan: ErasePlan, base: Base, task: Task, report: Report) -> list[Unsolved]:
+    """What the method of a plan has to solve; [] where it does more than that, or only by itself."""
+    member = family.load("methods", plan.method)
+    if not hasattr(member, "sums"):
+        return []
+    settings = member.Config(**dataclasses.asdict(plan.settings))
+    heard = Report(plan.seed)
+    heard.warn, heard.count = report.warn, report.count
+    with installed(base, _before(plan, base, report)):
+        return list(member.sums(base, task, settings, heard))
 
 
 def _before(plan: ErasePlan, base: Base, report: Report) -> list[Edit]:

@@ -1,8 +1,10 @@
 """Many concepts in one run: a file each and their stack, begun anew or gone on with, on one process or many.
 
-The base, the text states of prompts, the vectors of words and the base's pictures are shared; nothing that
-is shared changes a bit, so that every file is the one that `erase` with the row's arguments writes. A file
-that is there and was made by the same plan is kept: the same command goes on after a kill.
+The base, the text states of prompts, the vectors of words and the base's pictures are shared, closed forms
+are solved `TOGETHER`; nothing of this changes a bit, so that every file is the one that `erase` with the
+row's arguments writes. What would change one, self-tests and pictures of several concepts in one UNet call,
+is made for each by itself. A file that is there and was made by the same plan is kept: the same command goes
+on after a kill.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 
 from conceptzap import format
 from conceptzap.base import Base
-from conceptzap.edit import Erasure, Header, Json, canonical_json
+from conceptzap.edit import Edit, Erasure, Header, Json, canonical_json
 from conceptzap.errors import (
     FormatError,
     MismatchError,
@@ -29,7 +31,8 @@ from conceptzap.evaluation.closing import Closing, closing
 from conceptzap.report import Report
 from conceptzap.result import Score
 from conceptzap.task import Task
-from conceptzap.training import lessons, states
+from conceptzap.training import closed_form, lessons, states
+from conceptzap.training.closed_form import Unsolved
 from conceptzap.training.session import locked
 from conceptzap.trust import admission
 from conceptzap.verbs import concept_list, erasing, failing, launched, stacking
@@ -39,6 +42,7 @@ from conceptzap.verbs.launched import Team
 from conceptzap.verbs.planning import ErasePlan
 from conceptzap.verbs.stacking import Stacked
 
+TOGETHER = 8  # concepts whose closed forms are solved at once; as many are lost by a kill
 PICTURES = 24  # of all concepts together that the stack is judged by, at least one each
 ALONE = "run it alone with the command that is named"
 
@@ -116,16 +120,18 @@ def erase_all(asked: Plans, report: Report, base: Any = None) -> ErasedAll:
         return [job.name for job in jobs if not _made(here, job.plan, job.task)]
 
     with launched.telling(missing, len(jobs), "concepts"), _only_run(asked.folder, team), states.shared():
-        mine = [_done(here, job, number, len(jobs), report) for number, job in team.share(jobs)]
-        files = tuple(team.gather(mine))
+        files = tuple(team.gather(_all_done(here, team.share(jobs), len(jobs), report)))
     # 3. the stack of all, once it acts, and how it does
     done = ErasedAll(files, seconds=time.monotonic() - began, leads=team.leads)
-    if not team.leads or done.failed:
+    if done.failed or not (team.leads or asked.measured):
         return done
     whole = concept_list.stacked(asked)
     admission.admit(here, whole, True, report)
-    stack = _write(here, asked, whole, report)
-    found = _judged(here, jobs, whole, report) if asked.measured else Closing()
+    stack = _write(here, asked, whole, report) if team.leads else None
+    with launched.drawing(team):
+        found = _judged(here, jobs, whole, report) if asked.measured else Closing()
+    if not team.leads:
+        return done
     left = [replace(one, left=found.shown.get(one.concept)) for one in files]
     done = replace(done, files=tuple(left), stack=stack, scores=found.scores, verdict=found.verdict)
     done = replace(done, seconds=time.monotonic() - began)
@@ -192,26 +198,74 @@ def _only_run(folder: Path, team: Team) -> Iterator[None]:
         yield
 
 
-# one concept
+# the concepts
 
 
-def _done(base: Base, job: _Job, number: int, total: int, report: Report) -> ErasedOne:
+@dataclass
+class _Start:
+    """What there is of a concept's edits before its turn, after so many seconds: all, none, or why not."""
+
+    edits: Sequence[Edit] = ()
+    error: Exception | None = None
+    seconds: float = 0.0
+
+
+def _all_done(
+    base: Base, share: Sequence[tuple[int, _Job]], total: int, report: Report
+) -> list[ErasedOne]:
+    """Make the files of this process's share, some concepts at a time."""
+    done: list[ErasedOne] = []
+    for first in range(0, len(share), TOGETHER):
+        some = share[first : first + TOGETHER]
+        starts = _solved(base, [(number, job) for number, job in some if not job.made], total, report)
+        done += [_done(base, job, starts.get(number, _Start()), f"{number} of {total}", report)
+                 for number, job in some]  # fmt: skip
+    return done
+
+
+def _solved(
+    base: Base, jobs: Sequence[tuple[int, _Job]], total: int, report: Report
+) -> dict[int, _Start]:
+    """The edits of those concepts whose methods can be solved together, by number."""
+    # 1. what each has to solve; prompts that an earlier one has read are not read again
+    asked: dict[int, list[Unsolved]] = {}
+    starts = {number: _Start() for number, _ in jobs}
+    for number, job in jobs:
+        began = time.monotonic()
+        try:
+            if parts := erasing.unsolved(job.plan, base, job.task, report):
+                asked[number] = parts
+        except Exception as raised:
+            starts[number].error = raised
+        starts[number].seconds = time.monotonic() - began
+    # 2. all of it at once; where that fails, each by itself says why
+    if asked:
+        report.phase(f"solving {len(asked)} of {total} together")
+        try:
+            for number, edits in zip(asked, closed_form.solved(base, list(asked.values())), strict=True):
+                starts[number].edits = edits
+        except (RuntimeError, MemoryError):
+            report.note("they are solved one by one, for together they are not")
+    return starts
+
+
+def _done(base: Base, job: _Job, start: _Start, which: str, report: Report) -> ErasedOne:
     """Make a concept's file, unless it is there; what goes wrong is its error."""
     plan, task = job.plan, job.task
     about = ErasedOne(job.name, task.anchors[0] or "", task.kinds[0], plan.method, plan.output)
     if job.made:
         return _told(replace(about, kept=True), plan, _not_erased(job.made))
-    report.note(f"{number} of {total}: {job.name}")
-    began = time.monotonic()
-    error: Exception | None = None
+    report.note(f"{which}: {job.name}")
+    began, error = time.monotonic() - start.seconds, start.error
     try:
-        _erased(base, plan, report)
+        if error is None:
+            _erased(base, plan, report, start.edits)
     except Exception as raised:
         error = raised
     return _told(replace(about, seconds=time.monotonic() - began), plan, error)
 
 
-def _erased(base: Base, plan: ErasePlan, report: Report) -> None:
+def _erased(base: Base, plan: ErasePlan, report: Report, solved: Sequence[Edit] = ()) -> None:
     """Take up a training that was stopped, where it is of this plan; else begin anew."""
     if any(plan.checkpoints.glob("*/step-*")):
         try:
@@ -219,7 +273,7 @@ def _erased(base: Base, plan: ErasePlan, report: Report) -> None:
             return
         except MismatchError:
             report.note(f"{plan.task.concepts[0]}: what was begun is of another plan, so it begins anew")
-    erasing.erase(plan, report, False, base)
+    erasing.erase(plan, report, False, base, solved)
 
 
 def _told(one: ErasedOne, plan: ErasePlan, error: Exception | None) -> ErasedOne:

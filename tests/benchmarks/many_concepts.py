@@ -7,8 +7,10 @@ So many of the demo's 75 concepts, styles and objects, all but fifteen by defaul
 with a method; then the stack of all is asked for what is gone and for the rest, as `evaluate` does. Printed
 as one JSON object for each method: seconds a concept, seconds in all (wall, and CPU of this process, the
 stack's own closing figures included), what failed, bytes of the stack, then E, P and the share of
-bit-identical pictures with their 95 % intervals. With --elastic the stack is made again, what acts on every prompt gated (`stack --elastic`). The
-cache is its own, so that nothing is drawn beforehand; what is finished is kept in --output.
+bit-identical pictures with their 95 % intervals. With --elastic the stack is made again, what acts on every
+prompt gated (`stack --elastic`). The cache is its own, so that nothing is drawn beforehand; what is finished
+is kept in --output. `accelerate launch --cpu --num_processes 2 tests/benchmarks/many_concepts.py ...` erases
+in two processes (name an --output; with --pictures 0 it ends there).
 """
 
 from __future__ import annotations
@@ -116,8 +118,12 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     os.environ["CONCEPTZAP_CACHE"] = str(args.output / "cache")
     rows = concepts(args.concepts)
+    from conceptzap.verbs import launched
+
     for method in args.method or ["uce", "zap"]:
-        print(json.dumps(run(method, rows, args), indent=1), flush=True)
+        told = run(method, rows, args)
+        if launched.leads():
+            print(json.dumps(told, indent=1), flush=True)
 
 
 if __name__ == "__main__":
