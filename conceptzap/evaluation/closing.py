@@ -86,8 +86,6 @@ def closing(
         return Closing()
     # 1. what to ask for
     asked = probes.expand(_shared(suite, len(targets), limit), world, targets, seed=seed)
-    slices = list(dict.fromkeys(probe.slice for probe in asked))
-    asked = sorted(asked, key=lambda probe: slices.index(probe.slice))  # of one slice, drawn together
     # 2. the base's pictures, then the erased model's
     judges, digest = member.load(base), base_digest(base)
     bare, erased = (CachedSampler(base, settings, under, digest=digest) for under in ((), edits))

@@ -261,7 +261,10 @@ def expand(
     seed: int = 0,
     sealed_by: str = "",
 ) -> tuple[Probe, ...]:
-    """All probes of a suite. `sealed_by`: the digest that chooses the sealed slice; "" leaves it out."""
+    """All probes of a suite, slice by slice, for those of one are drawn together.
+
+    `sealed_by`: the digest that chooses the sealed slice; "" leaves it out.
+    """
     questions = Expansion(world, targets)
     probes: list[Probe] = []
     for target in targets:
@@ -274,7 +277,8 @@ def expand(
         label = f"keep/{name}"
         seal = f"conceptzap-suite-{seed}/{label}"
         probes += _pick(label, questions.keep(name, neighbours), count, suite.repeats, seal)
-    return tuple(probes)
+    slices = list(dict.fromkeys(probe.slice for probe in probes))
+    return tuple(sorted(probes, key=lambda probe: slices.index(probe.slice)))
 
 
 def _erase_probes(suite: Suite, questions: Expansion, target: Subject, seal: str) -> list[Probe]:

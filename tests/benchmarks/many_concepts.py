@@ -6,8 +6,9 @@
 So many of the demo's 75 concepts, styles and objects, all but fifteen by default, go through `erase --from`
 with a method; then the stack of all is asked for what is gone and for the rest, as `evaluate` does. Printed
 as one JSON object for each method: seconds a concept, seconds in all (wall, and CPU of this process, the
-stack's own closing figures included), what failed, bytes of the stack, then E, P and the share of
-bit-identical pictures with their 95 % intervals. With --elastic the stack is made again, what acts on every
+stack's own closing figures included), what failed, bytes of the stack, for how many of these pictures
+anything in it acts by its text gates (nothing is drawn for that), then E, P and the share of bit-identical
+pictures with their 95 % intervals. With --elastic the stack is made again, what acts on every
 prompt gated (`stack --elastic`). The cache is its own, so that nothing is drawn beforehand; what is finished
 is kept in --output. `accelerate launch --cpu --num_processes 2 tests/benchmarks/many_concepts.py ...` erases
 in two processes (name an --output; with --pictures 0 it ends there).
@@ -81,22 +82,30 @@ def run(method: str, rows: list[dict[str, str]], args: argparse.Namespace) -> di
 def measured(path: Path, names: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
     """E, P and the share of bit-identical pictures of a stack: a few prompts a concept, many of the rest."""
     from conceptzap.base import load_base
-    from conceptzap.evaluation import run
+    from conceptzap.evaluation import cached, probes, run
     from conceptzap.terminal.progress import Progress
     from conceptzap.trust import admission
     from conceptzap.verbs import evaluating
 
-    if not args.pictures:
-        return {}
     base = load_base("demo", "cpu")
     experiment = evaluating.settle(base, "quick", names)
-    erase = {"held-out": (args.pictures + 1) // 2, "synonym": args.pictures // 2}
+    count = args.pictures or 4
+    erase = {"held-out": (count + 1) // 2, "synonym": count // 2}
     keep = {"unrelated": args.kept // 2, "style": args.kept // 2}
     suite = replace(experiment.suite, erase=erase, keep=keep, neighbours=0, identical=args.identical)
     loaded = admission.load_all([path])
+    asked = probes.expand(suite, experiment.world, experiment.targets, seed=experiment.seed)
+    edits = [edit for one in loaded for edit in one.erasure.with_role("erase")]
+    acts = cached.acted_on(base, edits, asked, experiment.settings)
+    told: dict[str, Any] = {"acts": {}}
+    for probe, act in zip(asked, acts, strict=True):
+        of, n = told["acts"].get(probe.slice, (0, 0))
+        told["acts"][probe.slice] = (of + act, n + 1)
+    if not args.pictures:
+        return told
     result = run.evaluate(base, loaded, replace(experiment, suite=suite), Progress()).result
     scores = {f"{metric} {slice}".strip(): result.score(metric, slice) for metric, slice in FIGURES}
-    return {
+    return told | {
         name: {key: round(value, 4) for key, value in score.record().items()}
         for name, score in scores.items() if score
     }  # fmt: skip
