@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -193,6 +193,20 @@ class CrossHook(Hook):
         return left.masked_fill(gone, 1).log().masked_fill(gone, -torch.inf)[:, None, None]
 
 
+class Acting(NamedTuple):
+    """Which edits of a layer act in a call: on its input, as learned rows, on its output.
+
+    `written`: some of the learned rows are written into the output.
+    """
+
+    shifting: tuple[int, ...]
+    thinning: tuple[int, ...]
+    moving: tuple[int, ...]
+    learned: tuple[int, ...]
+    changing: tuple[int, ...]
+    written: bool
+
+
 class LayerHook(Hook):
     """At any module: changes of its input and learned rows before it, changes of its output after it.
 
@@ -224,16 +238,25 @@ class LayerHook(Hook):
         call = self.ledger.enter(self, len(x))
         if call.idle:
             return None
-        self.text = self._text(x) if self.writes else None
-        shifting, thinning, moving, learned = map(
-            call.among, (self.shifting, self.thinning, self.moving, self.learned)
-        )
-        if not (shifting or thinning or moving or learned):
+        acting = self._acting(call)
+        self.text = self._text(x) if acting.changing or acting.written else None
+        if not (acting.shifting or acting.thinning or acting.moving or acting.learned):
             return None
-        key = (self.letter, shifting, thinning, "beside", learned)
-        once = self.of_text and not moving
+        key = (self.letter, acting.shifting, acting.thinning, "beside", acting.learned)
+        once = self.of_text and not acting.moving
         new = call.once(key, x, self._input) if once else self._input(call, x, module)
         return adapters.regiven(args, kwargs, new)
+
+    def _acting(self, call: Call) -> Acting:
+        """Looked up once for as long as the gates say the same."""
+
+        def make() -> Acting:
+            groups = (self.shifting, self.thinning, self.moving, self.learned, self.changing)
+            found = [call.among(group) for group in groups]
+            name = f"tokens_{self.letter}"
+            return Acting(*found, any(name in self.ledger.edits[index].tensors for index in found[3]))
+
+        return call.reading.once(("acting", self.path), make)
 
     def _text(self, x: Tensor) -> Tensor:
         """x without the rows that stand in it for the learned ones."""
@@ -282,18 +305,18 @@ class LayerHook(Hook):
         call, text, self.text, whole = self.ledger.call, self.text, None, output
         output = adapters.made(self.path, whole)
         call.leave(self, len(output))
-        changing, learned = call.among(self.changing), call.among(self.learned)
-        name = f"tokens_{self.letter}"
-        written = any(name in self.ledger.edits[index].tensors for index in learned)
-        if not changing and not written:
+        if call.idle:
             return None
-        length = text.shape[1] if learned else None
-        total = output[:, :length] if learned else output  # [rows, length, out]
-        if changing:
+        acting = self._acting(call)
+        if not acting.changing and not acting.written:
+            return None
+        length = text.shape[1] if acting.learned else None
+        total = output[:, :length] if acting.learned else output  # [rows, length, out]
+        if acting.changing:
             total = total + self._change(call, module, text, total)
-        if not learned:
+        if not acting.learned:
             return adapters.remade(whole, total)
-        return torch.cat([total, *self._rows(call, learned, output, length)], 1)
+        return torch.cat([total, *self._rows(call, acting.learned, output, length)], 1)
 
     def _change(self, call: Call, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """What the open edits add to the output y for x: pairs as one, masks as one, others in turn.
