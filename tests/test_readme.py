@@ -104,7 +104,7 @@ def test_a_script_runs_the_blocks_of_figures(tmp_path: Path) -> None:
     listed = subprocess.run([*program, "--list"], capture_output=True, text=True, check=True, cwd=tmp_path)
     commands = listed.stdout.splitlines()
     assert len({line.partition("-")[0] for line in commands}) == FIGURES.count("<!-- figures") >= 4
-    assert all(re.match(r"\d+-\d+ (conceptzap|python|for) ", line) for line in commands)
+    assert all(re.match(r"\d+-\d+ (conceptzap|git|python|for) ", line) for line in commands)
     assert not list(tmp_path.iterdir())
 
 
