@@ -191,10 +191,11 @@ def test_survives_half_precision(scene: Scene) -> None:
 
 
 def flat() -> Base:
-    """The tiny base with one level: what has no attention takes a compiler half of its time."""
+    """The tiny base with one level and no middle: a compiler takes its time for every layer."""
     base = tiny("sd1")
     level = {"block_out_channels": (16,), "down_block_types": ("CrossAttnDownBlock2D",),
-             "up_block_types": ("CrossAttnUpBlock2D",)}  # fmt: skip
+             "up_block_types": ("CrossAttnUpBlock2D",), "mid_block_type": None,
+             "layers_per_block": 1}  # fmt: skip
     torch.manual_seed(0)
     return replace(base, unet=UNet2DConditionModel.from_config({**base.unet.config, **level})).frozen()
 
@@ -209,15 +210,22 @@ def flat() -> Base:
     ],
 )
 def test_compiled(when: str, how: str) -> None:
-    """Also where a graph has already run without the erasure and would not notice it by itself."""
+    """Also where a graph has already run without the erasure and would not notice it by itself.
+
+    The whole erased UNet is one graph: what gates and receipts do is no part of it.
+    """
     torch.compiler.reset()
-    scene = Scene("sd1", flat())
+    scene, graphs = Scene("sd1", flat()), []
+
+    def eager(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
 
     def compile() -> None:
         if how == "in place":
-            scene.pipe.unet.compile(backend="eager")
+            scene.pipe.unet.compile(backend=eager)
         else:
-            scene.pipe.unet = torch.compile(scene.pipe.unet, backend="eager")
+            scene.pipe.unet = torch.compile(scene.pipe.unet, backend=eager)
 
     if when == "before":
         compile()
@@ -225,11 +233,24 @@ def test_compiled(when: str, how: str) -> None:
     handle = conceptzap.apply(scene.pipe, scene.erasure)
     if when == "after":
         compile()
+    graphs.clear()
     scene.check()
-    assert handle.receipt.calls == 2
+    assert handle.receipt.calls == 2 and len(graphs) == 1
     if when == "before":
         handle.remove()
         assert some.far(scene.draw(), scene.plain) < 1e-3
+
+
+def test_applying_compiles_nothing() -> None:
+    """What `torch.compile` wraps is no less a UNet; its self-test does not wait for a graph."""
+    scene, graphs = Scene("sd1"), []
+    unet = scene.pipe.unet
+    scene.pipe.unet = torch.compile(unet, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    handle = conceptzap.apply(scene.pipe, scene.erasure)
+    assert not graphs
+    scene.pipe.unet = unet  # the hooks are on what is wrapped
+    scene.check()
+    handle.remove()
 
 
 @pytest.mark.slow

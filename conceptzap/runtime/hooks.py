@@ -70,6 +70,15 @@ class UNetHook(Hook):
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         refuse_recording()
+        self._open(module, args, kwargs)
+
+    def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        return self._close(module, output)
+
+    # a compiler would trace the reading of gates, too, and break its graph in many places
+
+    @torch.compiler.disable
+    def _open(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         named = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
         doors = [named.get(name) or {} for name in SIDE_DOORS]
         beside = {key for door in doors for key, given in door.items() if given is not None}
@@ -82,7 +91,8 @@ class UNetHook(Hook):
         if self.ledger.looks or self.ledger.guides:  # residuals come in lists, which the UNet empties
             self.ledger.call.given = args, _copied(kwargs)
 
-    def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    @torch.compiler.disable
+    def _close(self, module: nn.Module, output: Any) -> Any:
         if output is None:
             self.ledger.abandon()
             return None
@@ -172,7 +182,7 @@ class CrossHook(Hook):
                 strengths = torch.ones(rows, len(tokens))
             shut = strengths <= 0  # whose gradient would be NaN
             bias = strengths.masked_fill(shut, 1).log().masked_fill(shut, -torch.inf)
-            bias = bias.repeat_interleave(torch.tensor(counts), 1)  # [rows, learned]
+            bias = bias.repeat_interleave(torch.tensor(counts), 1, output_size=sum(counts))  # [rows, learned]
             bias = F.pad(bias, (0, extra - bias.shape[1]), value=-torch.inf)  # [rows, extra]
             mask = states.new_zeros(rows, 1, length) if mask is None else mask
             mask = mask if hidden is None else mask + hidden.to(mask)

@@ -110,11 +110,16 @@ class Reading:
         self.strengths = strengths
         self.levels = strengths.levels.detach().numpy()  # [edits, rows]
         self.acting = tuple(np.flatnonzero(self.levels.any(1)).tolist())
+        # edits of strength 1 everywhere; asked here, where no graph is recorded that would break at it
+        whole = np.flatnonzero((strengths.rows.detach() == 1).all(1).numpy()).tolist()
+        self.whole = frozenset(whole) - strengths.places.keys()
         self.memo: dict[tuple, Any] = {}  # made of the strengths
         self.texts: dict[tuple, tuple[Tensor, Any]] = {}  # made of a text, which is kept beside it
 
     def once(self, key: tuple, make: Callable[[], Any]) -> Any:
         """What `make` makes of the strengths alone, made once."""
+        if torch.compiler.is_compiling():  # a graph that reads what the last one kept is another graph
+            return make()
         if key not in self.memo:
             self.memo[key] = make()
         return self.memo[key]
@@ -163,8 +168,8 @@ class Call:
     def _table(self, indices: tuple[int, ...]) -> Tensor | None:
         rows, places = self.reading.strengths.rows, self.reading.strengths.places
         if not any(index in places for index in indices):
-            found = rows[list(indices)].T  # [rows, m]
-            return None if not found.requires_grad and bool((found == 1).all()) else found
+            whole = not rows.requires_grad and self.reading.whole.issuperset(indices)
+            return None if whole else rows[list(indices)].T  # [rows, m]
         shape = next(iter(places.values()))  # [rows, length]
         columns = [places.get(index, rows[index].to(shape)[:, None]).expand_as(shape) for index in indices]
         return torch.stack(columns, -1)
@@ -179,7 +184,8 @@ class Call:
             if table is None:
                 return None
             if times is not None:
-                table = table.repeat_interleave(torch.tensor(times, device=table.device), -1)
+                repeats = torch.tensor(times, device=table.device)
+                table = table.repeat_interleave(repeats, -1, output_size=sum(times))
             return table.to(like.device, like.dtype)
 
         return self.reading.once(("strength", indices, times, like.device, like.dtype), make)
@@ -206,9 +212,9 @@ class Call:
         """What `make` makes of the text states, once a text: all cross-attentions read the same.
 
         The text is kept beside the value, so that its id in the key stays its own. Made anew while
-        gradients are recorded, where checkpointing must replay every operation.
+        gradients are recorded, where checkpointing must replay every operation, and in a compiled graph.
         """
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return make(self, text)
         memo, key = self.reading.texts, (*key, id(text))
         if key not in memo:

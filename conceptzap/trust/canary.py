@@ -122,6 +122,7 @@ def measure(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # one call, for which nobody waits until it is compiled
 def _together(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
     edits = list({edit.name: edit for case in cases for edit in case.edits if edit.scale}.values())
     rows = [{edit.name for edit in case.edits} for case in cases]

@@ -163,7 +163,8 @@ class _Applied:
     def _attach(self) -> None:
         self._detach()
         edits = sort_edits(edit for handle in self.handles for edit in handle.edits if edit.scale)
-        unet, encoders = self._unet() or self._plain(), [one() for one in self._encoders]
+        unet, encoders = self._unet(), [one() for one in self._encoders]
+        unet = self._plain() if unet is None else unet  # whether one that a compiler wraps is true fails
         if edits and unet is not None:
             self.attachment = Attachment(_Parts(unet, tuple(filter(None, encoders))), edits, ours=False)
 
