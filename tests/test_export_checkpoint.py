@@ -90,12 +90,19 @@ def test_a_folder_says_what_went_in(base: Base, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.fixture(scope="module")
+def with_configs(base: Base, tmp_path_factory: pytest.TempPathFactory) -> tuple[Base, Path]:
+    """A base with CLIP's own words, and the folder of its configs."""
+    found, folder = tiny(base.family, clip=True), tmp_path_factory.mktemp("configs")
+    found.pipeline().save_pretrained(str(folder / base.family))
+    return found, folder
+
+
 @pytest.fixture
-def published(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
-    """A base with CLIP's own words, and its configs as those by which single files are read."""
-    found = tiny(base.family, clip=True)
-    found.pipeline().save_pretrained(str(tmp_path / "configs" / base.family))
-    monkeypatch.setattr(single_file, "CONFIGS", tmp_path / "configs")
+def published(with_configs: tuple[Base, Path], monkeypatch: pytest.MonkeyPatch) -> Base:
+    """The base, by whose configs single files are read."""
+    found, folder = with_configs
+    monkeypatch.setattr(single_file, "CONFIGS", folder)
     monkeypatch.setattr(single_file, "V_SIZE", 8)
     return found
 

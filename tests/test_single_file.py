@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import ldm
 import pytest
@@ -24,22 +25,26 @@ def original(request: pytest.FixtureRequest) -> Base:
     return tiny(request.param, clip=True)
 
 
-@pytest.fixture
-def configs(original: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def shipped(original: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped config folder in miniature: without tokenizers and weights."""
-    root = tmp_path / "configs"
+    root = tmp_path_factory.mktemp("configs")
     original.pipeline().save_pretrained(str(root / original.family))
     for path in (*root.rglob("*.safetensors"), *root.rglob("tokenizer*.json")):
         path.unlink()
     edit_json(
         root / original.family / "scheduler" / "scheduler_config.json", prediction_type="epsilon"
     )
-    monkeypatch.setattr(single_file, "CONFIGS", root)
-    monkeypatch.setattr(single_file, "V_SIZE", 8)
     return root
 
 
-def test_single_file_equals_its_folder(original: Base, configs: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def configs(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single_file, "CONFIGS", shipped)
+    monkeypatch.setattr(single_file, "V_SIZE", 8)
+
+
+def test_single_file_equals_its_folder(original: Base, configs: None, tmp_path: Path) -> None:
     said = {"modelspec.prediction_type": "v" if original.family == "sd2" else "epsilon"}
     path = ldm.write(original, tmp_path / "one.safetensors", said)
     loaded = load_base(str(path), device="cpu")
@@ -59,7 +64,7 @@ def test_single_file_equals_its_folder(original: Base, configs: Path, tmp_path: 
 
 
 def test_single_file_says_or_is_told_what_it_predicts(
-    original: Base, configs: Path, tmp_path: Path
+    original: Base, configs: None, tmp_path: Path
 ) -> None:
     path = ldm.write(original, tmp_path / "silent.safetensors")
     if original.family == "sd2":
@@ -69,7 +74,7 @@ def test_single_file_says_or_is_told_what_it_predicts(
     assert load_base(str(path), prediction="v_prediction").prediction == "v_prediction"
 
 
-def test_single_file_that_lacks_or_breaks(original: Base, configs: Path, tmp_path: Path) -> None:
+def test_single_file_that_lacks_or_breaks(original: Base, configs: None, tmp_path: Path) -> None:
     path = ldm.write(original, tmp_path / "x.safetensors", {"modelspec.prediction_type": "epsilon"})
     whole = load_file(path)
     said = {"modelspec.prediction_type": "epsilon"}
@@ -98,7 +103,7 @@ def test_single_file_of_an_inpainting_model(tmp_path: Path, monkeypatch: pytest.
     assert loaded.signature == base.signature and loaded.latent_shape == (4, 8, 8)
 
 
-def test_single_file_of_an_old_merge(original: Base, configs: Path, tmp_path: Path) -> None:
+def test_single_file_of_an_old_merge(original: Base, configs: None, tmp_path: Path) -> None:
     """Names without `text_model.`, and a VAE that only decodes."""
     said = {"modelspec.prediction_type": "epsilon"}
     path = ldm.write(original, tmp_path / "x.safetensors", said)
@@ -115,7 +120,7 @@ def test_single_file_of_an_old_merge(original: Base, configs: Path, tmp_path: Pa
     assert (loaded.decode(noise).int() - original.decode(noise).int()).abs().max() <= 2
 
 
-def test_zero_terminal_snr_is_drawn_from_its_end(configs: Path, original: Base, tmp_path: Path) -> None:
+def test_zero_terminal_snr_is_drawn_from_its_end(configs: None, original: Base, tmp_path: Path) -> None:
     said = {"modelspec.prediction_type": "v"}
     path = ldm.write(original, tmp_path / "z.safetensors", said)
     save_file(load_file(path) | {"ztsnr": torch.zeros(0)}, path, said)
@@ -127,7 +132,7 @@ def test_zero_terminal_snr_is_drawn_from_its_end(configs: Path, original: Base, 
 
 
 def test_single_file_is_not_copied(
-    original: Base, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    original: Base, configs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is stored as it is wanted stays on the disk: one reading, no second copy."""
     kept = []
@@ -190,45 +195,37 @@ def test_pickled_file(tmp_path: Path, suffix: str) -> None:
     assert "pickle" in str(error) and "convert" in error.hint
 
 
-@pytest.mark.parametrize(
-    ("family", "unet", "text"),
-    [
-        ("sd1", 859_520_964, [123_060_480]),
-        ("sd2", 865_910_724, [340_387_840]),
-        ("sdxl", 2_567_463_684, [123_060_480, 694_659_840]),
-    ],
-)
-def test_shipped_configs_have_the_published_sizes(family: str, unet: int, text: list[int]) -> None:
+# parameters of the UNet and of the text encoders
+SIZES = {
+    "sd1": (859_520_964, 123_060_480),
+    "sd2": (865_910_724, 340_387_840),
+    "sdxl": (2_567_463_684, 123_060_480, 694_659_840),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def hollow(request: pytest.FixtureRequest) -> tuple[str, Any, Any, list[Any]]:
+    """A family and its published structure, whole, without values: UNet, VAE, text encoders."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    folder = single_file.CONFIGS / family
-    classes = (CLIPTextModel, CLIPTextModelWithProjection)
-    with torch.device("meta"):
-        models = [
-            UNet2DConditionModel.from_config(
-                UNet2DConditionModel.load_config(str(folder / "unet"))
-            ),
-            AutoencoderKL.from_config(AutoencoderKL.load_config(str(folder / "vae"))),
-        ]
-        models += [
-            cls(CLIPTextConfig.from_pretrained(str(path)))
-            for cls, path in zip(classes, sorted(folder.glob("text_encoder*")), strict=False)
-        ]
-    sizes = [sum(value.numel() for value in model.parameters()) for model in models]
-    assert sizes == [unet, 83_653_863, *text]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_original_names_are_those_that_diffusers_reads(family: str) -> None:
-    """Of the published structure, whole: no name is lost and no shape is another."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from diffusers.loaders import single_file_utils as layouts
-
-    config = single_file.CONFIGS / family
+    config = single_file.CONFIGS / request.param
     unet = single_file._hollow(UNet2DConditionModel, config / "unet")
     vae = single_file._hollow(AutoencoderKL, config / "vae")
-    encoders = [encoder.to("meta") for encoder in single_file._text_encoders(config, family)]
+    encoders = [encoder.to("meta") for encoder in single_file._text_encoders(config, request.param)]
+    return request.param, unet, vae, encoders
+
+
+def test_shipped_configs_have_the_published_sizes(hollow: tuple[str, Any, Any, list[Any]]) -> None:
+    family, unet, vae, encoders = hollow
+    sizes = [sum(value.numel() for value in model.parameters()) for model in (unet, *encoders, vae)]
+    assert sizes == [*SIZES[family], 83_653_863]
+
+
+def test_original_names_are_those_that_diffusers_reads(hollow: tuple[str, Any, Any, list[Any]]) -> None:
+    """Of the published structure, whole: no name is lost and no shape is another."""
+    from diffusers.loaders import single_file_utils as layouts
+
+    family, unet, vae, encoders = hollow
     named = names.tensors(unet, vae, encoders, family)
     read = [
         (unet, layouts.convert_ldm_unet_checkpoint(named, unet.config)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from transformers import CLIPTokenizer
@@ -59,9 +60,13 @@ def tokenizer(merges: Iterable[Pair], pad: str = END) -> CLIPTokenizer:
 
 def clip_tokenizer(pad: str = END) -> CLIPTokenizer:
     """CLIP's own tokenizer (49,408 tokens). Stable Diffusion 2 and SDXL's second pad with "!"."""
-    with gzip.open(CLIP_MERGES, "rt", encoding="utf-8") as lines:
-        merges = [tuple(line.split()) for line in lines]
-    return tokenizer(merges, pad)
+    return tokenizer(_clip_merges(), pad)
+
+
+@cache
+def _clip_merges() -> tuple[Pair, ...]:
+    lines = gzip.decompress(CLIP_MERGES.read_bytes()).decode("utf-8").splitlines()
+    return tuple(tuple(line.split()) for line in lines)
 
 
 def is_small(tokenizer: CLIPTokenizer) -> bool:
