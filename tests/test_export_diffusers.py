@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from command import conceptzap as program
 from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, UNet2DConditionModel
 from exported import save
+from process import Program
 from torch import Tensor
 
 import conceptzap
@@ -61,20 +61,25 @@ def test_it_draws_what_apply_draws(world: Path) -> None:
     assert half.unet.dtype == torch.float16 and half.unet.receipt.edits
 
 
+# in a process that has imported what conceptzap needs, and then conceptzap for nothing but this
 SCRIPT = f"""
 import sys, torch
+for name in [name for name in sys.modules if name.startswith("conceptzap")]:
+    del sys.modules[name]
 import {MODULE}
 from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
-images = pipe(sys.argv[2], num_inference_steps=2, generator=torch.Generator().manual_seed(0),
+pipe = DiffusionPipeline.from_pretrained("out")
+images = pipe({PROMPTS[0]!r}, num_inference_steps=2, generator=torch.Generator().manual_seed(0),
               output_type="latent").images
-torch.save(images, sys.argv[3])
+torch.save(images, "x.pt")
+raise SystemExit(0)
 """
 
 
 def test_in_a_fresh_process(world: Path, tmp_path: Path) -> None:
-    words = [str(world / "out"), PROMPTS[0], str(tmp_path / "x.pt")]
-    subprocess.run([sys.executable, "-c", SCRIPT, *words], check=True, capture_output=True)
+    (tmp_path / "out").symlink_to(world / "out")
+    process = Program(SCRIPT, cwd=tmp_path)
+    assert process.wait() == 0, process.err
     theirs = torch.load(tmp_path / "x.pt", weights_only=True)
     assert theirs.equal(drawn(DiffusionPipeline.from_pretrained(str(world / "out")), PROMPTS[0]))
 
