@@ -22,6 +22,7 @@ from scenes import CONCEPT, NEUTRAL, Scene, applied
 import conceptzap
 from conceptzap.base import Base
 from conceptzap.errors import MismatchError, SilentEditError
+from conceptzap.runtime.rest import Rest
 from conceptzap.testing import tiny
 
 HAS_XFORMERS = importlib.util.find_spec("xformers") is not None
@@ -191,10 +192,11 @@ def test_survives_half_precision(scene: Scene) -> None:
 
 
 def flat() -> Base:
-    """The tiny base with one level, no middle and one attention: a compiler takes its time for each."""
+    """The tiny base with one level and no middle: a compiler takes its time for every layer."""
     base = tiny("sd1")
-    level = {"block_out_channels": (16,), "down_block_types": ("CrossAttnDownBlock2D",),
-             "up_block_types": ("UpBlock2D",), "mid_block_type": None, "layers_per_block": 1}  # fmt: skip
+    level = {"block_out_channels": (16,), "down_block_types": ("DownBlock2D",),
+             "up_block_types": ("CrossAttnUpBlock2D",), "mid_block_type": None,
+             "layers_per_block": 1}  # fmt: skip
     torch.manual_seed(0)
     return replace(base, unet=UNet2DConditionModel.from_config({**base.unet.config, **level})).frozen()
 
@@ -238,6 +240,21 @@ def test_compiled(when: str, how: str) -> None:
     if when == "before":
         handle.remove()
         assert some.far(scene.draw(), scene.plain) < 1e-3
+
+
+def test_no_hook_rests_where_graphs_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph would be made without it, and would not notice that it comes back."""
+    rested, off = [], Rest.off
+    monkeypatch.setattr(Rest, "off", lambda rest: rested.append(rest) or off(rest))
+    for compiling in (True, False):
+        scene = Scene("sd1")
+        with conceptzap.apply(scene.pipe, scene.erasure):
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+                scene.draw(prompt=NEUTRAL)
+            scene.draw(prompt=NEUTRAL)
+            assert bool(rested) != compiling
+            scene.check()
 
 
 def test_applying_compiles_nothing() -> None:

@@ -67,10 +67,11 @@ class UNetHook(Hook):
 
     def __init__(self, ledger: Ledger, heard: Callable[[Tensor, Tensor | None], None]) -> None:
         self.ledger, self.heard = ledger, heard
+        self.in_graphs = False  # some call was compiled: a graph made while hooks rest would lack them
 
     def before(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         refuse_recording()
-        self._open(module, args, kwargs)
+        self._open(module, args, kwargs, torch.compiler.is_compiling())
 
     def after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         return self._close(module, output)
@@ -78,7 +79,8 @@ class UNetHook(Hook):
     # a compiler would trace the reading of gates, too, and break its graph in many places
 
     @torch.compiler.disable
-    def _open(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _open(self, module: nn.Module, args: tuple, kwargs: dict, compiling: bool) -> None:
+        self.in_graphs |= compiling
         named = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
         doors = [named.get(name) or {} for name in SIDE_DOORS]
         beside = {key for door in doors for key, given in door.items() if given is not None}
@@ -87,7 +89,7 @@ class UNetHook(Hook):
         if not any(owner(hook) is self for hook in module._forward_hooks.values()):
             raise SilentEditError("the hook that checks every UNet call is gone", STRIPPED)
         self.heard(states, (named.get("added_cond_kwargs") or {}).get("text_embeds"))
-        self.ledger.begin(states, named["timestep"], named["sample"], module)
+        self.ledger.begin(states, named["timestep"], named["sample"], None if self.in_graphs else module)
         if self.ledger.looks or self.ledger.guides:  # residuals come in lists, which the UNet empties
             self.ledger.call.given = args, _copied(kwargs)
 
