@@ -146,7 +146,7 @@ def loaded_once() -> Iterator[None]:
     def load(name: str, *given: object, **more: object) -> Base:
         if name != "demo" and not os.path.isdir(name):
             return real(name, *given, **more)
-        key = os.path.abspath(name), given, tuple(more.items())
+        key = os.path.realpath(name), os.path.basename(name), given, tuple(more.items())
         if key not in loaded:
             loaded[key] = real(name, *given, **more)
         return loaded[key]

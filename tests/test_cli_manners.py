@@ -29,7 +29,7 @@ from conceptzap.testing import save_tiny
 COMMANDS = list(family.files("cli"))
 SHARED = ("-q", "--quiet", "-v", "-vv", "--no-progress", "--no-color", "--offline", "--debug")
 GOOD = "a.lprompt.safetensors"
-pytestmark = pytest.mark.usefixtures("few_steps")
+pytestmark = pytest.mark.usefixtures("few_steps", "loaded_once")
 DRAW = ("a cat", "--count", "3", "--steps", "1", "--base", "base", "--force")
 
 

@@ -18,6 +18,7 @@ from conceptzap.format.pictures import read_text
 from conceptzap.testing import save_tiny, tiny
 
 SUFFIX = ".lprompt.safetensors"
+pytestmark = pytest.mark.usefixtures("loaded_once")
 DRAW = ("--steps", "1", "--base", "base")
 
 

@@ -24,7 +24,7 @@ from conceptzap.registry import config
 from conceptzap.result import Settings
 from conceptzap.testing import save_tiny, tiny
 
-pytestmark = pytest.mark.usefixtures("few_steps")
+pytestmark = pytest.mark.usefixtures("few_steps", "loaded_once")
 SUFFIX = ".lprompt.safetensors"
 GOOD = f"good{SUFFIX}"
 DRAW = ("--steps", "1", "--base", "base")
