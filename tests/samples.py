@@ -8,6 +8,7 @@ import random
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,20 +143,31 @@ def signed(metadata: dict[str, str], entries: dict[str, Any], buffer: bytes) -> 
     return container.pack({**unsigned, "digest": digest}, entries, buffer)
 
 
+@cache
+def whole(number: int) -> tuple[dict[str, Any], dict[str, Raw], dict[str, str]]:
+    """The rich file in a layout: header tree, tensors, and what else it says."""
+    metadata, _, _ = container.split(format.dumps(rich()))
+    return *parts(rich(), number), metadata
+
+
 def altered(
     change: Callable[[dict[str, Any], dict[str, Raw]], Any], number: int = layout.LAYOUT
 ) -> bytes:
     """The rich file in a layout after `change(tree, tensors)`, with the labels it had, signed anew."""
-    metadata, _, _ = container.split(format.dumps(rich()))
-    tree, tensors = parts(rich(), number)
-    tree = copy.deepcopy(tree)
+    tree, tensors, metadata = whole(number)
+    tree, tensors = copy.deepcopy(tree), dict(tensors)
     change(tree, tensors)
     return signed({**metadata, "lprompt": canonical_json(tree)}, *container.lay_out(tensors))
 
 
+@cache
+def small_file() -> bytes:
+    return format.dumps(small())
+
+
 def relabelled(**entries: str | None) -> bytes:
     """The small file with other metadata entries (None: without it), signed anew."""
-    metadata, tensors, buffer = container.split(format.dumps(small()))
+    metadata, tensors, buffer = container.split(small_file())
     merged = {**metadata, **entries}
     return signed({key: text for key, text in merged.items() if text is not None}, tensors, buffer)
 

@@ -33,6 +33,7 @@ from tests.samples import (
     rich,
     signed,
     small,
+    whole,
 )
 
 Tree = dict[str, Any]
@@ -341,7 +342,7 @@ def test_any_canary_score_and_provenance(field, value):
 @given(st.data(), st.sampled_from([1, 2]))
 def test_any_replacement_within_a_sound_header(data, layout):
     """One node of the rich header, at any depth, becomes something else."""
-    tree, tensors = parts(rich(), layout)
+    tree, tensors, metadata = whole(layout)
     tree = copy.deepcopy(tree)
     node: Any = tree
     while True:
@@ -352,7 +353,6 @@ def test_any_replacement_within_a_sound_header(data, layout):
             break
         node = node[key]
     node[key] = data.draw(TREES)
-    metadata, _, _ = container.split(format.dumps(rich()))
     attempt(signed({**metadata, "lprompt": as_text(tree)}, *container.lay_out(tensors)))
 
 
