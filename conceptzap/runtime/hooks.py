@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from conceptzap.edit import MAX_ROWS
 from conceptzap.errors import RefusedError, SilentEditError
 from conceptzap.runtime import adapters, guides, ops
-from conceptzap.runtime.ledger import Ledger
+from conceptzap.runtime.ledger import Ledger, refuse_recording
 from conceptzap.runtime.receipt import STRIPPED, Call
 
 # the UNet's arguments in their order
@@ -382,22 +382,6 @@ class LayerHook(Hook):
                 yield output[:, start:stop]
             start = stop
         yield output[:, start:]
-
-
-def refuse_recording() -> None:
-    """Raise while a UNet call is recorded: what is kept would run for any text as it did for this one."""
-    recording = {
-        "torch.jit.trace": torch.jit.is_tracing(),
-        "torch.onnx.export": torch.onnx.is_in_onnx_export(),
-        # torch 2.6 cannot say; there the gates fail on what export hands them in place of numbers
-        "torch.export": getattr(torch.compiler, "is_exporting", bool)(),
-    }
-    for name, found in recording.items():
-        if found:
-            raise RefusedError(
-                f"{name} of an erased UNet would keep what the erasures did for one prompt, and no more",
-                "remove the erasures first, or write ungated ones into the weights with conceptzap.export",
-            )
 
 
 def _text_states(states: Any) -> Tensor:

@@ -219,6 +219,22 @@ class Ledger:
         del self._turn["thread"]
 
 
+def refuse_recording() -> None:
+    """Raise while a UNet call is recorded: what is kept would run for any text as it did for this one."""
+    recording = {
+        "torch.jit.trace": torch.jit.is_tracing(),
+        "torch.onnx.export": torch.onnx.is_in_onnx_export(),
+        # torch 2.6 cannot say; there the gates fail on what export hands them in place of numbers
+        "torch.export": getattr(torch.compiler, "is_exporting", bool)(),
+    }
+    for name, found in recording.items():
+        if found:
+            raise RefusedError(
+                f"{name} of an erased UNet would keep what the erasures did for one prompt, and no more",
+                "remove the erasures first, or write ungated ones into the weights with conceptzap.export",
+            )
+
+
 def _missed(path: str, seen: int, rows: int) -> SilentEditError:
     return SilentEditError(f"{path} saw {seen} of {rows} rows, so its edit did not run", STRIPPED)
 
