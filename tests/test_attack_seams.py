@@ -96,7 +96,7 @@ def test_gradients_reach_the_free_tokens_through_text_and_unet(base: Base) -> No
 
 def test_what_knows_the_concept_teaches_without_noise(sd1: Base) -> None:
     """Towards its own estimate the prompt itself has no error at all, whatever noise was drawn."""
-    on = victim(sd1)
+    on = victim(sd1, (some.tokens(sd1),))
     cond, clean = sd1.encode(on.prompts), torch.zeros(2, *sd1.latent_shape)
     t, other = torch.tensor([100, 900]), sd1.encode(["a cat"] * 2)
     noisy, exact, apart = (

@@ -16,8 +16,8 @@ from conceptzap.base import Base
 from conceptzap.errors import RefusedError, UsageError
 from conceptzap.result import Settings
 from conceptzap.runtime.gates import Signal, factor
+from conceptzap.training import lessons
 from conceptzap.trust import canary
-from conceptzap.verbs import elastic
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,13 @@ def files(sd1: Base, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random base does not tell a concept from very many prompts."""
-    monkeypatch.setattr(elastic, "KEEP_PROMPTS", 12)
+
+    def sides(told: list[lessons.Lesson], _: int) -> list[list[str]]:
+        name = told[0].concept
+        prompts = [name, f"a {name}"], ["", "a horse", told[0].anchor]
+        return [[prompt for prompt in one for _ in "ab"] for one in prompts]
+
+    monkeypatch.setattr(lessons, "_sides", sides)
 
 
 def eps(base: Base, prompt: str, edits: tuple = ()) -> torch.Tensor:

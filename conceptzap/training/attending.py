@@ -13,7 +13,6 @@ from conceptzap.base import Base, Cond
 from conceptzap.report import Report
 from conceptzap.runtime import attention
 from conceptzap.runtime.attention import Taken
-from conceptzap.training import objectives
 from conceptzap.training.lessons import Lesson
 from conceptzap.training.objectives import Batch, Trajectories
 

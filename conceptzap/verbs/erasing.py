@@ -238,9 +238,28 @@ def _hardened(
     plan: ErasePlan, base: Base, task: Task, edits: Sequence[Edit], work: Work
 ) -> tuple[list[Edit], dict[str, Json]]:
     """The edits with those behind gates that look at the picture, and how they stood the attacks."""
-    done = hardening.harden(base, task, _of(edits, "erase"), plan.harden, work)
+    done = attacked(base, task, _of(edits, "erase"), plan.harden, work)
     keys = [edit for edit in edits if edit.role != "erase"]
     return [*map(plain, done.edits), *keys], done.record
+
+
+def attacked(
+    base: Base, task: Task, edits: Sequence[Edit], budget: str, report: Report
+) -> hardening.Hardened:
+    """What hardening makes of edits, but for what no prompt opens: nothing could test it.
+
+    Gates for texts that were found may be so narrow; those that look at the picture open by themselves.
+    """
+    done, asked = hardening.harden(base, task, edits, budget, report), _asked(task)
+    narrow = [edit for edit in done.edits if edit not in edits and _by_text(edit)]
+    idle = [edit for edit in narrow if not any(_opens(base, [edit], text) for text in asked)]
+    if idle:
+        report.note("texts that were found are left out: no prompt opens their gate, nothing could test it")
+    return dataclasses.replace(done, edits=tuple(edit for edit in done.edits if edit not in idle))
+
+
+def _by_text(edit: Edit) -> bool:
+    return all(gate.kind != SIGHT for gate in edit.gates)
 
 
 def _of(edits: Sequence[Edit], role: str) -> tuple[Edit, ...]:
@@ -311,7 +330,7 @@ def canaries(base: Base, edits: Sequence[Edit], task: Task) -> dict[str, Json]:
     groups: dict[tuple[str, ...], list[Edit]] = {}
     for edit in edits:
         groups.setdefault(tuple(sorted(gate.name for gate in edit.gates)), []).append(edit)
-    asked = [*task.concepts, *(p.concept for one in task.triples for p in _wordings(*one))]
+    asked = _asked(task)
     result: dict[str, Json] = {}
     for members in groups.values():
         prompt = next((text for text in asked if _opens(base, members, text)), asked[0])
@@ -334,12 +353,17 @@ def _tests(base: Base, edits: Sequence[Edit], prompts: Sequence[str]) -> dict[st
         return result
 
 
+def _asked(task: Task) -> list[str]:
+    """Prompts that a self-test may use, the concepts' names first."""
+    return [*task.concepts, *(p.concept for one in task.triples for p in _wordings(*one))]
+
+
 def _wordings(concept: str, anchor: str | None, kind: str) -> list[wordings.Pair]:
     return wordings.pairs(concept, anchor or "", kind, wordings.wording(kind)["things"])
 
 
 def _opens(base: Base, edits: Sequence[Edit], prompt: str) -> bool:
-    if any(gate.kind == SIGHT for edit in edits for gate in edit.gates):
+    if not all(map(_by_text, edits)):
         return len(canary.acting(base, edits, prompt)) == len(edits)
     times = torch.tensor([float(canary.TIMESTEP)], device=base.device)
     signals = Signal(base.encode([prompt]).states, times)
