@@ -2,7 +2,7 @@
 
     python tests/benchmarks/launch.py [--concepts 6] [--method uce] [--steps N] [--base demo|tiny|FOLDER]
 
-Three runs of `accelerate launch --cpu --num_processes 2 -m conceptzap erase --from`, the first killed whole
+Three runs of `accelerate launch --multi_gpu --num_processes 2 -m conceptzap erase --from`, the first killed whole
 (SIGKILL to the launcher and its processes), the second robbed of one process, each as soon as another file or
 checkpoint is there; then the list in one process, elsewhere. Printed as one JSON object: what was there after
 each run, how each ended, what was said to be missing, and whether all files are alike, byte for byte.
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 from conceptzap import testing
 
@@ -28,7 +28,7 @@ RUNS = {"killed whole": "group", "one process killed": "one", "finished": ""}
 
 
 def command(args: argparse.Namespace, processes: int) -> list[str]:
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     words = ["-m", "conceptzap", "erase", "--from", "list.csv", "--method", args.method, "--base", args.base]
     steps = ["--steps", str(args.steps)] if args.steps else []
     return [sys.executable, *(launch if processes > 1 else []), *words, "--limit", "0", *steps]
@@ -39,16 +39,14 @@ def traces(folder: Path) -> set[Path]:
     return {*folder.glob("list/*.safetensors"), *folder.rglob("step-*")}
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process started."""
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def kill(running: subprocess.Popen[str], how: str) -> None:
-    if how == "group":
-        os.killpg(running.pid, signal.SIGKILL)
-    else:
-        os.kill(children(running.pid)[-1], signal.SIGKILL)
+    """Kill the launcher with all that it started, or one of its two workers."""
+    whole = psutil.Process(running.pid)
+    workers = whole.children(recursive=True)
+    count = sum("conceptzap" in worker.cmdline() for worker in workers)
+    assert count == 2, f"{count} processes were launched, not 2"
+    for one in (whole, *workers) if how == "group" else workers[-1:]:
+        one.kill()
 
 
 def run(words: list[str], folder: Path, how: str) -> dict[str, object]:

@@ -10,7 +10,7 @@ stack's own closing figures included), what failed, bytes of the stack, for how 
 anything in it acts by its text gates (nothing is drawn for that), then E, P and the share of bit-identical
 pictures with their 95 % intervals. With --elastic the stack is made again, what acts on every
 prompt gated (`stack --elastic`). The cache is its own, so that nothing is drawn beforehand; what is finished
-is kept in --output. `accelerate launch --cpu --num_processes 2 tests/benchmarks/many_concepts.py ...` erases
+is kept in --output. `accelerate launch --multi_gpu --num_processes 2 tests/benchmarks/many_concepts.py ...` erases
 in two processes (name an --output; with --pictures 0 it ends there).
 """
 
