@@ -27,7 +27,6 @@ from conceptzap.terminal import show
 from tests.samples import (
     altered,
     header,
-    parts,
     refused,
     relabelled,
     rich,
