@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import importlib
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,20 +32,6 @@ import pytest
 
 if TYPE_CHECKING:
     from conceptzap.base import Base
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection(session: pytest.Session) -> None:
-    """Of several workers each rewrites the asserts of its share of the files, and all read the result."""
-    worker, count = (os.environ.get(f"PYTEST_XDIST_WORKER{end}") for end in ("", "_COUNT"))
-    if not worker:
-        return
-    sys.dont_write_bytecode = False
-    given = [session.config.invocation_params.dir / word.partition("::")[0] for word in session.config.args]
-    files = sorted({file for one in given for file in (one.rglob("test_*.py") if one.is_dir() else [one])})
-    for file in files[int(worker.removeprefix("gw")) :: int(count)]:
-        with contextlib.suppress(Exception, pytest.skip.Exception):  # collecting it says what it is
-            importlib.import_module(file.stem)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
