@@ -128,19 +128,15 @@ def gate(
     prompts, shut = _sides(told, keep_prompts)
     states = states or States.of(base, [*prompts, *shut], report)
     found = detector.fit_gate(states, prompts, shut, seed, directions, report)
-    vague = _vague(found, told, states, shut) if _wrong(found) else []
+    vague = _vague(found, told, states, shut) if detector.opens_wrongly(found) else []
     if vague:
         told = [replace(lesson, synonyms=_without(lesson.synonyms, vague)) for lesson in told]
         sure = [one for one in prompts if any(_speaks_of(one, lesson.names) for lesson in told)]
         again = detector.fit_gate(states, sure, shut, seed, directions, report)
-        found = min(found, again, key=_wrong)
+        found = min(found, again, key=detector.opens_wrongly)
         if found is again and report:
             report.note(f"the gate is not told of {', '.join(vague)}: it would open for what stays")
     return found
-
-
-def _wrong(gate: Gate) -> float:
-    return gate.params["false_open"]["rate"]
 
 
 def _without(words: Sequence[str], some: Sequence[str]) -> tuple[str, ...]:
