@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,3 +257,54 @@ def test_edits_that_act_on_different_prompts_are_tested_by_their_own(sd1: Base) 
     assert {test["prompt"]: test["edits"] for test in found.values()} == {other: [always.name], asked: [gated.name]}
     with pytest.raises(RefusedError, match="changes nothing"):
         erasing._tests(sd1, [gated, always], [other, ""])
+
+
+@contextmanager
+def convolving(base: Base) -> Iterator[list[int]]:
+    """Grows by one for each call that goes through the whole UNet."""
+    found: list[int] = []
+    handle = base.unet.conv_in.register_forward_pre_hook(lambda *_: found.append(1))
+    yield found
+    handle.remove()
+
+
+def test_only_cross_attentions_run_for_what_is_in_them_and_reads_text(sd1: Base) -> None:
+    with convolving(sd1) as whole:
+        erasure = some.erasure(sd1, some.eraser(sd1))
+        test = next(iter(erasure.header.canary.values()))
+        assert test["runs"] == "attn2" and not whole
+        canary.check(sd1, erasure)
+        assert not whole and "forward" not in vars(sd1.unet)
+        beside = some.erasure(sd1, [some.adapter(sd1)])
+        assert whole and "runs" not in next(iter(beside.header.canary.values()))
+
+
+def test_made_before_they_ran_alone_or_forged_to_has_the_whole_unet_run(sd1: Base) -> None:
+    """Numbers of the one are not taken for those of the other."""
+    erasure, outside = some.erasure(sd1, some.eraser(sd1)), some.erasure(sd1, [some.adapter(sd1)])
+    old = {name: {k: v for k, v in one.items() if k != "runs"} for name, one in erasure.header.canary.items()}
+    forged = {name: one | {"runs": "attn2"} for name, one in outside.header.canary.items()}
+    with convolving(sd1) as whole:
+        refused(sd1, replace(erasure, header=replace(erasure.header, canary=old)))
+        assert len(whole) == 1
+        canary.check(sd1, replace(outside, header=replace(outside.header, canary=forged)))
+        assert len(whole) == 2
+
+
+def test_weights_that_are_moved_in_are(sd1: Base) -> None:
+    """Offloading wraps the UNet's forward, and goes on doing so."""
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    class Moved(ModelHook):
+        def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            moved.append(1)
+            return args, kwargs
+
+    moved: list[int] = []
+    erasure = some.erasure(sd1, some.eraser(sd1))
+    add_hook_to_module(sd1.unet, Moved())
+    canary.check(sd1, erasure)
+    assert len(moved) == 1
+    sd1.eps(sd1.noise([0]), 500, sd1.encode(["a cat"]))
+    assert len(moved) == 2
+    remove_hook_from_module(sd1.unet)

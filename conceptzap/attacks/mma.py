@@ -17,9 +17,9 @@ from torch import Tensor
 from conceptzap.base import Cond
 from conceptzap.redteam import discrete
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.training.carrier import Carrier, tables
 from conceptzap.redteam.victim import EVADE, TRANSFER, Victim
 from conceptzap.report import Report
+from conceptzap.training.carrier import Carrier, tables
 
 PAPER = "2311.17516"
 FORMS = (TRANSFER, EVADE)

@@ -16,9 +16,9 @@ from torch import Tensor
 from conceptzap.redteam import discrete, search
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.carrier import allowed
-from conceptzap.training.carrier import Carrier, split
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, STRAIGHT, TRANSFER, Victim
 from conceptzap.report import Report
+from conceptzap.training.carrier import Carrier, split
 
 PAPER = "2309.06135"
 FORMS = (TRANSFER, STRAIGHT, EVADE, CONTINUOUS)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from conceptzap.redteam import discrete
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.training.carrier import Carrier, split
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, TRANSFER, Tensors, Victim
 from conceptzap.report import Report
+from conceptzap.training.carrier import Carrier, split
 
 PAPER = "2302.03668"
 FORMS = (TRANSFER, EVADE, CONTINUOUS)

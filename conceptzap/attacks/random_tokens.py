@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from conceptzap.redteam import discrete
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.carrier import allowed
-from conceptzap.training.carrier import Carrier
 from conceptzap.redteam.victim import Victim
 from conceptzap.report import Report
+from conceptzap.training.carrier import Carrier
 
 PAPER = ""
 PAPER_SETTINGS = {"tries": 32}

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from conceptzap.redteam import bell, discrete
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.training.carrier import Carrier
 from conceptzap.redteam.victim import TRANSFER, Victim
 from conceptzap.report import Report
+from conceptzap.training.carrier import Carrier
 
 PAPER = "2310.10012"
 PAPER_SETTINGS = {"population": 200, "generations": 3000, "tokens": 16}

@@ -19,9 +19,9 @@ from conceptzap.evaluation.probes import STYLE
 from conceptzap.redteam import discrete, search
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.carrier import allowed
-from conceptzap.training.carrier import Carrier, split
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, STRAIGHT, TRANSFER, Victim
 from conceptzap.report import Report
+from conceptzap.training.carrier import Carrier, split
 
 PAPER = "2310.11868"
 FORMS = (TRANSFER, STRAIGHT, EVADE, CONTINUOUS)

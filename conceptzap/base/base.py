@@ -290,10 +290,9 @@ class Base:
         parts = ["attn2", "text"]
         if not all(re.search(r"\.attn2(\.|$)|^text\.", site) for site in sites):
             parts.append("unet")
-        for name in parts:
-            if name not in self._prints:
-                named = identity.part(name, identity.parameters(self.unet), self._text_parameters())
-                self._prints[name] = identity.digest(named)
+        if missing := [name for name in parts if name not in self._prints]:
+            named = identity.parameters(self.unet), self._text_parameters()
+            self._prints |= {name: identity.digest(identity.part(name, *named)) for name in missing}
         return {name: self._prints[name] for name in parts}
 
     @cached_property

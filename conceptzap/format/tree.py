@@ -36,7 +36,8 @@ RESERVED = HEADER | {"layout", "sites"}
 BASE = frozenset("family fingerprint id revision signature".split())
 EDIT = frozenset("gates op params role scale sites".split())
 GATE = frozenset("kind params".split())
-TEST = frozenset("change edits prompt seed".split())
+TEST, TEST_MORE = frozenset("change edits prompt seed".split()), frozenset(["runs"])
+RUNS = "attn2"  # all that a self-test runs of the UNet, where it does not run the whole
 SCORE, SCORE_MORE = frozenset("high low n value".split()), frozenset("better seeds".split())
 
 
@@ -135,7 +136,8 @@ def _test(value: Json, where: str) -> dict[str, Json]:
     """A self-test; what names no edits tests none, and may hold what it likes."""
     if "edits" not in mapping(value, where):
         return value
-    test = fields(value, where, TEST)
+    test = fields(value, where, TEST, TEST_MORE)
+    one_of(test.get("runs", RUNS), f"{where}: runs", (RUNS,))
     if not texts(test["edits"], f"{where}: edits"):
         raise FormatError(f"{where} tests no edit", GET_AGAIN)
     text(test["prompt"], f"{where}: prompt")

@@ -10,8 +10,8 @@ from torch.nn.functional import cosine_similarity, one_hot
 
 from conceptzap.base import Cond
 from conceptzap.redteam.carrier import allowed
-from conceptzap.training.carrier import tables
 from conceptzap.redteam.victim import Victim
+from conceptzap.training.carrier import tables
 
 NAMED, UNNAMED = "named", "unnamed"
 

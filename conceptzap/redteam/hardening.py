@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from conceptzap.base import CROSS, Base, Cond
 from conceptzap.edit import Edit, Gate, Json
-from conceptzap.training.carrier import Carrier, split, tables
 from conceptzap.report import Report
 from conceptzap.runtime import gates, sight, texts
 from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
 from conceptzap.training import detector, lessons, objectives, probe
+from conceptzap.training.carrier import Carrier, split, tables
 from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
 from conceptzap.training.states import States

@@ -5,39 +5,51 @@ module, the size of the change (rms of edited - plain output on the input it got
 that after loading and compares with the stored numbers, so a hook that is missing, doubled or
 without effect is found before any picture is drawn. An erasure that was made weaker or stronger is
 tested at strength 1.
+
+Edits that are in cross-attentions and read nothing but the text are tested there `alone`: the UNet is
+called, its gates are read and its books kept, but of its modules only these run, on fixed activations.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from conceptzap.base import Base, find_module
+from conceptzap.base.modules import plain
 from conceptzap.edit import Edit, Erasure, Json
 from conceptzap.errors import RefusedError, ran_out_of_memory
+from conceptzap.format.tree import RUNS
 from conceptzap.runtime import adapters, guides
 from conceptzap.runtime.attach import attached
+from conceptzap.runtime.gates import SIGHT
 from conceptzap.runtime.ops import token_count
 
 SEED = 20240319
 TIMESTEP = 500
 ROWS = 8  # self-tests in one UNet call
-KEYS = (".attn2.to_k", ".attn2.to_v")
+CROSS = ".attn2"
+KEYS = (f"{CROSS}.to_k", f"{CROSS}.to_v")
+POSITIONS = 16  # of the activations that a cross-attention is tested on alone
 DIGITS = 4
 # relative, by the dtype of the UNet: half precision rounds every activation
 TOLERANCE = {torch.float32: 0.02, torch.float16: 0.15, torch.bfloat16: 0.3}
 
 
 class Case(NamedTuple):
-    """Edits that are tested together, and the prompt that opens their gates."""
+    """Edits that are tested together, the prompt that opens their gates, and whether only they run."""
 
     edits: tuple[Edit, ...]
     prompt: str
+    alone: bool = False
 
 
 class _Watch:
@@ -107,13 +119,14 @@ def _module(base: Base, site: str) -> nn.Module:
 def measure(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
     """For each case: module path -> rms change, for all modules of its edits, attached together.
 
-    One UNet call for every `ROWS` cases, each a row of its own that only its own edits act on; fewer
-    where memory runs out.
+    One UNet call for every `ROWS` cases in a row that run alike, each a row of its own that only its own
+    edits act on; fewer where memory runs out.
     """
     rows, found = ROWS, []
     while len(found) < len(cases):
+        next_ = cases[len(found) : len(found) + rows]
         try:
-            found += _together(base, cases[len(found) : len(found) + rows])
+            found += _together(base, [*itertools.takewhile(lambda c: c.alone == next_[0].alone, next_)])
         except Exception as error:
             if rows == 1 or not ran_out_of_memory(error):
                 raise
@@ -129,7 +142,8 @@ def _together(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
     only = torch.tensor([[float(edit.name in names) for names in rows] for edit in edits])  # [edits, rows]
     times = torch.tensor([_timestep(case.edits) for case in cases])
     sites = dict.fromkeys(site for edit in edits for site in edit.sites)
-    with attached(base, edits, only) as receipt:
+    inside = _only_cross(base, sites) if cases[0].alone else nullcontext()
+    with attached(base, edits, only) as receipt, inside:
         watches = {site: _Watch(_module(base, site), site) for site in sites}
         try:
             cond = base.encode([case.prompt for case in cases])  # by the text encoders under the edits
@@ -148,6 +162,41 @@ def _together(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
         }
         for row, case in enumerate(cases)
     ]
+
+
+@contextmanager
+def _only_cross(base: Base, sites: Iterable[str]) -> Iterator[None]:
+    """Of the UNet's modules only the cross-attentions around these sites run, on normal activations."""
+    crosses = dict.fromkeys(f"{site.partition(CROSS)[0]}{CROSS}" for site in sites)
+    unet: Any = plain(base.unet)
+    place = "_old_forward" if hasattr(unet, "_hf_hook") else "forward"  # inside what moves its weights
+    before = vars(unet).get(place)
+
+    def forward(sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **_: Any) -> SimpleNamespace:
+        for path in crosses:
+            module: Any = find_module(base, path)
+            generator = torch.Generator().manual_seed(SEED)  # whatever else is tested
+            one = torch.randn(POSITIONS, module.query_dim, generator=generator)
+            hidden = one.to(sample).expand(len(sample), -1, -1)  # [rows, POSITIONS, c]
+            module(hidden, encoder_hidden_states=encoder_hidden_states)
+        return SimpleNamespace(sample=sample[:, : unet.config.out_channels])
+
+    setattr(unet, place, forward)
+    try:
+        yield
+    finally:
+        delattr(unet, place) if before is None else setattr(unet, place, before)
+
+
+def _reads_text_alone(edits: Iterable[Edit]) -> bool:
+    """Whether edits can be tested in their cross-attentions by themselves."""
+    return all(
+        edit.op in ("tokens", "weight")
+        and not adapters.is_adapter(edit)
+        and all(f"{CROSS}." in f"{site}." for site in edit.sites)
+        and all(gate.kind != SIGHT for gate in edit.gates)
+        for edit in edits
+    )
 
 
 def _rms(change: tuple[list[float], torch.Size], row: int, site: str, length: int) -> float:
@@ -172,7 +221,7 @@ def acting(base: Base, edits: Sequence[Edit], prompt: str) -> list[Edit]:
     An edit that looks at activations may find nothing in them: where no output leans to a direction,
     what turns it away does nothing.
     """
-    found = measure(base, [Case((edit,), prompt) for edit in edits])
+    found = measure(base, [Case((edit,), prompt, _reads_text_alone([edit])) for edit in edits])
     return [edit for edit, changes in zip(edits, found, strict=True) if all(v > 0 for v in changes.values())]
 
 
@@ -181,7 +230,9 @@ def make(base: Base, edits: Sequence[Edit], prompt: str) -> dict[str, Json]:
 
     Raises `RefusedError` if one of them changes nothing for the concept's own prompt.
     """
-    changes = {site: _round(value) for site, value in measure(base, [Case(tuple(edits), prompt)])[0].items()}
+    alone = _reads_text_alone(edits)
+    found = measure(base, [Case(tuple(edits), prompt, alone)])[0]
+    changes = {site: _round(value) for site, value in found.items()}
     idle = [site for site, value in changes.items() if not value > 0]
     if idle:
         raise RefusedError(
@@ -189,7 +240,8 @@ def make(base: Base, edits: Sequence[Edit], prompt: str) -> dict[str, Json]:
             "its gate stays shut or it was not trained; try more --steps or another concept",
         )
     names = sorted(edit.name for edit in edits)
-    return {names[0]: {"edits": names, "prompt": prompt, "seed": SEED, "change": changes}}
+    test: dict[str, Json] = {"edits": names, "prompt": prompt, "seed": SEED, "change": changes}
+    return {names[0]: test | ({"runs": RUNS} if alone else {})}
 
 
 def _round(value: float) -> float:
@@ -226,10 +278,12 @@ def _cases(erasure: Erasure) -> list[tuple[Case, Mapping[str, Any]]]:
                 f"{erasure.header.title!r} has no self-test for its edit {edit.name}",
                 "make the file again with this version of conceptzap",
             )
-    return [
-        (Case(tuple(whole[name] for name in test["edits"] if name in whole), test["prompt"]), test)
-        for test in tests
-    ]
+    cases = []
+    for test in tests:
+        edits = tuple(whole[name] for name in test["edits"] if name in whole)
+        alone = test.get("runs") == RUNS and _reads_text_alone(edits)  # a forged one has the whole UNet run
+        cases.append((Case(edits, test["prompt"], alone), test))
+    return cases
 
 
 def _compare(found: Mapping[str, float], wanted: Mapping[str, float], tolerance: float | None) -> None:
