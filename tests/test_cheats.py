@@ -27,7 +27,7 @@ from conceptzap.runtime.sampler import Drawing
 from conceptzap.terminal.environment import DEMO
 from conceptzap.verbs import evaluating
 
-STEPS = 4
+STEPS = 3
 CONCEPT = "Van Gogh"
 # what tells a cheat: open and sealed prompts of the concept, and objects and styles that stay
 FEW = {"erase": {"seen": 4, "sealed": 4}, "keep": {"unrelated": 3, "style": 3}}

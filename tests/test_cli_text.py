@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from process import FRESH, Program
 from test_cli_flow import closed_form
 
 from conceptzap import format
+from conceptzap.evaluation import suites
 from conceptzap.judges import custom
 from conceptzap.registry import config
 from conceptzap.result import Settings
@@ -194,9 +196,11 @@ def test_no_written_cell_is_a_formula(
 
 @pytest.fixture
 def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny base comes with judges of the built-in world, who see nothing in its noise."""
+    """The tiny base comes with judges of the built-in world, who see nothing in its noise of one step."""
     from conceptzap.judges import demo
 
+    suite, built_in = suites.load("smoke")  # what `erase` ends with has its own number of steps
+    monkeypatch.setattr(suites, "load", lambda name: (replace(suite, steps=1), built_in))
     judges = functools.partial(custom.load, option="stub_judges:nothing", world=demo.world())
     monkeypatch.setattr(demo, "fits", lambda base: True)
     monkeypatch.setattr(demo, "load", judges)

@@ -22,11 +22,12 @@ MANIFEST = FOLDER / "judges.json"
 
 
 class Verdict(NamedTuple):
-    """Logits of a batch: object [n, 66], style [n, 9], valid [n]."""
+    """Logits of a batch: object [n, 66], style [n, 9], valid [n]; the pooled features `deep` [n, d]."""
 
     object: Tensor
     style: Tensor
     valid: Tensor
+    deep: Tensor
 
 
 class _Block(nn.Module):
@@ -77,10 +78,6 @@ class Residual(nn.Module):
             maps.append(x)
         return maps
 
-    def features(self, images: Tensor) -> Tensor:
-        """Pooled deep features [n, d]."""
-        return self._deep(self.taps(images)[-1])
-
     @staticmethod
     def _deep(x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(x, 2).flatten(1)
@@ -90,7 +87,7 @@ class Residual(nn.Module):
         deep = self._deep(maps[-1])
         shallow = torch.cat([_moments(x) for x in maps[:3]], 1)
         valid = self.to_valid(torch.cat([shallow, deep], 1))[:, 0]
-        return Verdict(self.to_object(deep), self.to_style(shallow), valid)
+        return Verdict(self.to_object(deep), self.to_style(shallow), valid, deep)
 
 
 class Attention(nn.Module):
@@ -116,10 +113,6 @@ class Attention(nn.Module):
             nn.BatchNorm1d(textures), nn.Linear(textures, 64), nn.ReLU(), nn.Linear(64, styles))
         self.to_valid = nn.Linear(6 * width, 1)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Pooled deep features [n, d]."""
-        return self._pool(self._tokens(self._see(images)[0]))
-
     def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Patch features [n, c, 8, 8], and texture moments taken before any normalisation."""
         moments, x = [], images * 2 - 1
@@ -143,7 +136,7 @@ class Attention(nn.Module):
         patches, textures = self._see(images)
         deep = self._pool(self._tokens(patches))
         valid = self.to_valid(torch.cat([_moments(patches), deep], 1))[:, 0]
-        return Verdict(self.to_object(deep), self.to_style(textures), valid)
+        return Verdict(self.to_object(deep), self.to_style(textures), valid, deep)
 
     def textures(self, images: Tensor) -> Tensor:
         """What the style head reads [n, 448]."""

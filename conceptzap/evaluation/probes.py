@@ -178,13 +178,14 @@ class Expansion:
         stays = [s for s in world.subjects if (s.kind, s.name) not in gone]
         self.styles = [s for s in stays if s.kind == STYLE]
         self.objects = [s for s in stays if s.kind != STYLE]
+        self.looks = {s.name for s in world.of_kind(STYLE)}
 
     def _templates(self, style: str, which: str = "both") -> tuple[str, ...]:
         seen, held_out = self.world.templates[style]
         return {"seen": seen, "held-out": held_out, "both": seen + held_out}[which]
 
     def _shows(self, style: str, *subjects: Subject) -> Pairs:
-        looks = ((STYLE, style),) if style in {s.name for s in self.world.of_kind(STYLE)} else ()
+        looks = ((STYLE, style),) if style in self.looks else ()
         return tuple((s.kind, s.name) for s in subjects if s.kind != SCENE) + looks
 
     def _ask(

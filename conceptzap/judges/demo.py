@@ -46,8 +46,7 @@ class DemoJudge:
             for kind, found in top.items()
         }
         scores = {kind: [tuple(row) for row in found.values.tolist()] for kind, found in top.items()}
-        features = self.net.features(images).numpy()
-        return Prediction(labels, scores, (verdict.valid > 0).numpy(), features)
+        return Prediction(labels, scores, (verdict.valid > 0).numpy(), verdict.deep.numpy())
 
 
 def as_input(pictures: Tensor | np.ndarray) -> Tensor:
