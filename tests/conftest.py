@@ -24,6 +24,9 @@ HERE = Path(__file__).parent
 SOURCES = [str(HERE / "offline"), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, SOURCES))
 
+# what modules and tests are made of stays: to look through it again and again takes 6 s a collection
+gc.disable()
+
 # a shell that starts a job in the background hands on an ignored SIGINT, to subprocesses too
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -35,9 +38,10 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is imported by now stays: to look through all of it anew takes half a second a collection."""
-    gc.collect()
+    """What is imported by now stays, and what comes is looked through less often."""
     gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -82,6 +86,14 @@ def no_line_by_the_clock() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "LINE_EVERY", 24 * 3600.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """What is written is there for every reader at once; only the power's going would tell, and it stays."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which knows a handle that is none, too
         yield
 
 
