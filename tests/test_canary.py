@@ -308,3 +308,12 @@ def test_weights_that_are_moved_in_are(sd1: Base) -> None:
     sd1.eps(sd1.noise([0]), 500, sd1.encode(["a cat"]))
     assert len(moved) == 2
     remove_hook_from_module(sd1.unet)
+
+
+@pytest.mark.parametrize("prompt", ["a cat", "a " * 20 + "cat", "a " * 90])
+def test_as_much_of_the_text_is_read_as_holds_the_prompt(base: Base, prompt: str) -> None:
+    """What the gates say of that much is what they say of the whole."""
+    case = canary._case(base, [some.shared(base, gates=[some.gate(base)])], prompt)
+    assert base.token_count(prompt) + 2 <= case.length <= base.max_tokens + 2 or len(prompt) > 100
+    beside = [canary.Case(case.edits, "a dog", canary.POSITIONS), case]
+    assert canary.measure(base, beside)[1] == pytest.approx(canary.measure(base, [case])[0], rel=1e-3)

@@ -7,7 +7,8 @@ without effect is found before any picture is drawn. An erasure that was made we
 tested at strength 1.
 
 Edits that are in cross-attentions and read nothing but the text are tested there `alone`: the UNet is
-called, its gates are read and its books kept, but of its modules only these run, on fixed activations.
+called, its gates are read and its books kept, but of its modules only these run, on fixed activations, and
+of the text only its beginning, which a causal encoder reads as it reads it in the whole.
 """
 
 from __future__ import annotations
@@ -38,18 +39,21 @@ TIMESTEP = 500
 ROWS = 8  # self-tests in one UNet call
 CROSS = ".attn2"
 KEYS = (f"{CROSS}.to_k", f"{CROSS}.to_v")
-POSITIONS = 16  # of the activations that a cross-attention is tested on alone
+POSITIONS = 16  # of the activations where cross-attentions run alone; their text has some times as many
 DIGITS = 4
 # relative, by the dtype of the UNet: half precision rounds every activation
 TOLERANCE = {torch.float32: 0.02, torch.float16: 0.15, torch.bfloat16: 0.3}
 
 
 class Case(NamedTuple):
-    """Edits that are tested together, the prompt that opens their gates, and whether only they run."""
+    """Edits that are tested together, and the prompt that opens their gates.
+
+    `length`: so much of its text is read, and of the UNet only the cross-attentions run; 0: all of both.
+    """
 
     edits: tuple[Edit, ...]
     prompt: str
-    alone: bool = False
+    length: int = 0
 
 
 class _Watch:
@@ -124,9 +128,9 @@ def measure(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
     """
     rows, found = ROWS, []
     while len(found) < len(cases):
-        next_ = cases[len(found) : len(found) + rows]
+        some = cases[len(found) : len(found) + rows]
         try:
-            found += _together(base, [*itertools.takewhile(lambda c: c.alone == next_[0].alone, next_)])
+            found += _together(base, [*itertools.takewhile(lambda case: case.length == some[0].length, some)])
         except Exception as error:
             if rows == 1 or not ran_out_of_memory(error):
                 raise
@@ -142,11 +146,13 @@ def _together(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
     only = torch.tensor([[float(edit.name in names) for names in rows] for edit in edits])  # [edits, rows]
     times = torch.tensor([_timestep(case.edits) for case in cases])
     sites = dict.fromkeys(site for edit in edits for site in edit.sites)
-    inside = _only_cross(base, sites) if cases[0].alone else nullcontext()
+    inside = _only_cross(base, sites) if cases[0].length else nullcontext()
     with attached(base, edits, only) as receipt, inside:
         watches = {site: _Watch(_module(base, site), site) for site in sites}
         try:
-            cond = base.encode([case.prompt for case in cases])  # by the text encoders under the edits
+            ids = base.token_ids([case.prompt for case in cases])
+            # by the text encoders under the edits
+            cond = base.encode_ids([each[:, : cases[0].length or None] for each in ids])
             base.eps(base.noise([SEED] * len(cases)), times, cond)
         finally:
             for watch in watches.values():
@@ -188,8 +194,16 @@ def _only_cross(base: Base, sites: Iterable[str]) -> Iterator[None]:
         delattr(unet, place) if before is None else setattr(unet, place, before)
 
 
-def _reads_text_alone(edits: Iterable[Edit]) -> bool:
-    """Whether edits can be tested in their cross-attentions by themselves."""
+def _case(base: Base, edits: Iterable[Edit], prompt: str) -> Case:
+    """Edits that can be tested in their cross-attentions by themselves are."""
+    edits = tuple(edits)
+    if not _read_text_alone(edits):
+        return Case(edits, prompt)
+    needed = base.token_count(prompt) + 2  # start and end
+    return Case(edits, prompt, min(math.ceil(needed / POSITIONS) * POSITIONS, base.max_tokens + 2))
+
+
+def _read_text_alone(edits: Iterable[Edit]) -> bool:
     return all(
         edit.op in ("tokens", "weight")
         and not adapters.is_adapter(edit)
@@ -221,7 +235,7 @@ def acting(base: Base, edits: Sequence[Edit], prompt: str) -> list[Edit]:
     An edit that looks at activations may find nothing in them: where no output leans to a direction,
     what turns it away does nothing.
     """
-    found = measure(base, [Case((edit,), prompt, _reads_text_alone([edit])) for edit in edits])
+    found = measure(base, [_case(base, [edit], prompt) for edit in edits])
     return [edit for edit, changes in zip(edits, found, strict=True) if all(v > 0 for v in changes.values())]
 
 
@@ -230,8 +244,8 @@ def make(base: Base, edits: Sequence[Edit], prompt: str) -> dict[str, Json]:
 
     Raises `RefusedError` if one of them changes nothing for the concept's own prompt.
     """
-    alone = _reads_text_alone(edits)
-    found = measure(base, [Case(tuple(edits), prompt, alone)])[0]
+    case = _case(base, edits, prompt)
+    found = measure(base, [case])[0]
     changes = {site: _round(value) for site, value in found.items()}
     idle = [site for site, value in changes.items() if not value > 0]
     if idle:
@@ -241,7 +255,7 @@ def make(base: Base, edits: Sequence[Edit], prompt: str) -> dict[str, Json]:
         )
     names = sorted(edit.name for edit in edits)
     test: dict[str, Json] = {"edits": names, "prompt": prompt, "seed": SEED, "change": changes}
-    return {names[0]: test | ({"runs": RUNS} if alone else {})}
+    return {names[0]: test | ({"runs": RUNS} if case.length else {})}
 
 
 def _round(value: float) -> float:
@@ -259,13 +273,13 @@ def check(base: Base, erasure: Erasure, *, exact: bool = True) -> None:
 def check_all(base: Base, erasures: Iterable[tuple[Erasure, bool]]) -> None:
     """`check` for many, with `exact` of each: many self-tests to a UNet call."""
     tolerance = TOLERANCE.get(base.dtype, 0.3)
-    tests = [(case, test, exact) for one, exact in erasures for case, test in _cases(one)]
+    tests = [(case, test, exact) for one, exact in erasures for case, test in _cases(base, one)]
     found = measure(base, [case for case, _, _ in tests])
     for (_, test, exact), changes in zip(tests, found, strict=True):
         _compare(changes, test["change"], tolerance if exact else None)
 
 
-def _cases(erasure: Erasure) -> list[tuple[Case, Mapping[str, Any]]]:
+def _cases(base: Base, erasure: Erasure) -> list[tuple[Case, Mapping[str, Any]]]:
     """The self-tests of an erasure, with the edits as they were tested: at strength 1, if not as they are."""
     made = {edit.name: edit for edit in erasure.edits if edit.scale}
     whole = {edit.name: edit for edit in (replace(edit, scale=1.0) for edit in made.values())} | made
@@ -280,9 +294,9 @@ def _cases(erasure: Erasure) -> list[tuple[Case, Mapping[str, Any]]]:
             )
     cases = []
     for test in tests:
-        edits = tuple(whole[name] for name in test["edits"] if name in whole)
-        alone = test.get("runs") == RUNS and _reads_text_alone(edits)  # a forged one has the whole UNet run
-        cases.append((Case(edits, test["prompt"], alone), test))
+        case = _case(base, (whole[name] for name in test["edits"] if name in whole), test["prompt"])
+        # older ones were made by a run of the whole, which forged ones get, too
+        cases.append((case if test.get("runs") == RUNS else case._replace(length=0), test))
     return cases
 
 

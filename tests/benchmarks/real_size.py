@@ -42,6 +42,7 @@ from conceptzap.report import Report
 from conceptzap.result import Settings
 from conceptzap.runtime import sampler
 from conceptzap.runtime.attach import Attachment
+from conceptzap.training import lessons
 from conceptzap.trust import admission
 from conceptzap.verbs import work as working
 
@@ -53,8 +54,10 @@ CALLS = 8  # UNet calls with one text that are timed together, on a GPU
 STAGES = ("load", "inference", "unet_calls", "erase:uce", "generate:uce", "erase:zap", "generate:zap")
 CASES = ("shut", "one open", "new text")
 TOKENS, RANK, DIRECTIONS = 8, 4, 4  # of the files that stand in for many
-CPU_STEPS = 6  # of training there; a GPU trains as long as the method's default says
-CONCEPT, ANCHOR = "Van Gogh", "painting"
+# what is less on a CPU, where a UNet call takes seconds and a text of SDXL two; a GPU has the defaults
+CPU_SETTINGS = {"steps": 6, "trajectories": 4, "keep_prompts": 32}
+CPU_NEIGHBOURS = {"NEAREST": 8, "BESIDE": 8}  # words that join what stays
+CONCEPT, ANCHOR = "church", "house"
 
 
 # -- the checkpoints -----------------------------------------------------------------------------
@@ -254,8 +257,12 @@ def a_file(base: Base, number: int, shut: bool) -> list[Edit]:
 
 def erase(folder: Path, method: str, output: Path) -> dict[str, Any]:
     """A whole `erase`, phase by phase, and how many UNet calls each phase makes; pictures on a GPU alone."""
-    trains = any(one["name"] == "steps" for one in catalog.method(method)["settings"])
-    few = {"steps": CPU_STEPS} if trains and not torch.cuda.is_available() else {}
+    few: dict[str, int] = {}
+    if not torch.cuda.is_available():
+        known = {one["name"] for one in catalog.method(method)["settings"]}
+        few = {name: value for name, value in CPU_SETTINGS.items() if name in known}
+        for name, value in CPU_NEIGHBOURS.items():
+            setattr(lessons, name, value)
     began, calls, phase = now(), Counter(), ["loading"]
     enter = working.Phases.enter
 
@@ -266,18 +273,26 @@ def erase(folder: Path, method: str, output: Path) -> dict[str, Any]:
     working.Phases.enter, working.time = entered, SimpleNamespace(monotonic=now)
     base = load_base(str(folder), dtype=dtype())
     loaded = now() - began
-    base.unet.register_forward_pre_hook(lambda *_: calls.update(phase), prepend=True)
+    base.unet.conv_in.register_forward_pre_hook(lambda *_: calls.update(phase))
+    encode, read = Base.encode, Counter[str]()
+
+    def encoded(self: Base, prompts: Sequence[str], *rest: Any, **more: Any) -> Cond:
+        read.update({phase[0]: len(prompts)})
+        return encode(self, prompts, *rest, **more)
+
+    Base.encode = encoded
     made = conceptzap.erase(
         CONCEPT, anchors=ANCHOR, method=method, base=base, output=output, force=True,
-        preview=torch.cuda.is_available(), **few,
+        preview=torch.cuda.is_available(), overrides=few,
     )  # fmt: skip
     return {
         "seconds": round(now() - began, 1),
         "phases": {name: round(value, 1) for name, value in ({**made.phases, "loading": loaded}).items()},
         "calls": dict(calls),
+        "prompts": sum(read.values()),
         "peak": peak(),
         "bytes": made.bytes,
-        "steps": few.get("steps", "default" if trains else 0),
+        "settings": few or "default",
         "digest": format.load(made.path).digest[:12],
     }
 
@@ -287,9 +302,16 @@ def generate(folder: Path, path: Path) -> dict[str, Any]:
     before, after = [], []
     for _ in range(LOADS):
         bases: list[Base] = []
-        before.append(clock(lambda b=bases: b.append(load_base(str(folder), dtype=dtype()))))
+        before.append(clock(lambda b=bases: b.append(loaded_plainly(folder))))
         after.append(clock(lambda b=bases: admitted(b[0], path)))
     return {"adds": ratio(after, before), "seconds": round(statistics.median(after), 2)}
+
+
+def loaded_plainly(folder: Path) -> Base:
+    """What `generate` needs without an erasure: pictures say which weights drew them."""
+    base = load_base(str(folder), dtype=dtype())
+    base.fingerprint(())
+    return base
 
 
 def admitted(base: Base, path: Path) -> None:
@@ -366,7 +388,7 @@ def _erased(method: str, one: dict[str, Any], plain: int) -> str:
         for name, value in one["phases"].items()
     )
     return (
-        f"  erase {method}  {one['seconds']} s ({phases}), {one['bytes']} bytes,"
+        f"  erase {method}  {one['seconds']} s ({phases}), {one['prompts']} prompts, {one['bytes']} bytes,"
         f" peak {one['peak'] / 2**30:.2f} GiB, {(one['peak'] - plain) / 2**30:+.2f} GiB to plain inference"
     )
 
