@@ -2,7 +2,7 @@
 
     python tests/benchmarks/sdxl_pooled.py --work build-real-size
 
-On the random SDXL that `real_size.py` builds: the distance of the erased model's noise to the noise of
+On the random SDXL that `checkpoints.py` builds: the distance of the erased model's noise to the noise of
 the anchor's prompt, over the distance that the base has, mean over prompts and timesteps; first with
 the edits of cross-attention alone, then with these and the anchor's pooled text put in by hand, then
 with the whole erasure as its file gives it. 0 is the anchor itself, 1 the untouched base.
@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from real_size import NARROW, build, dtype
+from checkpoints import build
+from real_size import NARROW, dtype
 
 from conceptzap.base import Base, Cond, load_base
 from conceptzap.edit import Edit
