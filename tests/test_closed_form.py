@@ -7,7 +7,7 @@ import torch
 
 from conceptzap.base import CROSS_KV, Base
 from conceptzap.testing import tiny
-from conceptzap.training import closed_form
+from conceptzap.training import closed_form, solving
 from conceptzap.training.closed_form import Moves
 from conceptzap.training.states import States
 from conceptzap.training.wordings import Pair
@@ -115,7 +115,7 @@ def test_the_solution_is_the_dense_one_cut_to_its_rank(width: int) -> None:
     assert (found - best).norm() < 1e-6 * best.norm()
 
 
-@pytest.mark.parametrize("width", [24, 160])
+@pytest.mark.parametrize("width", [24, 101, 160])
 def test_systems_solved_together_are_each_the_one_solved_alone(width: int) -> None:
     """Bit for bit, whatever company they are in: a list's files are those of its concepts alone."""
     generator = torch.Generator().manual_seed(width)
@@ -123,25 +123,29 @@ def test_systems_solved_together_are_each_the_one_solved_alone(width: int) -> No
     for number in range(5):
         c, p, wanted = torch.randn(3, 200 + number, width, generator=generator)
         sums = Moves.of(c, wanted, p[: 100 * number])
-        systems.append(closed_form.System(sums, 2 + number, 0.1 * (1 + number), 4.0))
-    alone = [closed_form.solve_all([one])[0] for one in systems]
+        systems.append((sums, {"rank": 2 + number, "ridge": 0.1 * (1 + number), "keep_scale": 4.0}))
+    alone = [closed_form.solve(sums, **rest) for sums, rest in systems]
     for order in ((0, 1, 2, 3, 4), (4, 3, 1)):
-        together = closed_form.solve_all([systems[number] for number in order])
-        for number, pair in zip(order, together, strict=True):
+        some = [closed_form.solving(sums, **rest) for sums, rest in (systems[number] for number in order)]
+        for number, pair in zip(order, solving.together(some), strict=True):
             assert all(torch.equal(pair[slot], alone[number][slot]) for slot in ("into", "down"))
 
 
 def test_concepts_solved_together_have_the_edits_of_each_alone() -> None:
     base = tiny("sdxl")  # two encoders of different widths, and a pooled text
-    asked = []
+    asked: list[list[list[Moves]]] = []
     for name, anchor in (("cat", "dog"), ("house", "tree"), ("boat", "car")):
         sums = moves(base, [Pair(f"a {name}", f"a {anchor}")], [name], anchor, ["a horse", name])
-        asked.append([closed_form.Unsolved(tuple(sums), 4, 0.05, 4.0)])
+        asked.append([sums])
     asked[1] += asked[2]
-    together = closed_form.solved(base, asked)
+
+    def unsolved(parts: list[list[Moves]]) -> list[solving.Unsolved]:
+        return [closed_form.unsolved(base, sums, rank=4, ridge=0.05, keep_scale=4.0) for sums in parts]
+
+    together = solving.solved([unsolved(parts) for parts in asked])
     assert [len(edits) for edits in together] == [2, 4, 2]
     for parts, edits in zip(asked, together, strict=True):
-        (alone,) = closed_form.solved(base, [parts])
+        (alone,) = solving.solved([unsolved(parts)])
         assert [edit.name for edit in alone] == [edit.name for edit in edits]
 
 

@@ -28,8 +28,9 @@ Tensors may be trained parameters on any device; they are stored as fp16. Raises
 setting that means nothing, `ResourceError` for memory and for a training that diverges. A method
 with optimisation has a setting `steps`, one that trains on batches `batch`.
 
-A closed form may also have `sums(base, task, cfg, report) -> Iterator[closed_form.Unsolved]`, of which
-`closed_form.solved` makes what `erase` yields: a list of concepts solves those of many at once.
+A closed form may also have `unsolved(base, task, cfg, report) -> Iterator[solving.Unsolved]`, of which
+`solving.solved` makes what `erase` yields: a list of concepts solves those of many at once. What reads texts
+comes before it is yielded; what is yielded holds sums, not states, for as many as are solved together.
 """
 
 DEFAULT = "zap"

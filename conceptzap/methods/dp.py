@@ -22,10 +22,13 @@ from conceptzap.edit import Edit
 from conceptzap.report import Report
 from conceptzap.task import Task
 from conceptzap.training import closed_form, subspace
+from conceptzap.training.closed_form import Moves
 from conceptzap.training.lessons import lessons
+from conceptzap.training.solving import Solving, Unsolved, solved
 
 PAPER = "2604.10032"
 EDITS = "weight"
+SMALLEST = 1e-12  # energy of a direction of X that is no rounding, of its strongest
 
 
 @dataclass(frozen=True)
@@ -36,21 +39,28 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
+    yield from solved([unsolved(base, task, cfg, report)])[0]
+
+
+def unsolved(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Unsolved]:
     told = subspace.states_of(base, list(lessons(base, task, report)), cfg.keep_prompts, report)
-    yield Edit("weight", base.sites(CROSS_KV), _pair(told, cfg))
+    yield closed_form.edit_of(base.sites(CROSS_KV), _pair(told.sums, cfg))
     if told.pooled:
-        yield closed_form.at_pooled(base, _pair(told.pooled, cfg))
+        yield closed_form.pooled_edit_of(base, _pair(told.pooled.sums, cfg))
 
 
-def _pair(told: subspace.States, cfg: Config) -> dict[str, Tensor]:
-    null = subspace.null_space(told.keep, cfg.threshold)
-    pair = double_projection(told.source, told.target, null, cfg.rank)
+def _pair(sums: Moves, cfg: Config) -> Solving[dict[str, Tensor]]:
+    null = yield from subspace.null_space(sums.kept, cfg.threshold)
+    pair = yield from double_projection(sums, null, cfg.rank)
     return {slot: tensor.float().contiguous() for slot, tensor in pair.items()}
 
 
-def double_projection(source: Tensor, target: Tensor, null: Tensor, rank: int) -> dict[str, Tensor]:
-    """`into` [d, r] and `down` [r, d] of (C* - C) X^+ U^T, X^+ cut to its r strongest directions."""
-    c, wanted = source.T, target.T  # [d, n]
-    u, s, vh = torch.linalg.svd(null.T @ c, full_matrices=False)  # X = u s vh, [k, n]
-    r = min(rank, int((s > 1e-10 * s[0]).sum()))
-    return {"into": (wanted - c) @ vh[:r].T / s[:r], "down": (null @ u[:, :r]).T}
+def double_projection(sums: Moves, null: Tensor, rank: int) -> Solving[dict[str, Tensor]]:
+    """`into` [d, r] and `down` [r, d] of (C* - C) X^+ U^T, X^+ cut to its r strongest directions.
+
+    With X X^T = V S^2 V^T, X^+ U^T is C^T (U V) S^-2 (U V)^T: sums over the states are enough.
+    """
+    values, vectors = yield torch.linalg.eigh, null.T @ sums.gram @ null  # [k], [k, k], ascending
+    r = min(rank, int((values > SMALLEST * values[-1]).sum()))
+    down = (null @ vectors[:, len(values) - r :].flip(1)).T  # [r, d]
+    return {"into": sums.cross @ down.T / values.flip(0)[:r], "down": down}

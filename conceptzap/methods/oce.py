@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from conceptzap.report import Report
 from conceptzap.task import Task
 from conceptzap.training import closed_form, subspace
 from conceptzap.training.lessons import lessons
+from conceptzap.training.solving import Solving, Unsolved, solved
 
 PAPER = "2605.28902"
 EDITS = "weight"
@@ -40,40 +42,67 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
+    yield from solved([unsolved(base, task, cfg, report)])[0]
+
+
+def unsolved(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Unsolved]:
     taught = list(lessons(base, task, report))
     told = subspace.states_of(base, taught, cfg.keep_prompts, report)
-    for site in base.sites(cfg.sites):
-        weight = base.module(site).weight.detach().cpu().double()
-        yield Edit("weight", (site,), _turned(told, weight, len(taught), cfg))
+    count = cfg.directions * len(taught)
+    yield _edits(base, Grams.of(told), count, cfg)
     if told.pooled:
         weight = closed_form.pooled_weight(base, told.pooled.source.shape[1])
-        yield closed_form.at_pooled(base, _turned(told.pooled, weight, len(taught), cfg))
+        turned = _turned(Grams.of(told.pooled), weight, count, cfg)
+        yield closed_form.pooled_edit_of(base, turned)
 
 
-def _turned(told: subspace.States, weight: Tensor, concepts: int, cfg: Config) -> dict[str, Tensor]:
+def _edits(base: Base, told: Grams, count: int, cfg: Config) -> Unsolved:
+    """Layer by layer, for the matrices of all layers at once take gigabytes."""
+    made = []
+    for site in base.sites(cfg.sites):
+        weight = base.module(site).weight.detach().cpu().double()
+        made += yield from closed_form.edit_of((site,), _turned(told, weight, count, cfg))
+    return made
+
+
+class Grams(NamedTuple):
+    """Sums c c^T [d, d] over the states that go, over those they become, and the mean over what stays."""
+
+    source: Tensor
+    target: Tensor
+    keep: Tensor
+
+    @staticmethod
+    def of(told: subspace.States) -> Grams:
+        source, target, keep = (states.T @ states for states in (told.source, told.target, told.keep))
+        return Grams(source, target, keep / len(told.keep))
+
+
+def _turned(told: Grams, weight: Tensor, count: int, cfg: Config) -> Solving[dict[str, Tensor]]:
     """What turns the values of a layer [out, d]: `up` [out, r] and `down` [r, d]."""
-    gram = told.keep.T @ told.keep / len(told.keep)  # [d, d]
-    count = cfg.directions * concepts
-    gone, instead = (
-        projector((states @ weight.T), count) for states in (told.source, told.target)
-    )  # [out, out]
-    turn = rotation(weight, gone, instead, gram, cfg)
-    pair = subspace.cut((turn - torch.eye(len(turn)).to(turn)) @ weight, told.source, cfg.rank)
+    gone = yield from projector(weight @ told.source @ weight.T, count)
+    instead = yield from projector(weight @ told.target @ weight.T, count)
+    turn = yield from rotation(weight, gone, instead, told.keep, cfg)
+    change = (turn - torch.eye(len(turn)).to(turn)) @ weight
+    pair = yield from subspace.cut(change, told.source, cfg.rank)
     return {"up": pair["into"], "down": pair["down"]}
 
 
-def projector(values: Tensor, count: int) -> Tensor:
-    """On the `count` strongest directions of values [n, out]: [out, out]."""
-    _, vectors = torch.linalg.eigh(values.T @ values)
+def projector(gram: Tensor, count: int) -> Solving[Tensor]:
+    """On the `count` strongest directions of values, by their sum v v^T: [out, out]."""
+    _, vectors = yield torch.linalg.eigh, gram
     strongest = vectors[:, -count:]
     return strongest @ strongest.T
 
 
-def rotation(weight: Tensor, gone: Tensor, instead: Tensor, gram: Tensor, cfg: Config) -> Tensor:
+def rotation(
+    weight: Tensor, gone: Tensor, instead: Tensor, gram: Tensor, cfg: Config
+) -> Solving[Tensor]:
     """P [out, out], orthogonal, the polar factor of M."""
     eye = torch.eye(len(weight), dtype=weight.dtype)
     stay, whole = (scaled(one) for one in (weight @ gram @ weight.T, weight @ weight.T))
-    u, _, vh = torch.linalg.svd(-cfg.erase * (eye - instead) @ gone + cfg.keep * stay + cfg.whole * whole)
+    m = -cfg.erase * (eye - instead) @ gone + cfg.keep * stay + cfg.whole * whole
+    u, _, vh = yield torch.linalg.svd, m
     return u @ vh
 
 

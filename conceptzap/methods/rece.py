@@ -13,7 +13,7 @@ detector.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,10 @@ from conceptzap.edit import Edit
 from conceptzap.report import Report
 from conceptzap.task import Task
 from conceptzap.training import closed_form, subspace
+from conceptzap.training.closed_form import Moves
 from conceptzap.training.lessons import lessons
+from conceptzap.training.solving import Solving, Unsolved, solved
+from conceptzap.training.states import once
 
 PAPER = "2407.12383"
 EDITS = "weight"
@@ -41,35 +44,45 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
+    yield from solved([unsolved(base, task, cfg, report)])[0]
+
+
+def unsolved(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Unsolved]:
     told = subspace.states_of(base, list(lessons(base, task, report)), cfg.keep_prompts, report)
-    yield Edit("weight", base.sites(CROSS_KV), _rounds(told, value_gram(base), cfg, cfg.keep_scale))
+    pair = _rounds(told.sums, value_gram(base), cfg, cfg.keep_scale)
+    yield closed_form.edit_of(base.sites(CROSS_KV), pair)
     if told.pooled:
         weight = closed_form.pooled_weight(base, told.pooled.source.shape[1])
         keep = closed_form.POOLED_KEEP * cfg.keep_scale
-        yield closed_form.at_pooled(base, _rounds(told.pooled, weight.T @ weight, cfg, keep))
+        pair = _rounds(told.pooled.sums, weight.T @ weight, cfg, keep)
+        yield closed_form.pooled_edit_of(base, pair)
 
 
-def _rounds(told: subspace.States, gram: Tensor, cfg: Config, keep_scale: float) -> dict[str, Tensor]:
+def _rounds(
+    sums: Moves, gram: Tensor, cfg: Config, keep_scale: float
+) -> Solving[dict[str, Tensor]]:
     """The first closed form and those against what would restore it, as one pair; G is of its readers."""
-    solved = {"ridge": cfg.ridge, "keep_scale": keep_scale}
-    sums = closed_form.Moves.of(told.source, told.target, told.keep)
-    pair = closed_form.solve(sums, rank=cfg.rank, **solved)
+    rest = {"ridge": cfg.ridge, "keep_scale": keep_scale}
+    pair = yield from closed_form.solving(sums, rank=cfg.rank, **rest)
     for _ in range(cfg.rounds):
-        restored = derive(told.source, pair, gram, cfg.restoring)  # [n, d]
-        sums = closed_form.Moves.of(restored, told.target, told.keep)
-        more = closed_form.solve(sums, rank=cfg.more_rank, **solved)
+        back = yield from restoring(pair, gram, cfg.restoring)
+        more = yield from closed_form.solving(restored(sums, back), rank=cfg.more_rank, **rest)
         pair = compose(pair, more)
     return pair
 
 
 def value_gram(base: Base) -> Tensor:
-    """G = sum_l W_l^T W_l over all keys and values, [d, d], double, on the CPU."""
-    weights = (base.module(site).weight.detach().cpu().double() for site in base.sites(CROSS_KV))
-    return sum(weight.T @ weight for weight in weights)
+    """G = sum_l W_l^T W_l over all keys and values, [d, d], double, on the CPU; computed once for a list."""
+
+    def summed() -> tuple[Tensor]:
+        weights = (base.module(site).weight.detach().cpu().double() for site in base.sites(CROSS_KV))
+        return (sum(weight.T @ weight for weight in weights),)
+
+    return once(base, "value gram", summed)[0]
 
 
-def derive(source: Tensor, pair: dict[str, Tensor], gram: Tensor, share: float) -> Tensor:
-    """c' [n, d]: the states that the edited projections turn into what the base makes of `source`.
+def restoring(pair: dict[str, Tensor], gram: Tensor, share: float) -> Solving[Tensor]:
+    """R [d, d], c' = R c: the state that the edited projections turn into what the base makes of c.
 
     lambda is `share` of G's mean eigenvalue, so that it means the same for any number of layers.
     """
@@ -77,8 +90,16 @@ def derive(source: Tensor, pair: dict[str, Tensor], gram: Tensor, share: float) 
     eye = torch.eye(len(gram), dtype=gram.dtype)
     m = eye + into @ down  # [d, d]
     lam = share * gram.diagonal().mean()
-    restored = torch.linalg.solve(lam * eye + m.T @ gram @ m, m.T @ gram @ source.cpu().double().T)
-    return restored.T.to(source)
+    return (yield torch.linalg.solve, lam * eye + m.T @ gram @ m, m.T @ gram)
+
+
+def restored(sums: Moves, back: Tensor) -> Moves:
+    """The sums with R c for every state c that moves; what it becomes and what stays is the same."""
+    result = replace(sums)
+    result.gram = back @ sums.gram @ back.T
+    result.cross = (sums.cross + sums.gram) @ back.T - result.gram  # sum (c* - R c) (R c)^T
+    result.kept = sums.kept
+    return result
 
 
 def compose(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ paper does but for nudity), cut to `rank`; the threshold is a share of the kept 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,10 @@ from conceptzap.edit import Edit
 from conceptzap.report import Report
 from conceptzap.task import Task
 from conceptzap.training import closed_form, subspace
+from conceptzap.training.closed_form import Moves
 from conceptzap.training.lessons import lessons
+from conceptzap.training.solving import Solving, Unsolved, solved
+from conceptzap.training.states import once
 
 PAPER = "2503.07392"
 EDITS = "weight"
@@ -44,43 +47,62 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
+    yield from solved([unsolved(base, task, cfg, report)])[0]
+
+
+def unsolved(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Unsolved]:
     told = subspace.states_of(base, list(lessons(base, task, report)), cfg.keep_prompts, report)
-    sites = base.sites(cfg.sites)
-    weight = torch.cat([base.module(site).weight.detach().cpu().double() for site in sites])
-    empty = base.encode([""])
+    sites, empty = base.sites(cfg.sites), base.encode([""])
+    sums = summed(told, once(base, ("sight", *sites), lambda: sight(_values(base, sites))), cfg, report.seed)
     fixed = invariants(empty.states[0].cpu().double())
-    yield Edit("weight", sites, _pair(told, weight, fixed, cfg, report.seed))
+    yield closed_form.edit_of(sites, _pair(sums, fixed, cfg))
     if told.pooled:
         weight = closed_form.pooled_weight(base, told.pooled.source.shape[1])
-        fixed = empty.pooled.T.cpu().double()  # [p, 1]
-        yield closed_form.at_pooled(base, _pair(told.pooled, weight, fixed, cfg, report.seed))
+        sums = summed(told.pooled, sight(weight), cfg, report.seed)
+        yield closed_form.pooled_edit_of(base, _pair(sums, empty.pooled.T.cpu().double(), cfg))
 
 
-def _pair(
-    told: subspace.States, weight: Tensor, fixed: Tensor, cfg: Config, seed: int
-) -> dict[str, Tensor]:
-    """The constrained change of what layers [out, d] read, but for the invariants `fixed` [d, k]."""
+def _values(base: Base, sites: Sequence[str]) -> Tensor:
+    """All layers' weights as one, [out, d]."""
+    return torch.cat([base.module(site).weight.detach().cpu().double() for site in sites])
+
+
+def _pair(sums: Moves, fixed: Tensor, cfg: Config) -> Solving[dict[str, Tensor]]:
+    """The constrained change of what layers read, but for the invariants `fixed` [d, k]."""
+    change = yield from null_constrained(sums, fixed, cfg)
+    return (yield from subspace.cut(change, sums.gram, min(cfg.rank, sums.n)))
+
+
+def sight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """R [d, d], |R x| = |W x| for layers W [out, d], and the direction [d] to which they are most blind."""
+    values, vectors = torch.linalg.eigh(weight.T @ weight)
+    return values.clamp_min(0).sqrt()[:, None] * vectors.T, vectors[:, 0]
+
+
+def summed(
+    told: subspace.States, layers: tuple[Tensor, Tensor], cfg: Config, seed: int
+) -> Moves:
+    """The sums over what moves and over the kept states that layers of this `sight` are moved by."""
     rows = told.last if cfg.last else slice(None)
     source, target = told.source[rows], told.target[rows]  # [n, d]
-    keep = influenced(source, target, told.keep, weight, cfg, seed)
-    change = null_constrained(source, target, keep, fixed, cfg)
-    return subspace.cut(change, source, min(cfg.rank, len(source)))
+    sums = Moves.of(source, target, told.keep[:0])
+    sums.keep(influenced(sums, told.keep, layers, cfg, seed))
+    return sums
 
 
 def influenced(
-    source: Tensor, target: Tensor, keep: Tensor, weight: Tensor, cfg: Config, seed: int
+    sums: Moves, keep: Tensor, layers: tuple[Tensor, Tensor], cfg: Config, seed: int
 ) -> Tensor:
     """Kept states [m, d] that the unconstrained edit moves more than the mean, and copies of them."""
-    eye = torch.eye(source.shape[1], dtype=source.dtype)
-    ridge = torch.linalg.inv(source.T @ source / len(source) + eye)
-    naive = weight @ ((target - source).T @ source / len(source) @ ridge)  # [out, d]
+    reads, blind = layers
+    ridge = torch.linalg.inv(sums.gram / sums.n + torch.eye(sums.width, dtype=keep.dtype))
+    naive = reads @ sums.cross / sums.n @ ridge  # [d, d], as long as what is moved
 
     def strong(states: Tensor) -> Tensor:
         moved = (states @ naive.T).norm(dim=1)
         return states[moved > moved.mean()]
 
     chosen = strong(keep)
-    blind = torch.linalg.eigh(weight.T @ weight).eigenvectors[:, 0]  # [d]
     copied = chosen.repeat(cfg.copies, 1)
     size = cfg.noise * keep.norm(dim=1).mean()
     shifts = torch.randn(len(copied), 1, generator=torch.Generator().manual_seed(seed)).to(keep)
@@ -100,17 +122,15 @@ def invariants(empty: Tensor, centres: int = 3, rounds: int = 10) -> Tensor:
     return torch.cat([start, means]).T
 
 
-def null_constrained(
-    source: Tensor, target: Tensor, keep: Tensor, fixed: Tensor, cfg: Config
-) -> Tensor:
+def null_constrained(sums: Moves, fixed: Tensor, cfg: Config) -> Solving[Tensor]:
     """dW / W [d, d]: (C* - C_1) P Q M; zero on the invariants where there is no slack.
 
     In coordinates of the null space N (P = N N^T), where P M = N (N^T C_1 N + eta I)^-1 N^T = N A N^T.
     """
-    null = subspace.null_space(keep, cfg.threshold)  # [d, k]
-    seen, spared = source @ null, null.T @ fixed  # [n, k], [k, 4]
-    a = torch.linalg.inv(seen.T @ seen / len(source) + cfg.eta * torch.eye(null.shape[1]).to(seen))
+    null = yield from subspace.null_space(sums.kept, cfg.threshold)  # [d, k]
+    seen, spared = null.T @ sums.gram @ null / sums.n, null.T @ fixed  # [k, k], [k, 4]
+    a = yield torch.linalg.inv, seen + cfg.eta * torch.eye(len(seen)).to(seen)
     middle = spared.T @ a @ spared  # [4, 4], singular where P spares an invariant already
     inverse = torch.linalg.pinv(middle + cfg.slack * torch.eye(len(middle)).to(seen), hermitian=True)
     a = a - a @ spared @ inverse @ spared.T @ a
-    return (target - source).T @ seen / len(source) @ a @ null.T
+    return sums.cross @ null / sums.n @ a @ null.T

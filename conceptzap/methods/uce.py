@@ -17,7 +17,7 @@ from conceptzap.edit import Edit
 from conceptzap.report import Report
 from conceptzap.task import Task
 from conceptzap.training import closed_form, lessons
-from conceptzap.training.closed_form import Unsolved
+from conceptzap.training.solving import Unsolved, solved
 
 PAPER = "2308.14761"
 EDITS = "weight"
@@ -33,10 +33,10 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    yield from closed_form.solved(base, [list(sums(base, task, cfg, report))])[0]
+    yield from solved([unsolved(base, task, cfg, report)])[0]
 
 
-def sums(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Unsolved]:
+def unsolved(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Unsolved]:
     rest = {"rank": cfg.rank, "ridge": cfg.ridge, "keep_scale": cfg.keep_scale}
     whole: list[closed_form.Moves] = []
     for lesson in lessons.lessons(base, task, report):
@@ -44,10 +44,10 @@ def sums(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Unsolv
         found = lessons.moves(base, lesson, states, cfg.keep_prompts)
         if cfg.gate:
             gate = lessons.gate(base, [lesson], report.seed, cfg.keep_prompts, states=states, report=report)
-            yield Unsolved(tuple(found), **rest, gates=(gate,))
+            yield closed_form.unsolved(base, found, **rest, gates=(gate,))
             continue
         for total, more in zip(whole, found, strict=False):
             total.add(more)
         whole = whole or found
     if whole:
-        yield Unsolved(tuple(whole), **rest)
+        yield closed_form.unsolved(base, whole, **rest)

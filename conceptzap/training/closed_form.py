@@ -3,30 +3,34 @@
 Every K/V edit whose targets are the projections of other text states is W M with one M for all
 layers (UCE's eq. 7 with v* = W c*), so it is stored as one pair `into down` and W never appears.
 
-Contract: `moves(states, ...)` sums up what shall move and what shall stay, `solve` turns sums into
-`into` [d, r] and `down` [r, d], `edits` makes the edits of a base of them; `solved` does so for many
-concepts at once, with the bits that each of them has alone. SDXL's two encoders are solved apart, so that
-a concept in only one of its two prompts is moved there; so is the pooled text, at the first layer of the
-added embedding, whose input begins with it.
+Contract: `moves(states, ...)` sums up what shall move and what shall stay, `solving` turns sums into
+`into` [d, r] and `down` [r, d], `unsolved` makes the edits of a base of them; `solving.together` runs many
+of both, `solve` and `edits` run one. SDXL's two encoders are solved apart, so that a concept in only one of
+its two prompts is moved there; so is the pooled text, at the first layer of the added embedding, whose input
+begins with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from conceptzap.base import CROSS_KV, Base
 from conceptzap.edit import Edit, Gate
+from conceptzap.training.solving import Solving, Unsolved, alone
 from conceptzap.training.states import CHUNK, States
 from conceptzap.training.wordings import Pair
 
 POOLED_SITE = "unet.add_embedding.linear_1"  # reads [pooled | time embeddings]
 POOLED_KEEP = 0.1  # weight of what stays there, of its weight in the states: one vector a prompt, not 77
 ENERGY = 0.999  # of the change, by which the rank is cut
+
+_BELOW = partial(torch.linalg.solve_triangular, upper=False)
 
 
 def align(
@@ -112,7 +116,6 @@ class Moves:
             getattr(self, name).add_(getattr(other, name))
         self.n, self.m = self.n + other.n, self.m + other.m
 
-
     @staticmethod
     def of(source: Tensor, target: Tensor, keep: Tensor) -> Moves:
         """The sums over states [n, d], what they become [n, d] and those that stay [m, d]."""
@@ -194,47 +197,37 @@ def _pooled(states: States, pairs: Sequence[Pair], keep: Sequence[str]) -> list[
 # -- the solution
 
 
-@dataclass(frozen=True)
-class System:
-    """One closed form: its sums, the rank at most, the ridge, and the weight of what stays."""
-
-    sums: Moves
-    rank: int
-    ridge: float
-    keep_scale: float
-
-
 def solve(sums: Moves, *, rank: int, ridge: float, keep_scale: float) -> dict[str, Tensor]:
+    """What `solving` finds, alone."""
+    return alone(solving(sums, rank=rank, ridge=ridge, keep_scale=keep_scale))
+
+
+def solving(
+    sums: Moves, *, rank: int, ridge: float, keep_scale: float
+) -> Solving[dict[str, Tensor]]:
     """`into` [d, r] and `down` [r, d] of M - I, M = argmin |M c - c*|^2 + k |M p - p|^2 + ridge |M - I|^2.
 
     The sums are means times 1, so that ridge does not depend on how many states there are. The cut
     to the smallest rank that holds `ENERGY` of the change, at most `rank`, is the best one
     for the states at hand, not for M itself.
     """
-    return solve_all([System(sums, rank, ridge, keep_scale)])[0]
-
-
-def solve_all(systems: Sequence[System]) -> list[dict[str, Tensor]]:
-    """`solve` for n systems of one width d: LAPACK's batched calls, which treat each matrix by itself."""
     # 1. the metric of the states at hand, G = L L^T
-    lower = torch.linalg.cholesky(torch.stack([_metric(one) for one in systems]))  # [n, d, d]
+    lower = yield torch.linalg.cholesky, _metric(sums, ridge, keep_scale)  # [d, d]
     # 2. M - I = cross G^-1; in that metric, A = (M - I) L
-    cross = torch.stack([one.sums.cross.T / max(1, one.sums.n) for one in systems])
-    a = torch.linalg.solve_triangular(lower, cross, upper=False).mT  # [n, d, d]
+    cross = sums.cross.T / max(1, sums.n)
+    a = (yield _BELOW, lower, cross).mT  # [d, d]
     # 3. its singular triples by the eigenvectors of A A^T, ascending: a fifth of a full decomposition's time
-    # and, for the first of them, as right; products one by one, for batched ones round in another way
-    values, vectors = torch.linalg.eigh(torch.stack([each @ each.T for each in a]))
-    parts = zip(systems, lower, a, values, vectors, strict=True)
-    return [_cut(one.rank, *rest) for one, *rest in parts]
+    # and, for the first of them, as right
+    values, vectors = yield torch.linalg.eigh, a @ a.T
+    return _cut(rank, lower, a, values, vectors)
 
 
-def _metric(one: System) -> Tensor:
-    """G [d, d] of a system."""
-    sums = one.sums
+def _metric(sums: Moves, ridge: float, keep_scale: float) -> Tensor:
+    """G [d, d]."""
     gram = sums.gram / max(1, sums.n)
-    gram = gram + one.ridge * torch.eye(sums.width, dtype=torch.double)
+    gram = gram + ridge * torch.eye(sums.width, dtype=torch.double)
     if sums.m:
-        gram = gram + one.keep_scale * sums.kept / sums.m
+        gram = gram + keep_scale * sums.kept / sums.m
     gram.diagonal().add_(1e-12 * gram.diagonal().mean().clamp_min(1e-12))
     return gram
 
@@ -253,7 +246,12 @@ def _cut(rank: int, lower: Tensor, a: Tensor, values: Tensor, vectors: Tensor) -
     }
 
 
-def edits(
+def edits(base: Base, sums: Sequence[Moves], **settings: Any) -> list[Edit]:
+    """What `unsolved` finds, alone."""
+    return alone(unsolved(base, sums, **settings))
+
+
+def unsolved(
     base: Base,
     sums: Sequence[Moves],
     *,
@@ -261,46 +259,17 @@ def edits(
     ridge: float,
     keep_scale: float,
     gates: tuple[Gate, ...] = (),
-) -> list[Edit]:
+) -> Unsolved:
     """The edit of all keys and values and, where text is pooled, the one of the pooled text.
 
     `ridge` is in units of the states' mean square, so that it means the same for every text encoder.
     """
-    return solved(base, [[Unsolved(tuple(sums), rank, ridge, keep_scale, gates)]])[0]
-
-
-@dataclass(frozen=True)
-class Unsolved:
-    """What `edits` makes edits of: the arguments of one such call."""
-
-    sums: tuple[Moves, ...]
-    rank: int
-    ridge: float
-    keep_scale: float
-    gates: tuple[Gate, ...] = ()
-
-    def systems(self, encoders: int) -> list[System]:
-        weights = [self.keep_scale] * encoders + [POOLED_KEEP * self.keep_scale]
-        return [
-            System(one, self.rank, self.ridge * one.mean_square, weight)
-            for one, weight in zip(self.sums, weights, strict=False)
-        ]
-
-
-def solved(base: Base, concepts: Sequence[Sequence[Unsolved]]) -> list[list[Edit]]:
-    """The edits of each concept; those of equal width are solved together."""
-    asked = [part for parts in concepts for part in parts]
-    systems = [system for part in asked for system in part.systems(len(base.text_encoders))]
-    width = {number: system.sums.width for number, system in enumerate(systems)}
-    pairs: dict[int, dict[str, Tensor]] = {}
-    for _, same in groupby(sorted(width, key=lambda number: width[number]), width.__getitem__):
-        numbers = list(same)
-        pairs |= zip(numbers, solve_all([systems[number] for number in numbers]), strict=True)
-    found = iter([pairs[number] for number in range(len(systems))])
-    return [
-        [edit for part in parts for edit in _made(base, [next(found) for _ in part.sums], part.gates)]
-        for parts in concepts
-    ]
+    weights = [keep_scale] * len(base.text_encoders) + [POOLED_KEEP * keep_scale]
+    pairs: list[dict[str, Tensor]] = []
+    for one, weight in zip(sums, weights, strict=False):
+        rest = {"ridge": ridge * one.mean_square, "keep_scale": weight}
+        pairs.append((yield from solving(one, rank=rank, **rest)))
+    return _made(base, pairs, gates)
 
 
 def _made(base: Base, solved: Sequence[dict[str, Tensor]], gates: tuple[Gate, ...]) -> list[Edit]:
@@ -310,6 +279,15 @@ def _made(base: Base, solved: Sequence[dict[str, Tensor]], gates: tuple[Gate, ..
     down = torch.block_diag(*(one["down"] for one in solved[:count]))  # [ranks, width]
     made = [Edit("weight", base.sites(CROSS_KV), {"into": into, "down": down}, gates=gates)]
     return [*made, *(at_pooled(base, one, gates) for one in solved[count:])]
+
+
+def edit_of(sites: Sequence[str], pair: Solving[dict[str, Tensor]]) -> Unsolved:
+    """The edit of layers by one pair for all of them."""
+    return [Edit("weight", tuple(sites), (yield from pair))]
+
+
+def pooled_edit_of(base: Base, pair: Solving[dict[str, Tensor]]) -> Unsolved:
+    return [at_pooled(base, (yield from pair))]
 
 
 def at_pooled(base: Base, pair: dict[str, Tensor], gates: tuple[Gate, ...] = ()) -> Edit:

@@ -1,6 +1,7 @@
 """Text states of a task as plain matrices, and the directions in them that what is kept does not use.
 
-For closed forms that need the states themselves, not sums over them: double precision, on the CPU.
+For closed forms that treat the states of all text encoders as one: double precision, on the CPU. Of a list's
+concepts only sums over them should be held on to, for the states of one may be hundreds of megabytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from conceptzap.base import Base
 from conceptzap.edit import Edit
 from conceptzap.report import Report
 from conceptzap.training import closed_form, lessons
+from conceptzap.training.closed_form import Moves
 from conceptzap.training.lessons import Lesson
+from conceptzap.training.solving import Solving
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class States:
     keep: Tensor
     last: Tensor
     pooled: States | None = None
+
+    @property
+    def sums(self) -> Moves:
+        return Moves.of(self.source, self.target, self.keep)
 
 
 def states_of(
@@ -72,24 +79,23 @@ def _joined(parts: Sequence[Sequence[Tensor]]) -> States | None:
     return States(*rows, torch.tensor([sum(counts[:i]) for i in range(len(counts))]))
 
 
-def null_space(keep: Tensor, threshold: float) -> Tensor:
-    """Orthonormal directions [d, k] with at most `threshold` of the mean energy of the rows of `keep`.
+def null_space(kept: Tensor, threshold: float) -> Solving[Tensor]:
+    """Orthonormal directions [d, k] with at most `threshold` of the mean energy of `kept`, sum p p^T [d, d].
 
     The weakest direction always counts, for there must be one to erase in.
     """
-    values, vectors = torch.linalg.eigh(keep.T @ keep / max(len(keep), 1))
+    values, vectors = yield torch.linalg.eigh, kept
     weak = values <= max(threshold * values.mean().item(), values[0].item())
     return vectors[:, weak]
 
 
-def cut(change: Tensor, states: Tensor, rank: int) -> dict[str, Tensor]:
-    """`into` [d, r] and `down` [r, d] of the rank-r change that is nearest to `change` on the states.
+def cut(change: Tensor, gram: Tensor, rank: int) -> Solving[dict[str, Tensor]]:
+    """`into` [d, r] and `down` [r, d] of the rank-r change that is nearest to `change` on some states.
 
-    B_r = U U^T B with U the strongest left singular vectors of B C: whatever B does not see, B_r does
-    not see either.
+    `gram` is their sum c c^T [d, d]. B_r = U U^T B with U the strongest left singular vectors of B C:
+    whatever B does not see, B_r does not see either.
     """
-    seen = change @ states.T  # [d, n]
-    _, vectors = torch.linalg.eigh(seen @ seen.T)
+    _, vectors = yield torch.linalg.eigh, change @ gram @ change.T
     into = vectors[:, -rank:]
     return {"into": into.float().contiguous(), "down": (into.T @ change).float().contiguous()}
 

@@ -33,7 +33,7 @@ from conceptzap.runtime.attach import installed
 from conceptzap.runtime.gates import SIGHT, Signal, factor
 from conceptzap.task import Task
 from conceptzap.training import lessons, memory, wordings
-from conceptzap.training.closed_form import Unsolved
+from conceptzap.training.solving import Unsolved
 from conceptzap.trust import admission, canary
 from conceptzap.verbs import doubts, estimates, runs
 from conceptzap.verbs import preview as preview_
@@ -218,13 +218,13 @@ def _edits(plan: ErasePlan, base: Base, task: Task, work: Work) -> list[Edit]:
 def unsolved(plan: ErasePlan, base: Base, task: Task, report: Report) -> list[Unsolved]:
     """What the method of a plan has to solve; [] where it does more than that, or only by itself."""
     member = family.load("methods", plan.method)
-    if not hasattr(member, "sums"):
+    if not hasattr(member, "unsolved"):
         return []
     settings = member.Config(**dataclasses.asdict(plan.settings))
     heard = Report(plan.seed)
     heard.warn, heard.count = report.warn, report.count
     with installed(base, _before(plan, base, report)):
-        return list(member.sums(base, task, settings, heard))
+        return list(member.unsolved(base, task, settings, heard))
 
 
 def _before(plan: ErasePlan, base: Base, report: Report) -> list[Edit]:

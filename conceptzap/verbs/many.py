@@ -31,8 +31,7 @@ from conceptzap.evaluation.closing import Closing, closing
 from conceptzap.report import Report
 from conceptzap.result import Score
 from conceptzap.task import Task
-from conceptzap.training import closed_form, lessons, states
-from conceptzap.training.closed_form import Unsolved
+from conceptzap.training import lessons, solving, states
 from conceptzap.training.session import locked
 from conceptzap.trust import admission
 from conceptzap.verbs import concept_list, erasing, failing, launched, stacking
@@ -228,7 +227,7 @@ def _solved(
 ) -> dict[int, _Start]:
     """The edits of those concepts whose methods can be solved together, by number."""
     # 1. what each has to solve; prompts that an earlier one has read are not read again
-    asked: dict[int, list[Unsolved]] = {}
+    asked: dict[int, list[solving.Unsolved]] = {}
     starts = {number: _Start() for number, _ in jobs}
     for number, job in jobs:
         began = time.monotonic()
@@ -242,7 +241,7 @@ def _solved(
     if asked:
         report.phase(f"solving {len(asked)} of {total} together")
         try:
-            for number, edits in zip(asked, closed_form.solved(base, list(asked.values())), strict=True):
+            for number, edits in zip(asked, solving.solved(list(asked.values())), strict=True):
                 starts[number].edits = edits
         except (RuntimeError, MemoryError):
             report.note("they are solved one by one, for together they are not")

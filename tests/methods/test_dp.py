@@ -8,6 +8,8 @@ from small import edits
 from conceptzap.base import CROSS_KV, Base
 from conceptzap.methods import dp
 from conceptzap.training import subspace
+from conceptzap.training.closed_form import Moves
+from conceptzap.training.solving import alone
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -16,9 +18,9 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_the_null_space_leaks_nothing_and_the_concept_arrives() -> None:
     keep, source, target = randn(20, 32), randn(3, 32, seed=1), randn(3, 32, seed=2)
-    null = subspace.null_space(keep, 1e-9)
+    null = alone(subspace.null_space(keep.T @ keep, 1e-9))
     assert null.shape == (32, 12)
-    pair = dp.double_projection(source, target, null, rank=8)
+    pair = alone(dp.double_projection(Moves.of(source, target, keep), null, rank=8))
     change = pair["into"] @ pair["down"]
     assert pair["into"].shape == (32, 3)
     assert (keep @ change.T).abs().max() < 1e-10
@@ -28,8 +30,8 @@ def test_the_null_space_leaks_nothing_and_the_concept_arrives() -> None:
 def test_one_state_is_the_published_rank_one_form() -> None:
     """I + (c* - c) u^T with u = U U^T c / |U^T c|^2."""
     keep, c, wanted = randn(9, 16), randn(1, 16, seed=1), randn(1, 16, seed=2)
-    null = subspace.null_space(keep, 1e-9)
-    pair = dp.double_projection(c, wanted, null, rank=4)
+    null = alone(subspace.null_space(keep.T @ keep, 1e-9))
+    pair = alone(dp.double_projection(Moves.of(c, wanted, keep), null, rank=4))
     u = null @ null.T @ c[0] / (null.T @ c[0]).pow(2).sum()
     assert torch.allclose(pair["into"] @ pair["down"], torch.outer((wanted - c)[0], u), atol=1e-10)
 

@@ -8,6 +8,7 @@ from small import edits
 from conceptzap.base import CROSS_V, Base
 from conceptzap.methods import oce
 from conceptzap.registry import config
+from conceptzap.training.solving import alone
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -19,7 +20,7 @@ CFG = config.resolve(oce.Config)
 
 def parts() -> tuple[torch.Tensor, ...]:
     weight, gone, instead, keep = randn(10, 8), randn(6, 10, seed=1), randn(6, 10, seed=2), randn(20, 8, seed=3)
-    return weight, oce.projector(gone, 2), oce.projector(instead, 2), keep.T @ keep / 20
+    return weight, *(alone(oce.projector(values.T @ values, 2)) for values in (gone, instead)), keep.T @ keep / 20
 
 
 def test_a_projector_is_one() -> None:
@@ -30,7 +31,7 @@ def test_a_projector_is_one() -> None:
 
 def test_it_turns_and_no_rotation_does_better() -> None:
     weight, gone, instead, gram = parts()
-    turn = oce.rotation(weight, gone, instead, gram, CFG)
+    turn = alone(oce.rotation(weight, gone, instead, gram, CFG))
     eye = torch.eye(10, dtype=torch.double)
     assert torch.allclose(turn @ turn.T, eye, atol=1e-10)
     target = -CFG.erase * (eye - instead) @ gone
@@ -43,13 +44,13 @@ def test_it_turns_and_no_rotation_does_better() -> None:
 
 def test_lengths_and_angles_between_neurons_stay() -> None:
     weight, *rest = parts()
-    turned = oce.rotation(weight, *rest, CFG) @ weight
+    turned = alone(oce.rotation(weight, *rest, CFG)) @ weight
     assert torch.allclose(turned.T @ turned, weight.T @ weight, atol=1e-10)
 
 
 def test_with_nothing_to_erase_nothing_turns() -> None:
     weight, gone, _, gram = parts()
-    turn = oce.rotation(weight, gone, torch.eye(10, dtype=torch.double), gram, CFG)
+    turn = alone(oce.rotation(weight, gone, torch.eye(10, dtype=torch.double), gram, CFG))
     assert torch.allclose(turn @ weight, weight, atol=1e-8)
 
 

@@ -8,10 +8,24 @@ from small import edits, lesson
 from conceptzap.base import CROSS_KV, Base
 from conceptzap.methods import rece
 from conceptzap.training import subspace
+from conceptzap.training.closed_form import Moves
+from conceptzap.training.solving import alone
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
+
+
+def derived(c: torch.Tensor, pair: dict[str, torch.Tensor], gram: torch.Tensor, share: float) -> torch.Tensor:
+    return c @ alone(rece.restoring(pair, gram, share)).T
+
+
+def test_sums_over_derived_states_are_made_of_those_over_the_concepts() -> None:
+    c, target, keep, back = (randn(*shape, seed=i) for i, shape in enumerate([(9, 6), (9, 6), (4, 6), (6, 6)]))
+    found, wanted = rece.restored(Moves.of(c, target, keep), back), Moves.of(c @ back.T, target, keep)
+    for name in ("gram", "cross", "kept"):
+        assert torch.allclose(getattr(found, name), getattr(wanted, name))
+    assert (found.n, found.m) == (9, 4)
 
 
 def test_the_derived_state_solves_its_least_squares() -> None:
@@ -24,7 +38,7 @@ def test_the_derived_state_solves_its_least_squares() -> None:
     rows = torch.cat([*(w @ m for w in weights), lam.sqrt() * torch.eye(12, dtype=torch.double)])
     wanted = torch.cat([*(w @ c.T for w in weights), torch.zeros(12, 5, dtype=torch.double)])
     expected = torch.linalg.lstsq(rows, wanted).solution.T
-    assert torch.allclose(rece.derive(c, pair, gram, 0.3), expected, atol=1e-8)
+    assert torch.allclose(derived(c, pair, gram, 0.3), expected, atol=1e-8)
 
 
 def test_what_the_edit_undoes_nothing_of_restores_itself(sd1: Base) -> None:
@@ -32,7 +46,7 @@ def test_what_the_edit_undoes_nothing_of_restores_itself(sd1: Base) -> None:
     gram = rece.value_gram(sd1)
     none = {"into": torch.zeros(32, 1), "down": torch.zeros(1, 32)}
     c = subspace.states_of(sd1, [lesson(sd1)], 4).source[:3]
-    assert torch.allclose(rece.derive(c, none, gram, 1e-9), c, atol=1e-5)
+    assert torch.allclose(derived(c, none, gram, 1e-9), c, atol=1e-5)
 
 
 def test_rounds_multiply() -> None:
@@ -50,7 +64,7 @@ def test_every_round_adds_its_rank_and_nears_the_anchor(sd1: Base) -> None:
     for rounds in (0, 2):
         (edit,) = edits(sd1, "rece", rounds=rounds, more_rank=3, rank=4, keep_scale=1.0)
         assert edit.sites == sd1.sites(CROSS_KV) and edit.tensors["down"].shape == (4 + 3 * rounds, 32)
-        restored = rece.derive(told.source, edit.tensors, gram, 0.1)
+        restored = derived(told.source, edit.tensors, gram, 0.1)
         drawn = restored + restored @ (edit.tensors["into"] @ edit.tensors["down"]).T.double()
         gaps.append((drawn - told.source).norm())
     assert gaps[1] > gaps[0]  # what restores the concept restores less of it
