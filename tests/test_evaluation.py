@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -22,20 +23,30 @@ from conceptzap.errors import ThresholdError
 from conceptzap.evaluation import cached, run, suites, verdict
 from conceptzap.evaluation.closing import closing
 from conceptzap.evaluation.phrases import FIRST, NAMES
+from conceptzap.page import report
 from conceptzap.page.folder import _inert
 from conceptzap.result import Result, Score, Settings
 from conceptzap.verbs.evaluating import read, settle
 
 WHOLE = 13  # batches of the cheap run: four slices, base and erased, one of other seeds, four strengths
+ATTENDED = report._attended
 
 
 @pytest.fixture(scope="module", autouse=True)
 def shared(loaded_once: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What one test drew is there for the next; a page shows where one prompt attends, not four."""
+    """What one test drew is there for the next; a page shows no attention where no test asks for it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONCEPTZAP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("conceptzap.page.report.ATTENDED", 1)
+        patch.setattr(report, "_attended", lambda *_: ())
         yield
+
+
+@pytest.fixture(scope="module")
+def whole(shared: None, church: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a cheap run."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert evaluate(church, tiny_folder, out).code == 0
+    return out
 
 
 def test_evaluate_writes_result_report_cells_and_images(
@@ -97,9 +108,8 @@ def test_the_folder_is_named_after_file_and_suite(
     assert found == {"result.json", "report.html", "cells.csv", "images"}
 
 
-def test_a_result_survives_its_file(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    evaluate(church, tiny_folder, tmp_path / "out")
-    path = tmp_path / "out" / "result.json"
+def test_a_result_survives_its_file(whole: Path) -> None:
+    path = whole / "result.json"
     result = read(path)
     assert json.loads(json.dumps(result.record())) == json.loads(path.read_text())
 
@@ -143,8 +153,9 @@ def test_the_bases_pictures_are_shared_between_runs(
 def test_a_run_that_was_shot_goes_on_and_ends_byte_for_byte_the_same(
     own_cache: Path, church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(report, "_attended", ATTENDED)
     words = ["evaluate", church, "--base", tiny_folder, "--suite", "smoke"]
-    words += ["--limit", 3, "--steps", 1, "--batch", 2]
+    words += ["--limit", 2, "--steps", 1, "--batch", 2]
     store = tmp_path / "shot-cache"
     running = Program("", *words, "-o", tmp_path / "shot", CONCEPTZAP_CACHE=str(store))
     while len(kept := dict(_pictures(store))) < 4 and running.running:
@@ -176,9 +187,10 @@ def test_no_cell_is_a_formula_for_a_spreadsheet(text: str) -> None:
     assert _inert("a = b") == "a = b" and _inert(-1) == -1
 
 
-def test_nothing_is_overwritten_without_force(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert evaluate(church, tiny_folder, out).code == 0
+def test_nothing_is_overwritten_without_force(
+    church: Path, tiny_folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "out"))
     before = contents(out)
     answer = evaluate(church, tiny_folder, out)
     assert answer.code == 2 and "exists" in answer.error
@@ -243,9 +255,7 @@ def test_thresholds_are_held_against_the_lower_limit() -> None:
         )
 
 
-def test_a_concept_that_is_still_drawn_is_exit_7(
-    church: Path, tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_a_concept_that_is_still_drawn_is_exit_7(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
     """The base shows a church in half of its pictures (to the stub), the erased model no less."""
     words = ("evaluate", church, "--base", tiny_folder, "--suite", "imagenette", *STUB, *CHEAP)
     answer = conceptzap(*words, "-o", tmp_path / "out")
@@ -270,9 +280,7 @@ def test_an_erasure_named_twice_is_attached_once(
     assert other.code == 2 and "at the strengths 1 and 0.5" in other.error
 
 
-def test_so_few_pictures_could_not_show_it(
-    church: Path, tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_so_few_pictures_could_not_show_it(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
     def result(n: int, low: float) -> Result:
         return Result({}, {}, "", {}, 0, [], "", (Score("E", 1.0, low, 1.0, n),))
 
@@ -284,12 +292,11 @@ def test_so_few_pictures_could_not_show_it(
 
 
 def test_compare_puts_results_side_by_side(
-    church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    church: Path, tiny_folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "240")  # names are not broken over lines
-    for out, strength in (("a", ""), ("b", ":0.5")):
-        evaluate(Path(f"{church}{strength}"), tiny_folder, tmp_path / out)
-    paths = [tmp_path / out / "result.json" for out in "ab"]
+    evaluate(Path(f"{church}:0.5"), tiny_folder, tmp_path / "half")
+    paths = [out / "result.json" for out in (whole, tmp_path / "half")]
     answer = conceptzap("compare", *paths)
     assert answer.code == 0 and "church.lprompt.safetensors:0.5" in answer.out.replace("\n", "")
     found = conceptzap("compare", *paths, "--json").json
@@ -297,11 +304,11 @@ def test_compare_puts_results_side_by_side(
 
 
 def test_results_of_one_file_are_told_apart_by_folder(
-    church: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    church: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     for out in ("a", "b"):
-        evaluate(church, tiny_folder, tmp_path / out)
+        shutil.copytree(whole, tmp_path / out)
     found = conceptzap("compare", tmp_path / "a", tmp_path / "b" / "result.json", "--json").json
     assert [one["name"] for one in found["results"]] == [f"{out}: {church.name}" for out in "ab"]
     assert "a: church" in conceptzap("compare", tmp_path / "a", tmp_path / "b").out
@@ -323,12 +330,11 @@ def test_from_python_it_measures_and_raises_only_when_asked(
     assert api.compare([written["folder"]]) == {church.name: done.result}
 
 
-def test_compare_refuses_other_settings(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    evaluate(church, tiny_folder, tmp_path / "a")
+def test_compare_refuses_other_settings(church: Path, tiny_folder: Path, whole: Path, tmp_path: Path) -> None:
     evaluate(church, tiny_folder, tmp_path / "b", "--guidance", "2")
-    answer = conceptzap("compare", tmp_path / "a" / "result.json", tmp_path / "b" / "result.json")
+    answer = conceptzap("compare", whole / "result.json", tmp_path / "b" / "result.json")
     assert answer.code == 2 and "settings differ" in answer.error
-    answer = conceptzap("compare", tmp_path / "none.json", tmp_path / "a" / "result.json")
+    answer = conceptzap("compare", tmp_path / "none.json", whole / "result.json")
     assert answer.code == 2 and "cannot read" in answer.error
     (tmp_path / "list.json").write_text("[1]")
     assert "not a result" in conceptzap("compare", tmp_path / "list.json").error
@@ -349,7 +355,9 @@ def test_erase_ends_with_the_smoke_suite(
 
     monkeypatch.setattr(demo, "fits", lambda base: True)
     suite, world = suites.load("smoke")
-    monkeypatch.setattr(suites, "load", lambda *_: (replace(suite, steps=1), world))
+    few = {"erase": dict.fromkeys(suite.erase, 2), "keep": dict.fromkeys(suite.keep, 4)}
+    suite = replace(suite, steps=1, **few)
+    monkeypatch.setattr(suites, "load", lambda *_: (suite, world))
     words = ("erase", "church", "--anchor", "house", "--base", tiny_folder, "--method", closed_form())
     answer = conceptzap(*words, "--set", "keep_prompts=12", "-o", tmp_path / "church", "--json")
     assert answer.code == 0, answer.err
