@@ -33,10 +33,10 @@ EDITS = "tokens + weight, gated"
 class Config:
     tokens: int = 8  # learned tokens, one K and one V prompt of this length
     placement: str = "inmidout"  # cross-attentions that get them: mid, midout, inmidout
-    steps: int = 48
+    steps: int = 40
     batch: int = 8
     lr: float = 0.01
-    trajectories: int = 16  # of partial sampling, cached
+    trajectories: int = 12  # of partial sampling, cached
     rank: int = 4  # of the closed-form edit, at most; 0 leaves it out
     ridge: float = 0.05  # of the mean square of the states
     keep_scale: float = 4.0  # weight of the keep set
