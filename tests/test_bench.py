@@ -25,6 +25,7 @@ from conceptzap.errors import Interrupted
 from conceptzap.registry import catalog
 from conceptzap.result import Result, Settings
 from conceptzap.runtime import sampler
+from conceptzap.training.lessons import Lesson
 from conceptzap.verbs import benching
 
 CLOSED = [m["name"] for m in catalog.methods() if m["cost"] == "closed form"]
@@ -37,8 +38,10 @@ FILES = {"folder", "json", "csv", "table", "page"}
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(loaded_once: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A look at a random base takes one step; what was loaded or drawn once is there for the next bench."""
+    """A look at a random base takes one step, few prompts are kept; what was loaded or drawn stays for all."""
+    kept = Lesson.kept
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lesson, "kept", lambda self, count: kept(self, min(count, 24)))
         patch.setenv("CONCEPTZAP_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("conceptzap.verbs.erasing.usual", lambda base: LOOK)
         patch.setattr(benching, "load_base", opened.load_base)
@@ -264,7 +267,10 @@ def test_a_training_that_asks_to_be_resumed_stops_the_bench(
 FAST = """
 import conceptzap.verbs.erasing as erasing
 from conceptzap.result import Settings
+from conceptzap.training.lessons import Lesson
+kept = Lesson.kept
 erasing.usual = lambda base: Settings(steps=1, guidance=2.0)
+Lesson.kept = lambda self, count: kept(self, min(count, 24))
 """
 
 
