@@ -107,15 +107,15 @@ def test_a_search_lowers_what_it_says_it_lowers(sd1: Base, name: str, monkeypatc
     monkeypatch.setattr(torch.autograd, "backward", watched)
     monkeypatch.setattr(Victim, "generator", lambda self, *_: torch.Generator().manual_seed(0))
     kind = {"inversion": {"fewest": 1, "most": 1}}.get(name, {})
-    cfg = dataclasses.replace(cfg, rounds=1, steps=12, lr=0.02, **kind)
+    cfg = dataclasses.replace(cfg, rounds=1, steps=8, lr=0.02, **kind)
     next(iter(member.attack(on, cfg, Report())))
-    assert len(seen) == 12 and seen[-1] < seen[0]
+    assert len(seen) == 8 and seen[-1] < seen[0]
 
 
 def test_inversion_runs_a_walk_backwards(sd1: Base) -> None:
     """DDIM from the inverted noise, without guidance, comes back to the picture it was made of."""
     on = victim(sd1, ())
-    on = dataclasses.replace(on, settings=Settings(steps=20, guidance=1.0, batch=4))
+    on = dataclasses.replace(on, settings=Settings(steps=8, guidance=1.0, batch=4))
     clean, nothing = on.remembered(Report()), sd1.encode([""]).repeat(2)
     noise = inverting.start(on, TRANSFER, clean, nothing)
     from conceptzap.runtime.sampler import denoise

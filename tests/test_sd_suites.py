@@ -10,9 +10,10 @@ from erasures import write
 
 from conceptzap.base import Base
 from conceptzap.evaluation import suites
+from conceptzap.page import report
 from conceptzap.verbs.evaluating import read
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("own_cache", "loaded_once")
 
 # suite -> what is erased, what the papers print of it, the slices it asks in
 SUITES = {
@@ -36,7 +37,9 @@ def evaluate(suite: str, judge: str, folder: Path, file: Path, output: Path) -> 
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_it_runs_end_to_end(suite: str, sd1: Base, tiny_folder: Path, tmp_path: Path) -> None:
+def test_it_runs_end_to_end(
+    suite: str, sd1: Base, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     concept, printed, slices = SUITES[suite]
     file = write(sd1, concept, tmp_path)
     answer = evaluate(suite, "turning", tiny_folder, file, tmp_path / "out")
@@ -52,6 +55,7 @@ def test_it_runs_end_to_end(suite: str, sd1: Base, tiny_folder: Path, tmp_path: 
         assert not any(" dog" in line for line in (tmp_path / "out" / "cells.csv").read_text().splitlines())
     sheets = {path.stem.replace("-", "/", 1) for path in (tmp_path / "out" / "images").iterdir()}
     assert sheets == slices
+    monkeypatch.setattr(report, "_attended", lambda *_: ())  # of the same pictures, once is enough
     sees_nothing(evaluate(suite, "nothing", tiny_folder, file, tmp_path / "blind"), slices)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import Any
 
 import edits as some
@@ -46,11 +47,17 @@ class Never:
         return Prediction({"object": [(label,)] * n}, {"object": [(1.0,)] * n}, np.ones(n, bool), nothing)
 
 
+@cache
+def made(base: Base) -> tuple[Edit, ...]:
+    """What is attacked where no test says what."""
+    return some.erasure(base).edits
+
+
 def victim(base: Base, edits: tuple[Edit, ...] | None = None, n: int = 2) -> Victim:
     subject = WORLD.find("church")
     suite = probes.Suite("s", "", (), {"seen": n - 1, "held-out": 1}, {})
     asked = probes.expand(suite, WORLD, [subject])
-    edits = some.erasure(base).edits if edits is None else edits
+    edits = made(base) if edits is None else edits
     look = Settings(steps=2, guidance=3.0, batch=4)
     return Victim.of(base, edits, subject, world=WORLD, probes=asked, settings=look, seed=0)
 
