@@ -15,3 +15,15 @@ def write(base: Base, path: Path, metadata: dict[str, str] | None = None) -> Pat
     halves = {name: value.detach().half().contiguous().clone() for name, value in named.items()}
     save_file(halves, path, metadata)
     return path
+
+
+def configs(base: Base, folder: Path) -> Path:
+    """The configs of `base` at `folder`, as they are shipped for a family: no weights, no tokenizers."""
+    pipe = base.pipeline()
+    pipe.save_config(folder)
+    for name, part in pipe.components.items():
+        if hasattr(part, "save_config"):
+            part.save_config(folder / name)
+        elif name.startswith("text_encoder"):
+            part.config.save_pretrained(folder / name)
+    return folder

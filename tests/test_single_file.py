@@ -27,11 +27,9 @@ def original(request: pytest.FixtureRequest) -> Base:
 
 @pytest.fixture(scope="module")
 def shipped(original: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped config folder in miniature: without tokenizers and weights."""
+    """The shipped config folder in miniature."""
     root = tmp_path_factory.mktemp("configs")
-    original.pipeline().save_pretrained(str(root / original.family))
-    for path in (*root.rglob("*.safetensors"), *root.rglob("tokenizer*.json")):
-        path.unlink()
+    ldm.configs(original, root / original.family)
     edit_json(
         root / original.family / "scheduler" / "scheduler_config.json", prediction_type="epsilon"
     )
@@ -96,8 +94,7 @@ def test_single_file_that_lacks_or_breaks(original: Base, configs: None, tmp_pat
 
 def test_single_file_of_an_inpainting_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny("sd1", clip=True, channels=9)
-    plain = tiny("sd1", clip=True)
-    plain.pipeline().save_pretrained(str(tmp_path / "configs" / "sd1"))
+    ldm.configs(tiny("sd1", clip=True), tmp_path / "configs" / "sd1")
     monkeypatch.setattr(single_file, "CONFIGS", tmp_path / "configs")
     loaded = load_base(str(ldm.write(base, tmp_path / "nine.safetensors")), device="cpu")
     assert loaded.signature == base.signature and loaded.latent_shape == (4, 8, 8)

@@ -44,11 +44,8 @@ def spelled(pieces: Iterable[str]) -> str:
 def tokenizer(merges: Iterable[Pair], pad: str = END) -> CLIPTokenizer:
     """The tokenizer of these merges: 256 bytes, the same at a word's end, merges, start, end."""
     merges = list(merges)
-    letters = byte_letters()
-    ends = [letter + WORD_END for letter in letters]
-    tokens = [*letters, *ends, *map("".join, merges), START, END]
     return CLIPTokenizer(
-        vocab={token: number for number, token in enumerate(tokens)},
+        vocab=_numbered(merges),
         merges=merges,
         bos_token=START,
         eos_token=END,
@@ -56,6 +53,19 @@ def tokenizer(merges: Iterable[Pair], pad: str = END) -> CLIPTokenizer:
         pad_token=pad,
         model_max_length=LENGTH,
     )
+
+
+def _numbered(merges: Iterable[Pair]) -> dict[str, int]:
+    """The tokens of these merges and their numbers."""
+    letters = byte_letters()
+    ends = [letter + WORD_END for letter in letters]
+    tokens = [*letters, *ends, *map("".join, merges), START, END]
+    return {token: number for number, token in enumerate(tokens)}
+
+
+def is_clips(tokenizer: CLIPTokenizer) -> bool:
+    """Whether it has CLIP's own tokens under CLIP's own numbers."""
+    return tokenizer.get_vocab() == _numbered(_clip_merges())
 
 
 def clip_tokenizer(pad: str = END) -> CLIPTokenizer:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from conceptzap.base.layout import (
     reading,
     zeros_negative,
 )
+from conceptzap.base.modules import hollow
 from conceptzap.errors import MismatchError, ResourceError, UsageError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -168,7 +168,7 @@ def _assemble(
 
 def _hollow(cls: Any, config: Path, **changes: Any) -> Any:
     """A diffusers module that has shapes only."""
-    with init_empty_weights():
+    with hollow():
         return cls.from_config({**cls.load_config(str(config)), **changes})
 
 
@@ -176,7 +176,7 @@ def _text_encoders(config: Path, family: str) -> tuple[nn.Module, ...]:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     classes = (CLIPTextModel, CLIPTextModelWithProjection)[: len(PADS[family])]
-    with init_empty_weights():
+    with hollow():
         return tuple(
             cls(CLIPTextConfig.from_pretrained(str(folder)))
             for cls, folder in zip(classes, sorted(config.glob("text_encoder*")), strict=True)

@@ -25,7 +25,7 @@ from conceptzap.base import (
     saving,
     single_file,
 )
-from conceptzap.base.bpe import clip_tokenizer
+from conceptzap.base.bpe import is_clips
 from conceptzap.edit import Json, canonical_json
 from conceptzap.errors import RefusedError
 from conceptzap.exports import Order
@@ -120,13 +120,11 @@ def _baked(base: Base, order: Order, asked: torch.dtype | None) -> Base:
 
 def _write_file(made: Base, path: Path, title: str, note: str) -> None:
     """All weights under their original names. Raises `RefusedError` where the file would not be it."""
-    pads = single_file.PADS[made.family]
-    for tokenizer, pad in zip(made.tokenizers, pads, strict=True):
-        if tokenizer.get_vocab() != clip_tokenizer(pad).get_vocab():
-            raise RefusedError(
-                f"{made.id} has words of its own, and one file holds no tokenizer",
-                f"leave {FILE} out of --output, for a folder",
-            )
+    if not all(map(is_clips, made.tokenizers)):
+        raise RefusedError(
+            f"{made.id} has words of its own, and one file holds no tokenizer",
+            f"leave {FILE} out of --output, for a folder",
+        )
     named = original.tensors(made.unet, made.vae, made.text_encoders, made.family)
     v = made.prediction == "v_prediction"
     architecture = ARCHITECTURES[made.family]
