@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from conceptzap.base import Base
@@ -10,7 +12,7 @@ from conceptzap.report import Report
 from conceptzap.runtime import gates
 from conceptzap.task import Task
 from conceptzap.testing import tiny
-from conceptzap.training import lessons, wordings
+from conceptzap.training import lessons, subspace, wordings
 from conceptzap.verbs import erasing, planning
 
 
@@ -102,6 +104,23 @@ def test_concepts_that_keep_the_same_words_keep_the_same_prompts(sd1: Base) -> N
     assert len({*cat.keep} & {*church.keep}) > 0.8 * len(cat.keep)
     few = [prompt.split() for prompt in cat.kept(40)]
     assert len(few) == 40 and all(any(word in asked for asked in few) for word in ("red", "tree", "house"))
+
+
+def test_what_only_a_gate_must_know_is_read_for_a_gate_alone(
+    sd1: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = fitted(sd1, ["cat"], anchors=["dog"], keep=["horse"])
+    told = replace(next(lessons.lessons(sd1, task)), beside=("red", "blue"))
+    asked: list[set[str]] = []
+    encode = sd1.encode
+    monkeypatch.setattr(sd1, "encode", lambda prompts: asked.append(set(prompts)) or encode(prompts))
+    whole = lessons.read(sd1, told, 4)
+    assert {"red", "blue"} < whole.index.keys() and {"red", "blue"} < set().union(*asked)
+    asked.clear()
+    bare, plain = lessons.read(sd1, told, 4, gated=False), subspace.states_of(sd1, [told], 4)
+    assert not {"red", "blue"} & set().union(*asked) and len(bare.index) == len(whole.index) - 2
+    sums = [lessons.moves(sd1, told, states, 4)[0] for states in (whole, bare)]
+    assert sums[0].kept.equal(sums[1].kept) and len(plain.source) == sums[0].n
 
 
 def test_a_carrier_of_every_style_is_no_synonym_of_one(sd1: Base) -> None:

@@ -40,7 +40,7 @@ def unsolved(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Un
     rest = {"rank": cfg.rank, "ridge": cfg.ridge, "keep_scale": cfg.keep_scale}
     whole: list[closed_form.Moves] = []
     for lesson in lessons.lessons(base, task, report):
-        states = lessons.read(base, lesson, cfg.keep_prompts, report)
+        states = lessons.read(base, lesson, cfg.keep_prompts, report, cfg.gate)
         found = lessons.moves(base, lesson, states, cfg.keep_prompts)
         if cfg.gate:
             gate = lessons.gate(base, [lesson], report.seed, cfg.keep_prompts, states=states, report=report)

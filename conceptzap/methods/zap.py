@@ -62,7 +62,7 @@ def _closed_form(
     gates: tuple[Gate, ...] = ()
     if not (cfg.gate or cfg.rank):
         return [], gates
-    states = lessons.read(base, lesson, cfg.keep_prompts, report)
+    states = lessons.read(base, lesson, cfg.keep_prompts, report, cfg.gate)
     if cfg.gate:
         told = [lesson]
         gates = (

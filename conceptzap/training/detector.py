@@ -174,7 +174,7 @@ def _strongest(states: Tensor, query: Tensor, own: Tensor | None = None) -> Tens
     scores = (states @ query.T).amax(-1)  # [n, positions]
     if own is not None:
         scores = scores.masked_fill(~own, -torch.inf)
-    return states[range(len(states)), scores.argmax(1)]
+    return states[torch.arange(len(states)), scores.argmax(1)]
 
 
 @torch.no_grad()

@@ -69,10 +69,12 @@ def lessons(base: Base, task: Task, report: Report | None = None) -> Iterator[Le
         yield _lesson(base, task, concept, anchor or "", kind, report)
 
 
-def read(base: Base, lesson: Lesson, keep_prompts: int, report: Report | None = None) -> States:
-    """The text states of everything that a lesson's gate and closed form are fitted on."""
-    asked = ["", *lesson.prompts, *lesson.anchors, *lesson.kept(keep_prompts), *lesson.beside]
-    return States.of(base, asked, report)
+def read(
+    base: Base, lesson: Lesson, keep_prompts: int, report: Report | None = None, gated: bool = True
+) -> States:
+    """The text states of everything that a lesson's closed form is fitted on and, if `gated`, its gate."""
+    asked = ["", *lesson.prompts, *lesson.anchors, *lesson.kept(keep_prompts)]
+    return States.of(base, [*asked, *(lesson.beside if gated else ())], report)
 
 
 def moves(base: Base, lesson: Lesson, states: States, keep_prompts: int) -> list[Moves]:

@@ -47,7 +47,7 @@ def states_of(
     source, target, keep, last, pooled = [], [], [], [], []
     for lesson in taught:
         last.append(sum(map(len, source)) + base.token_count(lesson.concept) - 1)
-        read = lessons.read(base, lesson, keep_prompts, report)
+        read = lessons.read(base, lesson, keep_prompts, report, gated=False)
         three = closed_form.aligned(base, read, lesson.pairs, lesson.names, lesson.anchor)
         for moved, wanted, front in three:
             source.append(moved)
