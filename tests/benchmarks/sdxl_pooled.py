@@ -2,10 +2,10 @@
 
     python tests/benchmarks/sdxl_pooled.py --work build-real-size
 
-On the random SDXL that `checkpoints.py` builds: the distance of the erased model's noise to the noise of
-the anchor's prompt, over the distance that the base has, mean over prompts and timesteps; first with
-the edits of cross-attention alone, then with these and the anchor's pooled text put in by hand, then
-with the whole erasure as its file gives it. 0 is the anchor itself, 1 the untouched base.
+On the random SDXL that `real_size.py` builds there, and the files that it makes of it: the distance of the
+erased model's noise to the noise of the anchor's prompt, over the distance that the base has, mean over
+prompts and timesteps; first with the edits of cross-attention alone, then with these and the anchor's pooled
+text put in by hand, then with the whole erasure. 0 is the anchor itself, 1 the untouched base.
 """
 
 from __future__ import annotations
@@ -16,20 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from checkpoints import build
-from real_size import NARROW, dtype
+from real_size import ANCHOR, CONCEPT, dtype
 
+from conceptzap import format
 from conceptzap.base import Base, Cond, load_base
 from conceptzap.edit import Edit
-from conceptzap.registry import family
-from conceptzap.report import Report
 from conceptzap.runtime.attach import attached
-from conceptzap.task import Task
 
 PROMPTS = ("a photo of a {}", "a {} by the sea", "a painting of a {} at night", "a small {}")
 TIMESTEPS = (900, 500, 100)
-CONCEPT, ANCHOR = "church", "house"
-STEPS = 6  # of training, where a method trains
 
 
 @torch.no_grad()
@@ -60,23 +55,14 @@ def shares(base: Base, edits: list[Edit]) -> dict[str, float]:
     return {name: round(value / whole, 3) for name, value in found.items()}
 
 
-def erase(base: Base, method: str) -> list[Edit]:
-    member = family.load("methods", method)
-    fields = member.Config.__dataclass_fields__
-    settings = member.Config(**({"steps": STEPS} if "steps" in fields else {}))
-    return list(member.erase(base, Task((CONCEPT,), (ANCHOR,)), settings, Report()))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build-real-size"))
     parser.add_argument("--methods", nargs="+", default=["uce", "zap"])
     args = parser.parse_args()
-    folder = args.work / "sdxl"
-    if not (folder / "model_index.json").is_file():
-        build("sdxl", folder, None if torch.cuda.is_available() else NARROW)
-    base = load_base(str(folder), dtype=dtype())
-    print(json.dumps({name: shares(base, erase(base, name)) for name in args.methods}, indent=1))
+    base = load_base(str(args.work / "sdxl"), dtype=dtype())
+    files = {name: format.load(args.work / f"sdxl-{name}.lprompt.safetensors") for name in args.methods}
+    print(json.dumps({name: shares(base, list(one.edits)) for name, one in files.items()}, indent=1))
 
 
 if __name__ == "__main__":
