@@ -97,17 +97,17 @@ def influenced(
     reads, blind = layers
     ridge = torch.linalg.inv(sums.gram / sums.n + torch.eye(sums.width, dtype=keep.dtype))
     naive = reads @ sums.cross / sums.n @ ridge  # [d, d], as long as what is moved
-
-    def strong(states: Tensor) -> Tensor:
-        moved = (states @ naive.T).norm(dim=1)
-        return states[moved > moved.mean()]
-
-    chosen = strong(keep)
-    copied = chosen.repeat(cfg.copies, 1)
-    size = cfg.noise * keep.norm(dim=1).mean()
-    shifts = torch.randn(len(copied), 1, generator=torch.Generator().manual_seed(seed)).to(keep)
-    copies = strong(copied + size * shifts * blind) if len(copied) else copied
-    return torch.cat([chosen, copies])
+    # 1. kept states that are moved more than the mean
+    moved = keep @ naive.T  # [all, d]
+    strong = moved.norm(dim=1) > moved.norm(dim=1).mean()
+    chosen, moved, along = keep[strong], moved[strong], naive @ blind  # [m, d], [m, d], [d]
+    # 2. of copies c + z b those of them: |c + z b|^2 = |c|^2 + 2 z c b + z^2 |b|^2 as they are moved
+    shifts = torch.randn(cfg.copies, len(chosen), generator=torch.Generator().manual_seed(seed)).to(keep)
+    shifts = shifts * cfg.noise * keep.norm(dim=1).mean()  # z [copies, m]
+    squares = moved.square().sum(1) + 2 * shifts * (moved @ along) + shifts.square() * (along @ along)
+    lengths = squares.clamp_min(0).sqrt()
+    turn, which = (lengths > lengths.mean()).nonzero(as_tuple=True)
+    return torch.cat([chosen, chosen[which] + shifts[turn, which, None] * blind])
 
 
 def invariants(empty: Tensor, centres: int = 3, rounds: int = 10) -> Tensor:
