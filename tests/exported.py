@@ -57,7 +57,9 @@ def through_diffusers(base: Base, written: Path) -> Base:
     """A base of the same weights, or of none, on which diffusers alone puts what was written."""
     if written.is_dir():
         importlib.import_module("conceptzap.integrations.diffusers")  # what one with gates asks for
-        pipe = DiffusionPipeline.from_pretrained(str(written))
+        # whole folders are drawn with in `test_export_checkpoint` and `test_export_diffusers`
+        words = {f"tokenizer{'_2' * n}": tokenizer for n, tokenizer in enumerate(base.tokenizers)}
+        pipe = DiffusionPipeline.from_pretrained(str(written), vae=base.vae, **words)
     else:
         pipe = tiny(base.family).pipeline()
         pipe.load_lora_weights(str(written))

@@ -52,10 +52,9 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
 
     def update(self: train._Trainer, step: int) -> None:
-        for group in self.groups.values():
-            if any(p.grad is not None for p in group.params.values()):
-                found.append(torch.cat([p.grad.flatten() for p in group.params.values()]))
-        if step:
+        learning = [g for g in self.groups.values() if any(p.grad is not None for p in g.params.values())]
+        found.extend(torch.cat([p.grad.flatten() for p in group.params.values()]) for group in learning)
+        if step or len(learning) == len(self.groups):
             raise Stop
 
     def latents(base: Base, prompts: list[str], *_: object) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,7 @@ def quick() -> Iterator[None]:
     What all methods learn from, prompts and latents of the same base, is made once, as for a list of concepts.
     """
     with pytest.MonkeyPatch.context() as patch, states.shared():
-        patch.setattr("conceptzap.verbs.erasing.usual", lambda base: dataclasses.replace(LOOK, steps=1))
+        patch.setattr("conceptzap.verbs.erasing.usual", lambda base: dataclasses.replace(LOOK, steps=1, guidance=1.0))
         patch.setattr(objectives, "DENOISING", 3)
         patch.setattr(detector, "STEPS", 40)
         yield

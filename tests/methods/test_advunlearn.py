@@ -9,12 +9,6 @@ from small import edits
 from conceptzap.base import Base
 from conceptzap.methods import advunlearn
 from conceptzap.runtime.attach import attached
-from conceptzap.training import objectives
-
-
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
 
 
 def test_every_edit_is_in_a_text_encoder_and_has_learned(base: Base) -> None:

@@ -13,11 +13,6 @@ from conceptzap.report import Report
 from conceptzap.training import objectives
 
 
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
-
-
 @pytest.fixture
 def choice(sd1: Base) -> age.Choice:
     cfg = config.resolve(age.Config, settings("age", trajectories=3, candidates=4))

@@ -16,11 +16,6 @@ from conceptzap.training import distil, objectives
 from conceptzap.training.objectives import Trajectories
 
 
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
-
-
 @pytest.fixture
 def first_terms(monkeypatch: pytest.MonkeyPatch) -> list:
     """The terms of the first step, and the rows that they were made of."""

@@ -10,12 +10,7 @@ from conceptzap.base import Base
 from conceptzap.errors import UsageError
 from conceptzap.methods import casteer
 from conceptzap.runtime.attach import attached
-from conceptzap.training import activations, objectives
-
-
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
+from conceptzap.training import activations
 
 
 def outputs(base: Base, site: str, made: list, t: int) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from small import edits
 from edits import delta, low_rank, shared
@@ -11,14 +10,9 @@ from conceptzap.base import Base
 from conceptzap.methods import cidm
 from conceptzap.runtime.attach import installed
 from conceptzap.task import Task
-from conceptzap.training import objectives, subspace
+from conceptzap.training import subspace
 
 KEYS = "unet.*.attn2.to_k"
-
-
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
 
 
 def shares(base: Base, made: list, before: list) -> float:

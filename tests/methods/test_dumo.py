@@ -10,12 +10,7 @@ from conceptzap.base import Base
 from conceptzap.methods import dumo
 from conceptzap.registry import config
 from conceptzap.report import Report
-from conceptzap.training import distil, objectives
-
-
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
+from conceptzap.training import distil
 
 
 def test_every_skip_connection_is_found(base: Base) -> None:

@@ -10,12 +10,11 @@ from conceptzap.base import Base, Cond
 from conceptzap.methods import eap
 from conceptzap.registry import config
 from conceptzap.report import Report
-from conceptzap.training import distil, objectives
+from conceptzap.training import distil
 
 
 @pytest.fixture
-def rivals(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> eap.Rivals:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
+def rivals(sd1: Base) -> eap.Rivals:
     cfg = config.resolve(eap.Config, settings("eap", candidates=4))
     return eap.Rivals.of(sd1, list(lesson(sd1).keep), cfg, Report(seed=0))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from small import edits, lesson
 
@@ -11,13 +10,8 @@ from conceptzap.methods import fmn
 from conceptzap.report import Report
 from conceptzap.runtime import attention
 from conceptzap.runtime.attach import attached
-from conceptzap.training import attending, objectives
+from conceptzap.training import attending
 from conceptzap.training.attending import Marked, MarkedLatents
-
-
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
 
 
 def test_marks_are_the_concepts_tokens_and_with_end_all_behind_the_text(sd1: Base) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from small import TASK, edits, lesson, settings
@@ -15,16 +13,7 @@ from conceptzap.methods import kpop
 from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.task import Task
-from conceptzap.training import detector, objectives, states
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Few steps to latents and gates, and what prompts say is read once."""
-    with pytest.MonkeyPatch.context() as patch, states.shared():
-        patch.setattr(objectives, "DENOISING", 3)
-        patch.setattr(detector, "STEPS", 40)
-        yield
+from conceptzap.training import objectives
 
 
 @pytest.fixture(scope="module")

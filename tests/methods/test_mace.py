@@ -10,14 +10,8 @@ from conceptzap.base import CROSS_K, CROSS_KV, Base
 from conceptzap.methods import mace
 from conceptzap.registry import config
 from conceptzap.task import Task
-from conceptzap.training import objectives
 
 CFG = config.resolve(mace.Config, {"ridge": 0.1, "keep_scale": 2.0})
-
-
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:

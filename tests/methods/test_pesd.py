@@ -10,12 +10,6 @@ from small import edits
 
 from conceptzap.base import Base
 from conceptzap.methods import pesd
-from conceptzap.training import objectives
-
-
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
 
 
 def test_the_gate_is_closed_open_and_half_where_it_should_be() -> None:

@@ -11,7 +11,7 @@ from small import edits
 from conceptzap.base import Base
 from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
-from conceptzap.training import objectives, subspace
+from conceptzap.training import subspace
 from conceptzap.training.closed_form import POOLED_SITE
 from conceptzap.training.lessons import lessons
 
@@ -27,9 +27,8 @@ LIGHT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", sorted(LIGHT))
-def test_the_pooled_text_is_moved_too(name: str, sdxl: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pooled_text_is_moved_too(name: str, sdxl: Base) -> None:
     """What the layer that reads it makes of a concept's text comes nearer to what it makes of the anchor's."""
-    monkeypatch.setattr(objectives, "DENOISING", 3)
     made = edits(sdxl, name, TASK, **LIGHT[name])
     (mine,) = [edit for edit in made if edit.sites == (POOLED_SITE,)]
     layer, width = sdxl.module(POOLED_SITE), sdxl.encode([""]).pooled.shape[1]

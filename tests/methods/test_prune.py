@@ -11,12 +11,6 @@ from conceptzap.errors import UsageError
 from conceptzap.methods import prune
 from conceptzap.runtime import ops
 from conceptzap.runtime.attach import attached
-from conceptzap.training import objectives
-
-
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
 
 
 def test_what_is_cut_is_high_with_the_concept_and_higher_than_without() -> None:

@@ -16,11 +16,6 @@ from conceptzap.runtime.attach import attached
 from conceptzap.training import distil, objectives
 
 
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
-
-
 def random_erasers(base: Base) -> list[Edit]:
     made = receler.erasers(base, 3, 0)
     for edit in made:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,15 +11,13 @@ from conceptzap.base import Base
 from conceptzap.methods import saeuron
 from conceptzap.registry import config
 from conceptzap.runtime.attach import attached
-from conceptzap.training import activations, objectives
+from conceptzap.training import activations
 from conceptzap.training.dictionary import Dictionary
 
 SITE = "unet.up_blocks.1.attentions.0"
 
 
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -9,12 +9,7 @@ from small import edits
 from conceptzap.base import Base
 from conceptzap.edit import Edit
 from conceptzap.methods import sdd
-from conceptzap.training import distil, objectives
-
-
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
+from conceptzap.training import distil
 
 
 def test_the_average_moves_by_what_decay_leaves() -> None:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from small import edits
 
 from conceptzap.base import Base
 from conceptzap.methods import spm
 from conceptzap.runtime.gates import Signal, factor
-from conceptzap.training import objectives
-
-
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
 
 
 def test_a_membrane_is_at_every_layer_of_the_transformers(base: Base) -> None:

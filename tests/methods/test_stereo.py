@@ -13,11 +13,6 @@ from conceptzap.report import Report
 from conceptzap.training import distil, objectives
 
 
-@pytest.fixture(autouse=True)
-def short_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DENOISING", 3)
-
-
 def test_the_target_is_composed_of_anchor_and_all_found_prompts() -> None:
     nothing, anchor, *found = (torch.tensor([value]) for value in (1.0, 3.0, 6.0, 8.0))
     assert stereo.composed(nothing, anchor, found, 1.0).item() == 1 + 2 - 6
@@ -39,7 +34,7 @@ def test_two_rounds_of_erasing_and_finding_then_once(sd1: Base, monkeypatch: pyt
         whole(base, task, cfg, report, groups, sources, terms, stage)
 
     monkeypatch.setattr(distil, "optimise", optimise)
-    cfg = config.resolve(stereo.Config, settings("stereo", steps=1))
+    cfg = config.resolve(stereo.Config, settings("stereo", steps=1, rounds=2))
     made = list(stereo.erase(sd1, TASK, cfg, Report(seed=0)))
     assert [stage for stage, _ in stages] == ["erase 0", "find 0", "erase 1", "find 1", "once"]
     assert [groups for _, groups in stages] == [["weights"], ["found"]] * 2 + [["weights"]]

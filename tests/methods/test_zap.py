@@ -11,16 +11,13 @@ from conceptzap.edit import Edit
 from conceptzap.result import Settings
 from conceptzap.runtime import sampler
 from conceptzap.runtime.gates import Signal, factor
-from conceptzap.training import objectives
 
 LOOK = Settings(steps=2, guidance=2.0)
 
 
 @pytest.fixture(scope="module")
 def made(sd1: Base) -> list[Edit]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objectives, "DENOISING", 3)
-        return edits(sd1, "zap")
+    return edits(sd1, "zap")
 
 
 def test_both_edits_stand_behind_one_gate(made: list[Edit]) -> None:
