@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(loaded_once: None, few_steps: None) -> Iterator[None]:
     """A gate is soon fitted: here it is the training that counts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detector, "STEPS", 40)
+        patch.setattr(detector, "STEPS", 15)
         yield
 
 

@@ -15,12 +15,13 @@ from PIL import Image
 
 import conceptzap
 from conceptzap.evaluation import suites
+from conceptzap.page import report, strength
 from conceptzap.result import Settings
 from conceptzap.verbs import erasing, generating
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "erase.ipynb"
 BOOK = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-STEPS = 2
+STEPS = 1
 
 
 def run_all() -> list[Any]:
@@ -55,8 +56,10 @@ def test_it_runs_on_the_built_in_checkpoint(
     """Every call with what it is given there, and where that says nothing, with few pictures and steps."""
     for verb in (generating, erasing):
         monkeypatch.setattr(verb, "usual", lambda base: Settings(steps=STEPS))
+    monkeypatch.setattr(report, "_attended", lambda *_: ())  # nothing here reads the page,
+    monkeypatch.setattr(strength, "PROMPTS", 0)  # which is on the tiny base what it is here
     suite, world = suites.load("smoke")  # what `erase` ends with has its own number of steps
-    monkeypatch.setattr(suites, "load", lambda name: (replace(suite, steps=STEPS), world))
+    monkeypatch.setattr(suites, "load", lambda name: (replace(suite, steps=2), world))
     fewer = {
         "erase": {"limit": 1, "overrides": {"keep_prompts": 40}}, "evaluate": {"limit": 1, "steps": STEPS},
     }  # fmt: skip

@@ -53,14 +53,14 @@ def settings(name: str) -> type:
 
 def _head(name: str) -> dict[str, Any]:
     source = family.require(METHODS, name).read_text(encoding="utf-8")
-    edits = family.constant(ast.parse(source), "EDITS")
+    edits = family.constant(family.parsed(source), "EDITS")
     return {
         "name": name,
         **family.describe(METHODS, name),
         "edits": edits,
         "cost": _cost({one["name"] for one in _settings(source)}),
         "exports": edits.partition(";")[0] == PLAIN,
-        "default": name == family.constant(ast.parse(CONTRACT.read_text(encoding="utf-8")), "DEFAULT"),
+        "default": name == family.constant(family.parsed(CONTRACT.read_text(encoding="utf-8")), "DEFAULT"),
     }
 
 
@@ -80,7 +80,7 @@ def _settings(source: str) -> tuple[dict[str, str], ...]:
             "default": ast.unparse(field.value) if field.value else "",
             "note": notes.get(field.end_lineno or field.lineno, "") or USUAL.get(field.target.id, ""),
         }
-        for node in ast.parse(source).body
+        for node in family.parsed(source).body
         if isinstance(node, ast.ClassDef) and node.name == "Config"
         for field in node.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)

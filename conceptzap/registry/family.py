@@ -66,9 +66,15 @@ def require(family: str, name: str) -> Path:
 
 def describe(family: str, name: str) -> dict[str, str]:
     """`summary` (first docstring line), `paper`, `title` of a member, read without importing it."""
-    tree = ast.parse(require(family, name).read_text(encoding="utf-8"))
+    tree = parsed(require(family, name).read_text(encoding="utf-8"))
     doc = (ast.get_docstring(tree) or "").splitlines()
     return {"summary": doc[0] if doc else "", "paper": constant(tree, "PAPER")}
+
+
+@cache
+def parsed(source: str) -> ast.Module:
+    """A source taken apart, once: a list asks for several things of each. Nobody may change it."""
+    return ast.parse(source)
 
 
 def constant(tree: ast.Module, name: str) -> str:
