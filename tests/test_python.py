@@ -160,7 +160,7 @@ def test_a_pipeline_of_the_demo() -> None:
 
 ROOT = Path(conceptzap.__file__).parents[1]
 CONFIGS = {
-    "mypy": "[mypy]\nstrict = True\nfollow_imports = silent\n"
+    "mypy": "[mypy]\nstrict = True\nfollow_imports = silent\ncache_dir = /dev/null\n"
     f"[mypy-{','.join(f'{name}.*' for name in UNTYPED.split())}]\nfollow_imports = skip\n",
     "pyright": json.dumps({"include": ["user.py"], "extraPaths": [str(ROOT)],
                            "useLibraryCodeForTypes": False, "reportMissingModuleSource": "none"}),

@@ -326,9 +326,16 @@ class Base:
         A word is unknown when a part of it has no token; with a vocabulary made for its captions
         (the demo's) also when it is not one token of its own, nor in the demo's captions.
         """
-        words = dict.fromkeys(re.findall(r"\w+|[^\w\s]+", text.lower()))
-        self._met.update((word, self._knows(word)) for word in words.keys() - self._met.keys())
-        return [word for word in words if not self._met[word]]
+        if text not in self._told:
+            words = dict.fromkeys(re.findall(r"\w+|[^\w\s]+", text.lower()))
+            self._met.update((word, self._knows(word)) for word in words.keys() - self._met.keys())
+            self._told[text] = [word for word in words if not self._met[word]]
+        return list(self._told[text])
+
+    @cached_property
+    def _told(self) -> dict[str, list[str]]:
+        """Text -> its unknown words: prompts of lessons are asked about again and again."""
+        return {}
 
     @cached_property
     def _met(self) -> dict[str, bool]:
