@@ -10,6 +10,7 @@ Fusion leaves each D_i its `up` and changes its `down`, so ranks add up and noth
 which attention does not depend on, are changed by the refinement alone; regions come
 from the base's own attention instead of a segmentation model, latents from the base's trajectories
 instead of noised pictures; timesteps are uniform within the window; the keep set is the prior of 1 and 3.
+Of a list each concept is solved by itself: between 1 and 3 it is trained, which is nearly all of its time.
 """
 
 from __future__ import annotations
