@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def tiny(
     vocabulary. `channels`: what the UNet reads: 9 for inpainting, 8 for pix2pix, 5 for depth. Same
     arguments, same weights.
     """
-    merges = _merges(WORDS)
+    merges = _merges(tuple(WORDS))
     tokenizers = tuple(
         clip_tokenizer(pad) if clip else tokenizer(merges, pad) for pad in PADS[family]
     )
@@ -78,7 +79,8 @@ def save_tiny(
     return Path(folder)
 
 
-def _merges(words: list[str]) -> list[Pair]:
+@cache
+def _merges(words: tuple[str, ...]) -> tuple[Pair, ...]:
     """Byte-pair merges until every word is one token (Sennrich et al. 2016)."""
     parts = [[*word[:-1], word[-1] + WORD_END] for word in words]
     merges: list[Pair] = []
@@ -86,7 +88,7 @@ def _merges(words: list[str]) -> list[Pair]:
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         merges.append(best)
         parts = [_merged(word, best) for word in parts]
-    return merges
+    return tuple(merges)
 
 
 def _merged(word: list[str], pair: Pair) -> list[str]:
