@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def shared(world: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
+@pytest.fixture(scope="module")
+def shared(world: Path) -> Iterator[Base]:
     """The base that every run uses, loaded once."""
-    monkeypatch.chdir(world)
-    loaded = functools.cache(bases.load_base)
-    monkeypatch.setattr(bases, "load_base", loaded)
-    return loaded("base", "auto", "auto", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(world)
+        loaded = functools.cache(bases.load_base)
+        patch.setattr(bases, "load_base", loaded)
+        yield loaded("base", "auto", "auto", None)
 
 
 class Loser:

@@ -59,7 +59,7 @@ def test_plain_pipeline_draws_a_cat_without_any_argument(pipe) -> None:
 
 def test_every_style_shows_on_one_object(pipe) -> None:
     cells = [cell for cell in measure.grid(1) if OBJECTS[cell.object].name == "house"]
-    verdicts = measure.judge(measure.draw(pipe, cells, steps=10, guidance=4.0))
+    verdicts = measure.judge(measure.draw(pipe, cells, steps=6, guidance=4.0))
     asked = torch.tensor([cell.style for cell in cells])
     right = sum(int((found["style"] == asked).sum()) for found in verdicts.values())
     assert len(cells) == len(STYLES) and right >= 2 * len(STYLES) - 2
