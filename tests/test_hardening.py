@@ -24,6 +24,7 @@ from conceptzap.task import Task
 from conceptzap.training import lessons, probe
 from conceptzap.training.carrier import Carrier
 from conceptzap.trust import canary
+from conceptzap.verbs import erasing
 from conceptzap.verbs import hardening as verb
 
 TASK = Task(("van gogh",), ("painting",), ("monet", "cat"), ("style",))
@@ -159,6 +160,19 @@ def test_erase_hardens_what_it_makes(
     assert ("weight", []) in acts and ("tokens", ["sight"]) in acts
     assert made.erasure.header.made[0]["harden"]["budget"] == "quick" and "hardening" in made.phases
     canary.check(sd1, format.load(made.path))
+
+
+def test_a_self_test_asks_for_the_first_prompt_that_opens_its_gate(
+    sd1: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone or among many that are looked at together."""
+    edits, shut = some.eraser(sd1), some.OTHER[1:]
+    for together in (1, 2, 32):
+        monkeypatch.setattr(erasing, "TOGETHER", together)
+        for asked in (some.ASKED, [*shut, *some.ASKED], [*shut, *reversed(some.ASKED)]):
+            first = next(text for text in asked if text in some.ASKED)
+            assert erasing._opening(sd1, edits, asked) == first
+        assert erasing._opening(sd1, edits, shut) is erasing._opening(sd1, edits, shut[:1]) is None
 
 
 def test_what_cannot_be_meant_is_said_before_anything_is_loaded(sd1: Base, tmp_path: Path) -> None:

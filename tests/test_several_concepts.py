@@ -14,7 +14,7 @@ from conceptzap.base import Base
 from conceptzap.registry import config, family
 from conceptzap.report import Report
 from conceptzap.task import Task
-from conceptzap.training import lessons, objectives
+from conceptzap.training import detector, lessons, objectives
 from conceptzap.training.objectives import Trajectories
 from conceptzap.training.wordings import Pair
 from conceptzap.verbs import preview
@@ -54,6 +54,7 @@ def test_no_concept_is_drawn_oftener_than_another(
         return drawn(base, prompts, *rest)
 
     monkeypatch.setattr(objectives, "partial_sampling", sampling)
+    monkeypatch.setattr(detector, "STEPS", 10)  # no gate has to be good
     member = family.load("methods", name)
     forms = {"form": "weights"} if "form" in member.Config.__dataclass_fields__ else {}  # that trains
     chosen = settings(name, trajectories=8, **forms)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from conceptzap.verbs.generating import AnyBase
 
 CLOSING_BATCH = 16
+TOGETHER = 32  # prompts whose gates are looked at together
 LONGEST = 4  # a concept may take up to a fourth of a prompt
 
 
@@ -252,7 +253,7 @@ def attacked(
     """
     done, asked = hardening.harden(base, task, edits, budget, report), _asked(task)
     narrow = [edit for edit in done.edits if edit not in edits and _by_text(edit)]
-    idle = [edit for edit in narrow if not any(_opens(base, [edit], text) for text in asked)]
+    idle = [edit for edit in narrow if _opening(base, [edit], asked) is None]
     if idle:
         report.note("texts that were found are left out: no prompt opens their gate, nothing could test it")
     return dataclasses.replace(done, edits=tuple(edit for edit in done.edits if edit not in idle))
@@ -333,7 +334,7 @@ def canaries(base: Base, edits: Sequence[Edit], task: Task) -> dict[str, Json]:
     asked = _asked(task)
     result: dict[str, Json] = {}
     for members in groups.values():
-        prompt = next((text for text in asked if _opens(base, members, text)), asked[0])
+        prompt = _opening(base, members, asked) or asked[0]
         result |= _tests(base, members, [prompt, *task.concepts])
     return result
 
@@ -362,12 +363,19 @@ def _wordings(concept: str, anchor: str | None, kind: str) -> list[wordings.Pair
     return wordings.pairs(concept, anchor or "", kind, wordings.wording(kind)["things"])
 
 
-def _opens(base: Base, edits: Sequence[Edit], prompt: str) -> bool:
+def _opening(base: Base, edits: Sequence[Edit], asked: Sequence[str]) -> str | None:
+    """The first of some prompts for which the gates of all the edits open."""
     if not all(map(_by_text, edits)):
-        return len(canary.acting(base, edits, prompt)) == len(edits)
-    times = torch.tensor([float(canary.TIMESTEP)], device=base.device)
-    signals = Signal(base.encode([prompt]).states, times)
-    return all(bool(factor(edit, signals).any()) for edit in edits)
+        return next((text for text in asked if len(canary.acting(base, edits, text)) == len(edits)), None)
+    starts = (0, *range(1, len(asked), TOGETHER))  # most often it is the very first
+    for start, stop in zip(starts, (*starts[1:], len(asked)), strict=True):
+        texts = asked[start:stop]
+        times = torch.full((len(texts),), float(canary.TIMESTEP), device=base.device)
+        signals = Signal(base.encode(texts).states, times)
+        found = (factor(edit, signals).reshape(len(texts), -1).ne(0).any(1) for edit in edits)
+        if (opens := torch.stack([*found]).all(0)).any():
+            return texts[int(opens.int().argmax())]
+    return None
 
 
 # the files
