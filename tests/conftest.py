@@ -64,6 +64,11 @@ class Inspected:
         return Inspected.known(getattr(call, "__func__", call))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers are given files by name: by number of tests, the dearest of few tests come last, and to one."""
+    config.option.loadscopereorder = False
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(os.environ["CONCEPTZAP_CACHE"], ignore_errors=True)

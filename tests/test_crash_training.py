@@ -21,7 +21,7 @@ from conceptzap.training.session import Session, State
 from tests.test_train import Toy, run, same
 
 KILLS = int(os.environ.get("CONCEPTZAP_KILLS", "20"))
-STEPS = 60
+STEPS = 32
 CONFIG = {"lr": 0.1}
 
 
