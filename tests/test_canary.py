@@ -268,11 +268,29 @@ def convolving(base: Base) -> Iterator[list[int]]:
     handle.remove()
 
 
+def test_of_what_reads_pooled_text_no_more_runs_than_that(sdxl: Base) -> None:
+    """SDXL's embedding of pooled text and sizes, beside its cross-attentions."""
+    edit = some.low_rank(sdxl, "unet.add_embedding.linear_1")
+    with convolving(sdxl) as whole:
+        erasure = some.erasure(sdxl, [edit, some.shared(sdxl)])
+        canary.check(sdxl, erasure)
+        assert not whole
+    test = next(iter(erasure.header.canary.values()))
+    assert test["runs"] == "text" and set(edit.sites) < test["change"].keys()
+    hollow = replace(edit, tensors={slot: tensor * 0.5 for slot, tensor in edit.tensors.items()})
+    names = {edit.name: hollow.name}
+    tests = {n: one | {"edits": sorted(names.get(e, e) for e in one["edits"])}
+             for n, one in erasure.header.canary.items()}  # fmt: skip
+    edits = tuple(hollow if one == edit else one for one in erasure.edits)
+    weaker = replace(erasure, edits=edits, header=replace(erasure.header, canary=tests))
+    assert "add_embedding" in refused(sdxl, weaker)
+
+
 def test_only_cross_attentions_run_for_what_is_in_them_and_reads_text(sd1: Base) -> None:
     with convolving(sd1) as whole:
         erasure = some.erasure(sd1, some.eraser(sd1))
         test = next(iter(erasure.header.canary.values()))
-        assert test["runs"] == "attn2" and not whole
+        assert test["runs"] == "text" and not whole
         canary.check(sd1, erasure)
         assert not whole and "forward" not in vars(sd1.unet)
         beside = some.erasure(sd1, [some.adapter(sd1)])
@@ -283,7 +301,7 @@ def test_made_before_they_ran_alone_or_forged_to_has_the_whole_unet_run(sd1: Bas
     """Numbers of the one are not taken for those of the other."""
     erasure, outside = some.erasure(sd1, some.eraser(sd1)), some.erasure(sd1, [some.adapter(sd1)])
     old = {name: {k: v for k, v in one.items() if k != "runs"} for name, one in erasure.header.canary.items()}
-    forged = {name: one | {"runs": "attn2"} for name, one in outside.header.canary.items()}
+    forged = {name: one | {"runs": "text"} for name, one in outside.header.canary.items()}
     with convolving(sd1) as whole:
         refused(sd1, replace(erasure, header=replace(erasure.header, canary=old)))
         assert len(whole) == 1

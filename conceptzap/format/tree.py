@@ -37,7 +37,7 @@ BASE = frozenset("family fingerprint id revision signature".split())
 EDIT = frozenset("gates op params role scale sites".split())
 GATE = frozenset("kind params".split())
 TEST, TEST_MORE = frozenset("change edits prompt seed".split()), frozenset(["runs"])
-RUNS = "attn2"  # all that a self-test runs of the UNet, where it does not run the whole
+RUNS = "text"  # what a self-test runs of the UNet, where it runs less than all: modules that read text
 SCORE, SCORE_MORE = frozenset("high low n value".split()), frozenset("better seeds".split())
 
 

@@ -6,9 +6,10 @@ that after loading and compares with the stored numbers, so a hook that is missi
 without effect is found before any picture is drawn. An erasure that was made weaker or stronger is
 tested at strength 1.
 
-Edits that are in cross-attentions and read nothing but the text are tested there `alone`: the UNet is
-called, its gates are read and its books kept, but of its modules only these run, on fixed activations, and
-of the text only its beginning, which a causal encoder reads as it reads it in the whole.
+Edits of modules that read the text (cross-attentions, SDXL's embedding of pooled text), and nothing else,
+are tested there alone: the UNet is called, its gates are read and its books kept, but of its modules only
+these run, on fixed activations, and of the text only its beginning, which a causal encoder reads as it reads
+it in the whole.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from conceptzap.base import Base, find_module
+from conceptzap.base import PREFIX, Base, find_module
 from conceptzap.base.modules import plain
 from conceptzap.edit import Edit, Erasure, Json
 from conceptzap.errors import RefusedError, ran_out_of_memory
@@ -37,9 +38,9 @@ from conceptzap.runtime.ops import token_count
 SEED = 20240319
 TIMESTEP = 500
 ROWS = 8  # self-tests in one UNet call
-CROSS = ".attn2"
+CROSS, POOLED = ".attn2", f"{PREFIX}add_embedding."
 KEYS = (f"{CROSS}.to_k", f"{CROSS}.to_v")
-POSITIONS = 16  # of the activations where cross-attentions run alone; their text has some times as many
+POSITIONS = 16  # of the activations where what reads text runs alone; its text has some times as many
 DIGITS = 4
 # relative, by the dtype of the UNet: half precision rounds every activation
 TOLERANCE = {torch.float32: 0.02, torch.float16: 0.15, torch.bfloat16: 0.3}
@@ -48,7 +49,7 @@ TOLERANCE = {torch.float32: 0.02, torch.float16: 0.15, torch.bfloat16: 0.3}
 class Case(NamedTuple):
     """Edits that are tested together, and the prompt that opens their gates.
 
-    `length`: so much of its text is read, and of the UNet only the cross-attentions run; 0: all of both.
+    `length`: so much of its text is read, and of the UNet only what reads text runs; 0: all of both.
     """
 
     edits: tuple[Edit, ...]
@@ -146,7 +147,7 @@ def _together(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
     only = torch.tensor([[float(edit.name in names) for names in rows] for edit in edits])  # [edits, rows]
     times = torch.tensor([_timestep(case.edits) for case in cases])
     sites = dict.fromkeys(site for edit in edits for site in edit.sites)
-    inside = _only_cross(base, sites) if cases[0].length else nullcontext()
+    inside = _only_readers(base, sites) if cases[0].length else nullcontext()
     with attached(base, edits, only) as receipt, inside:
         watches = {site: _Watch(_module(base, site), site) for site in sites}
         try:
@@ -171,14 +172,19 @@ def _together(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
 
 
 @contextmanager
-def _only_cross(base: Base, sites: Iterable[str]) -> Iterator[None]:
-    """Of the UNet's modules only the cross-attentions around these sites run, on normal activations."""
-    crosses = dict.fromkeys(f"{site.partition(CROSS)[0]}{CROSS}" for site in sites)
+def _only_readers(base: Base, sites: Iterable[str]) -> Iterator[None]:
+    """Of the UNet's modules only those that read the text at these sites run, on normal activations."""
+    crosses = dict.fromkeys(f"{site.partition(CROSS)[0]}{CROSS}" for site in sites if CROSS in site)
+    pooled = any(site.startswith(POOLED) for site in sites)
     unet: Any = plain(base.unet)
     place = "_old_forward" if hasattr(unet, "_hf_hook") else "forward"  # inside what moves its weights
     before = vars(unet).get(place)
 
-    def forward(sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **_: Any) -> SimpleNamespace:
+    def forward(
+        sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, added_cond_kwargs: Any = None
+    ) -> SimpleNamespace:
+        if pooled:
+            unet.get_aug_embed(sample, encoder_hidden_states, added_cond_kwargs)
         for path in crosses:
             module: Any = find_module(base, path)
             generator = torch.Generator().manual_seed(SEED)  # whatever else is tested
@@ -195,7 +201,7 @@ def _only_cross(base: Base, sites: Iterable[str]) -> Iterator[None]:
 
 
 def _case(base: Base, edits: Iterable[Edit], prompt: str) -> Case:
-    """Edits that can be tested in their cross-attentions by themselves are."""
+    """Edits that can be tested in the modules that read their text, by these alone, are."""
     edits = tuple(edits)
     if not _read_text_alone(edits):
         return Case(edits, prompt)
@@ -207,7 +213,7 @@ def _read_text_alone(edits: Iterable[Edit]) -> bool:
     return all(
         edit.op in ("tokens", "weight")
         and not adapters.is_adapter(edit)
-        and all(f"{CROSS}." in f"{site}." for site in edit.sites)
+        and all(f"{CROSS}." in f"{site}." or site.startswith(POOLED) for site in edit.sites)
         and all(gate.kind != SIGHT for gate in edit.gates)
         for edit in edits
     )

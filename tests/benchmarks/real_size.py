@@ -13,6 +13,7 @@ goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import resource
@@ -41,21 +42,22 @@ from conceptzap.report import Report
 from conceptzap.result import Settings
 from conceptzap.runtime import sampler
 from conceptzap.runtime.attach import Attachment
-from conceptzap.training import lessons
+from conceptzap.training import lessons, neighbours
 from conceptzap.trust import admission
 from conceptzap.verbs import work as working
 
 FAMILIES = ("sd1", "sdxl")
 COUNTS = (1, 10, 100, 1000)
 NARROW = 8  # side of the latents on a CPU
-ROUNDS, LOADS = 5, 2
+ROUNDS = 3
 CALLS = 8  # UNet calls with one text that are timed together, on a GPU
-STAGES = ("load", "inference", "unet_calls", "erase:uce", "generate:uce", "erase:zap", "generate:zap")
+METHODS = ("uce", "zap")
+STAGES = ("load", "inference", "unet_calls", "erase:uce", "erase:zap", "generate")
 CASES = ("shut", "one open", "new text")
 TOKENS, RANK, DIRECTIONS = 8, 4, 4  # of the files that stand in for many
 # what is less on a CPU, where a UNet call takes seconds and a text of SDXL two; a GPU has the defaults
 CPU_SETTINGS = {"steps": 6, "trajectories": 4, "keep_prompts": 32}
-CPU_NEIGHBOURS = {"NEAREST": 8, "BESIDE": 8}  # words that join what stays
+CPU_WORDS = {neighbours: {"NOUNS": 500}, lessons: {"NEAREST": 8, "BESIDE": 8}}  # compared, and kept
 CONCEPT, ANCHOR = "church", "house"
 
 
@@ -72,6 +74,7 @@ def now() -> float:
 
 def clock(work: Callable[[], Any]) -> float:
     """Seconds of one run, the GPU's queue included."""
+    gc.collect()  # what an earlier run left in cycles, a whole pipeline perhaps
     began = now()
     work()
     return now() - began
@@ -106,11 +109,8 @@ def load(folder: Path) -> dict[str, Any]:
             DiffusionPipeline.from_pretrained(str(folder), torch_dtype=getattr(torch, dtype())).to(place)
 
     plain()  # the disk's cache is warm from here on
-    ours, theirs = [], []
-    for _ in range(LOADS):
-        ours.append(clock(lambda: load_base(str(folder), dtype=dtype())))
-        theirs.append(clock(plain))
-    return {"load": ratio(ours, theirs), "seconds": round(statistics.median(ours), 2)}
+    ours, theirs = clock(lambda: load_base(str(folder), dtype=dtype())), clock(plain)
+    return {"load": round(ours / theirs, 3), "seconds": round(ours, 2)}
 
 
 def inference(folder: Path) -> dict[str, Any]:
@@ -200,8 +200,8 @@ def erase(folder: Path, method: str, output: Path) -> dict[str, Any]:
     if not torch.cuda.is_available():
         known = {one["name"] for one in catalog.method(method)["settings"]}
         few = {name: value for name, value in CPU_SETTINGS.items() if name in known}
-        for name, value in CPU_NEIGHBOURS.items():
-            setattr(lessons, name, value)
+        for module, fewer in CPU_WORDS.items():
+            vars(module).update(fewer)
     began, calls, phase = now(), Counter(), ["loading"]
     enter = working.Phases.enter
 
@@ -236,21 +236,30 @@ def erase(folder: Path, method: str, output: Path) -> dict[str, Any]:
     }
 
 
-def generate(folder: Path, path: Path) -> dict[str, Any]:
-    """What an erasure adds to loading a checkpoint: the file is read, admitted and tested on it."""
-    before, after = [], []
-    for _ in range(LOADS):
-        bases: list[Base] = []
-        before.append(clock(lambda b=bases: b.append(loaded_plainly(folder))))
-        after.append(clock(lambda b=bases: admitted(b[0], path)))
-    return {"adds": ratio(after, before), "seconds": round(statistics.median(after), 2)}
+def generate(folder: Path, work: Path) -> dict[str, Any]:
+    """What an erasure adds to loading a checkpoint: the file is read, admitted and tested on it.
+
+    Plain `generate` reads the fingerprint, too: pictures say which weights drew them.
+    """
+    bases: list[Base] = []
+
+    def plain() -> None:
+        bases.append(load_base(str(folder), dtype=dtype()))
+        bases[0].fingerprint(())
+
+    before, adds = clock(plain), {}
+    for method in METHODS:
+        took = []
+        for _ in range(ROUNDS):
+            fresh = replace(bases[0])  # a handle that has not looked at its weights
+            fresh.fingerprint(())
+            took.append(clock(lambda base=fresh, name=method: admitted(base, erased(folder, name, work))))
+        adds[method] = round(statistics.median(took), 2)
+    return {"loading": round(before, 2), "adds": adds}
 
 
-def loaded_plainly(folder: Path) -> Base:
-    """What `generate` needs without an erasure: pictures say which weights drew them."""
-    base = load_base(str(folder), dtype=dtype())
-    base.fingerprint(())
-    return base
+def erased(folder: Path, method: str, work: Path) -> Path:
+    return work / f"{folder.name}-{method}.lprompt.safetensors"
 
 
 def admitted(base: Base, path: Path) -> None:
@@ -280,10 +289,12 @@ def stages(families: Sequence[str], work: Path, kept: Path) -> dict[str, Any]:
                 continue
             command = [sys.executable, __file__, "--stage", stage, "--work", str(work)]
             command += ["--folder", str(folder)]
+            began = time.monotonic()
             done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 raise SystemExit(f"{family} {stage} ended with exit code {done.returncode}")
-            found.setdefault(family, {})[stage] = json.loads(done.stdout.splitlines()[-1])
+            told = json.loads(done.stdout.splitlines()[-1]) | {"wall": round(time.monotonic() - began)}
+            found.setdefault(family, {})[stage] = told
             found["machine"] = machine()
             atomic.write_atomic(kept, json.dumps(found, indent=1).encode() + b"\n", force=True)
             print(f"{family} {stage} {json.dumps(found[family][stage])}", file=sys.stderr, flush=True)
@@ -292,9 +303,10 @@ def stages(families: Sequence[str], work: Path, kept: Path) -> dict[str, Any]:
 
 def run_stage(name: str, folder: Path, work: Path) -> dict[str, Any]:
     kind, _, method = name.partition(":")
-    path = work / f"{folder.name}-{method}.lprompt.safetensors"
-    if kind in ("erase", "generate"):
-        return erase(folder, method, path) if kind == "erase" else generate(folder, path)
+    if kind == "erase":
+        return erase(folder, method, erased(folder, method, work))
+    if kind == "generate":
+        return generate(folder, work)
     return {"load": load, "inference": inference, "unet_calls": unet_calls}[kind](folder)
 
 
@@ -302,7 +314,7 @@ def table(found: dict[str, Any]) -> str:
     """One line a figure, of what is there."""
     rows = [f"machine: {found['machine']}"]
     for family in (name for name in found if name != "machine"):
-        rows.append(family)
+        rows.append(f"{family}, {sum(one['wall'] for one in found[family].values())} s of the clock")
         for stage, one in found[family].items():
             kind, _, method = stage.partition(":")
             if kind == "load":
@@ -311,7 +323,10 @@ def table(found: dict[str, Any]) -> str:
                 rows += [f"  UNet call, {name}  {_counted(one[name])}" for name in CASES]
                 rows.append("  attach  " + ", ".join(f"{n}: {value} s" for n, value in one["attach"].items()))
             elif kind == "generate":
-                rows.append(f"  generate --with {method}  adds x{one['adds']} of loading, {one['seconds']} s")
+                rows += [
+                    f"  generate --with {method}  adds {added} s to loading, x{added / one['loading']:.3f}"
+                    for method, added in one["adds"].items()
+                ]
             elif kind == "erase":
                 rows.append(_erased(method, one, found[family]["inference"]["peak"]))
     return "\n".join(rows)
