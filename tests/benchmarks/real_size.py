@@ -239,8 +239,10 @@ def erase(folder: Path, method: str, output: Path) -> dict[str, Any]:
 def generate(folder: Path, work: Path) -> dict[str, Any]:
     """What an erasure adds to loading a checkpoint: the file is read, admitted and tested on it.
 
-    Plain `generate` reads the fingerprint, too: pictures say which weights drew them.
+    Plain `generate` reads the fingerprint, too: pictures say which weights drew them. One thread: what is this
+    short would count the waiting of several.
     """
+    torch.set_num_threads(1)
     bases: list[Base] = []
 
     def plain() -> None:
