@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # read once, when torch and the hub's client are imported
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -46,22 +43,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
     gc.enable()
-    if attention := sys.modules.get("diffusers.models.attention_processor"):
-        attention.inspect = Inspected
-
-
-class Inspected:
-    """`inspect` as diffusers asks it at every attention, which says the same of every processor of a kind."""
-
-    known = cache(inspect.signature)
-
-    @staticmethod
-    def signature(call: Any) -> inspect.Signature:
-        import torch
-
-        if torch.compiler.is_compiling():  # a graph has it written in
-            return inspect.signature(call)
-        return Inspected.known(getattr(call, "__func__", call))
 
 
 def pytest_configure(config: pytest.Config) -> None:
