@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
-from accelerate import init_empty_weights
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from conceptzap.errors import MismatchError
 
@@ -91,23 +88,3 @@ def _below(module: nn.Module, names: Iterable[str]) -> Iterator[nn.Module]:
             yield module.get_submodule(name)
         except AttributeError:
             pass
-
-
-# what random weights are drawn by, as methods of tensors and in `torch.nn.init`
-_DRAWS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
-
-
-class _Undrawn(TorchFunctionMode):
-    """Inside it weights stay as they are."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in _DRAWS:
-            return (*args, *(kwargs or {}).values())[0]
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def hollow() -> Iterator[None]:
-    """Modules that are built inside have shapes only, and no random weights are drawn for them."""
-    with init_empty_weights(), _Undrawn():
-        yield

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from conceptzap.base import layout, loading
 from conceptzap.base.identity import parameters
-from conceptzap.base.modules import hollow
 from conceptzap.edit import Json
 from conceptzap.errors import RefusedError
 from conceptzap.words import with_article
@@ -37,7 +37,7 @@ def twin(module: Any, asked: torch.dtype | None, changed: Mapping[str, Tensor], 
     an underscore, and warns at every loading of others that it does not know.
     """
     dtype = asked or own_dtype(module)
-    with hollow():
+    with init_empty_weights():
         found = type(module).from_config(module.config)
     weights = dict(parameters(module)) | changed
     own = {name: value.to(dtype) for name, value in weights.items()}

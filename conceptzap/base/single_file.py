@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,7 +26,6 @@ from conceptzap.base.layout import (
     reading,
     zeros_negative,
 )
-from conceptzap.base.modules import hollow
 from conceptzap.errors import MismatchError, ResourceError, UsageError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -168,15 +168,16 @@ def _assemble(
 
 def _hollow(cls: Any, config: Path, **changes: Any) -> Any:
     """A diffusers module that has shapes only."""
-    with hollow():
+    with init_empty_weights():
         return cls.from_config({**cls.load_config(str(config)), **changes})
 
 
 def _text_encoders(config: Path, family: str) -> tuple[nn.Module, ...]:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers.initialization import no_init_weights
 
     classes = (CLIPTextModel, CLIPTextModelWithProjection)[: len(PADS[family])]
-    with hollow():
+    with init_empty_weights(), no_init_weights():
         return tuple(
             cls(CLIPTextConfig.from_pretrained(str(folder)))
             for cls, folder in zip(classes, sorted(config.glob("text_encoder*")), strict=True)
