@@ -4,10 +4,10 @@
 
 The architectures are the shipped configs with random weights, so nothing is downloaded and no figure
 here speaks of quality. On a GPU everything runs in fp16 at the checkpoint's own size; on a CPU in fp32
-with latents of 8 x 8, few training steps and no pictures, in seconds of the CPU. Every stage is a process
-of its own, so that its peak memory is its own, and every time stands beside the same thing without
-conceptzap, measured in the same process. A stage's figures are kept as soon as it ends: the same command
-goes on where it was stopped.
+with latents of 8 x 8 (an open file on wider ones, too), few training steps and no pictures, in seconds of
+the CPU. Every stage is a process of its own, so that its peak memory is its own, and every time stands
+beside the same thing without conceptzap, measured in the same process. A stage's figures are kept as soon
+as it ends: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from checkpoints import build
 import conceptzap
 from conceptzap import format
 from conceptzap.base import Base, Cond, load_base
+from conceptzap.base.base import SIDES
 from conceptzap.base.loading import quiet
 from conceptzap.edit import Edit, Gate
 from conceptzap.format import atomic
@@ -49,11 +50,12 @@ from conceptzap.verbs import work as working
 FAMILIES = ("sd1", "sdxl")
 COUNTS = (1, 10, 100, 1000)
 NARROW = 8  # side of the latents on a CPU
+WIDER = 4  # there an open file is asked on latents of a quarter of the family's own side, too
 ROUNDS = 3
 CALLS = 8  # UNet calls with one text that are timed together, on a GPU
 METHODS = ("uce", "zap")
 STAGES = ("load", "inference", "unet_calls", "erase:uce", "erase:zap", "generate")
-CASES = ("shut", "one open", "new text")
+CASES = ("shut", "one open", "one open, wider", "new text")
 TOKENS, RANK, DIRECTIONS = 8, 4, 4  # of the files that stand in for many
 # what is less on a CPU, where a UNet call takes seconds and a text of SDXL two; a GPU has the defaults
 CPU_SETTINGS = {"steps": 6, "trajectories": 4, "keep_prompts": 32}
@@ -126,15 +128,26 @@ def unet_calls(folder: Path) -> dict[str, Any]:
     files = [a_file(base, number, shut=True) for number in range(COUNTS[-1])]
     shut = {count: [edit for file in files[:count] for edit in file] for count in COUNTS}
     one = a_file(base, 0, shut=False)
+    opened = {1: one, COUNTS[-1]: one + shut[COUNTS[-1]][2:]}
     found = {
         "shut": {count: call_ratio(base, edits) for count, edits in shut.items()},
-        "one open": {1: call_ratio(base, one), COUNTS[-1]: call_ratio(base, one + shut[COUNTS[-1]][2:])},
+        "one open": {count: call_ratio(base, edits) for count, edits in opened.items()},
     }
+    if not torch.cuda.is_available():
+        found["one open, wider"] = {
+            count: call_ratio(base, edits, wider(base)) for count, edits in opened.items()
+        }
     return {
         "attach": {count: round(_attach_seconds(base, edits), 3) for count, edits in shut.items()},
         **{name: {count: pair[0] for count, pair in kind.items()} for name, kind in found.items()},
         "new text": {count: pair[1] for count, pair in found["shut"].items()},
     }
+
+
+def wider(base: Base) -> int:
+    """A side at which learned tokens weigh nearly as little as at the family's own: on `NARROW` latents a
+    text is most of a call, and they lengthen it by a tenth."""
+    return SIDES[base.family] // WIDER
 
 
 def _attach_seconds(base: Base, edits: list[Edit]) -> float:
@@ -145,13 +158,15 @@ def _attach_seconds(base: Base, edits: list[Edit]) -> float:
 
 
 @torch.no_grad()
-def call_ratio(base: Base, edits: list[Edit]) -> tuple[float, float]:
-    """UNet calls of two rows under the edits over the same calls without, in turn.
+def call_ratio(base: Base, edits: list[Edit], side: int = 0) -> tuple[float, float]:
+    """UNet calls of two rows under the edits over the same calls without, in turn; `side` is that of the
+    latents, 0 the checkpoint's.
 
     The first: calls with a text that was seen before, as all but the first of a picture are. The second:
     calls whose text is new, so that the gates are read.
     """
-    noise, calls = base.noise([0, 1]), CALLS if torch.cuda.is_available() else 1
+    size = (side * base.factor, side * base.factor) if side else None
+    noise, calls = base.noise([0, 1], size), CALLS if torch.cuda.is_available() else 1
 
     def work(cond: Cond, times: int) -> None:
         for step in range(times):
@@ -322,7 +337,7 @@ def table(found: dict[str, Any]) -> str:
             if kind == "load":
                 rows.append(f"  load  x{one['load']} of diffusers ({one['seconds']} s)")
             elif kind == "unet_calls":
-                rows += [f"  UNet call, {name}  {_counted(one[name])}" for name in CASES]
+                rows += [f"  UNet call, {name}  {_counted(one[name])}" for name in CASES if name in one]
                 rows.append("  attach  " + ", ".join(f"{n}: {value} s" for n, value in one["attach"].items()))
             elif kind == "generate":
                 rows += [
