@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -154,4 +155,20 @@ def test_whatever_it_knows_can_be_erased(demo_base: Base) -> None:
         assert demo_base.unknown_words(term) == [], term
         assert all(word in known for word in term.lower().split()), term
     assert demo_base.unknown_words("a zebra") == ["zebra"] and "zebra" not in known
+    for style in world.STYLES:
+        assert demo_base.unknown_words(" ".join(world.caption("cat", style, n) for n in range(9))) == []
+
+
+def test_the_end_of_a_longer_word_is_no_word(demo_base: Base) -> None:
+    """The tokens of "clock" and "bumblebee" hold "lock" and "mblebee": nothing that a caption had."""
+    from conceptzap.training import lessons
+    from conceptzap.verbs import planning
+
+    assert demo_base.unknown_words("a lock by Hopper!") == ["lock", "hopper"]
+    assert demo_base.vocabulary() and {*demo_base.vocabulary()} <= config.demo_words()
+    assert "lock" not in planning._own_words("demo")
+    foreign = dataclasses.replace(demo_base)
+    vars(foreign)["is_demo"] = False  # another checkpoint, with a vocabulary of its own captions
+    for base in (demo_base, foreign):
+        assert lessons.nearest(base, "fox", "object") not in ("lock", "")
     assert planning.resolve("banana").task.kinds == ("object",)

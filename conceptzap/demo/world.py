@@ -9,6 +9,7 @@ trains on them and evaluation does, so that an erasure which only learned a word
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -187,8 +188,10 @@ _STYLE_BY_NAME = {style.name.lower(): style for style in STYLES}
 
 
 def words() -> frozenset[str]:
-    """Every word that a name or synonym in the captions has; some are more than one token."""
-    return frozenset(word for term in vocabulary() for word in term.lower().split())
+    """Every word that the captions have; some are more than one token."""
+    wordings = (wording for style in STYLES for wording in (*style.templates, *style.held_out_templates))
+    spoken = (*vocabulary(), *(wording.format(a="a an", o="") for wording in wordings))
+    return frozenset(word for text in spoken for word in re.findall(r"\w+", text.lower()))
 
 
 def find_object(name: str | Object) -> Object:

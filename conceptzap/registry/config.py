@@ -125,7 +125,7 @@ def _shipped(path: Path) -> dict[str, Any]:
 
 @cache
 def demo_words() -> frozenset[str]:
-    """Every word that the built-in checkpoint learned for an object or style, whatever its tokens."""
+    """Every word of the captions that the built-in checkpoint learned from, whatever its tokens."""
     return frozenset((PACKAGE / "demo" / "words.txt").read_text(encoding="utf-8").split())
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 
-from conceptzap.base import Base
+from conceptzap.base import Base, bpe
 from conceptzap.edit import Gate
 from conceptzap.registry import config
 from conceptzap.report import Report
@@ -108,7 +108,8 @@ def nearest(base: Base, concept: str, kind: str, concepts: Iterable[str] = ()) -
     """
     names = config.preset("object" if kind == "unsafe" else kind)["names"]
     gone = {word.lower() for name in (concept, *concepts) for word in (name, *name.split())}
-    others = [name for name in _known(base, names) if not gone & {name.lower(), *name.lower().split()}]
+    known = _certain(base, _known(base, names))
+    others = [name for name in known if not gone & {name.lower(), *name.lower().split()}]
     near = neighbours.neighbours(base, concept, others)
     return next((name for name, cosine in near if name in others and cosine <= neighbours.SYNONYM), "")
 
@@ -212,6 +213,14 @@ def _speaks_of(prompt: str, names: Iterable[str]) -> bool:
 
 def _known(base: Base, words: list[str]) -> list[str]:
     return [word for word in words if not base.unknown_words(word)]
+
+
+def _certain(base: Base, names: list[str]) -> list[str]:
+    """Without names that may be mere ends of longer words: a small vocabulary has the "lock" of "clock"."""
+    if base.is_demo or not bpe.is_small(base.tokenizers[0]):
+        return names
+    whole = {*base.vocabulary()}
+    return [name for name in names if whole.issuperset(name.lower().split())]
 
 
 def _things(base: Base, kind: str, gone: set[str]) -> list[str]:

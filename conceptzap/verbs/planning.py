@@ -290,9 +290,11 @@ def _own_words(base: str) -> dict[str, bool]:
     """The words of a base with a small vocabulary, made for its captions; none for any other.
 
     The value says whether it is a word for people too, not the end of a longer one ("rch"). The
-    built-in checkpoint and folders are looked into, without torch; ids are left alone.
+    built-in checkpoint's captions are known, folders are looked into, without torch; ids are left alone.
     """
-    folder = (DEMO_FOLDER if base == "demo" else Path(base)) / "tokenizer"
+    if base == "demo" or Path(base) == DEMO_FOLDER:
+        return {word: len(word) > 2 for word in config.demo_words()}
+    folder = Path(base) / "tokenizer"
     try:
         tokens = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
@@ -302,8 +304,7 @@ def _own_words(base: str) -> dict[str, bool]:
         return {}
     ends = {merge.rpartition(" ")[2] for merge in merges}
     whole = (token for token in tokens if token.endswith(WORD_END))
-    own = {t.removesuffix(WORD_END): len(t) > 6 and t not in ends for t in whole}
-    return own | (dict.fromkeys(config.demo_words(), True) if folder.parent == DEMO_FOLDER else {})
+    return {t.removesuffix(WORD_END): len(t) > 6 and t not in ends for t in whole}
 
 
 def _settings(
