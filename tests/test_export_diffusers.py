@@ -11,7 +11,11 @@ import edits as some
 import pytest
 import torch
 from command import conceptzap as program
-from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoPipelineForImage2Image,
+    DiffusionPipeline,
+    UNet2DConditionModel,
+)
 from exported import save
 from process import Program
 from torch import Tensor

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from small import settings
 from exported import is_exported
+from small import settings
 
 import conceptzap
 from conceptzap import exports, format

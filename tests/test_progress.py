@@ -24,7 +24,6 @@ from conceptzap.terminal.progress import Progress, Pulse
 from conceptzap.trust import admission, canary
 from conceptzap.verbs import erasing
 
-
 EVERY = progress.LINE_EVERY  # as users have it: the tests' clock stands still
 
 

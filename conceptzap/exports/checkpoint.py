@@ -17,14 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from conceptzap import exports
-from conceptzap.base import (
-    Base,
-    load_base,
-    loading,
-    original,
-    saving,
-    single_file,
-)
+from conceptzap.base import Base, load_base, loading, original, saving
 from conceptzap.base.bpe import is_clips
 from conceptzap.edit import Json, canonical_json
 from conceptzap.errors import RefusedError

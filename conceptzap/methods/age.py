@@ -19,11 +19,10 @@ from torch import nn
 
 from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit
-from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.task import Task
 from conceptzap.training import distil, neighbours, objectives
-from conceptzap.training.lessons import Lesson, lessons
+from conceptzap.training.lessons import Lesson, known_names, lessons
 from conceptzap.training.objectives import Batch, Trajectories
 from conceptzap.training.train import Group
 
@@ -136,9 +135,8 @@ class Choice:
 
 def words(base: Base, lesson: Lesson, n: int) -> list[str]:
     """The concept's n nearest of its kind that the base knows and that are no synonyms."""
-    names = config.preset("object" if lesson.kind == "unsafe" else lesson.kind).get("names", ())
     gone = {lesson.concept.lower(), lesson.anchor.lower(), *map(str.lower, lesson.synonyms)}
-    known = [name for name in names if name.lower() not in gone and not base.unknown_words(name)]
+    known = [name for name in known_names(base, lesson.kind) if name.lower() not in gone]
     near = neighbours.neighbours(base, lesson.concept, known)
     return [name for name, _ in near if name in known][:n]
 

@@ -106,12 +106,23 @@ def nearest(base: Base, concept: str, kind: str, concepts: Iterable[str] = ()) -
 
     What is unsafe becomes a thing.
     """
-    names = config.preset("object" if kind == "unsafe" else kind)["names"]
     gone = {word.lower() for name in (concept, *concepts) for word in (name, *name.split())}
-    known = _certain(base, _known(base, names))
+    known = known_names(base, kind)
     others = [name for name in known if not gone & {name.lower(), *name.lower().split()}]
     near = neighbours.neighbours(base, concept, others)
     return next((name for name, cosine in near if name in others and cosine <= neighbours.SYNONYM), "")
+
+
+def known_names(base: Base, kind: str) -> list[str]:
+    """The concepts of a kind (of objects, for `unsafe`) that the presets list and the base knows for sure.
+
+    Not what may be the mere end of a longer word, as "lock" in a small vocabulary that has "clock".
+    """
+    known = _known(base, config.preset("object" if kind == "unsafe" else kind).get("names", ()))
+    if base.is_demo or not bpe.is_small(base.tokenizers[0]):
+        return known
+    whole = {*base.vocabulary()}
+    return [name for name in known if whole.issuperset(name.lower().split())]
 
 
 def gate(
@@ -211,16 +222,8 @@ def _speaks_of(prompt: str, names: Iterable[str]) -> bool:
     return any(f" {name.lower()} " in f" {prompt.lower().replace(',', ' ')} " for name in names)
 
 
-def _known(base: Base, words: list[str]) -> list[str]:
+def _known(base: Base, words: Iterable[str]) -> list[str]:
     return [word for word in words if not base.unknown_words(word)]
-
-
-def _certain(base: Base, names: list[str]) -> list[str]:
-    """Without names that may be mere ends of longer words: a small vocabulary has the "lock" of "clock"."""
-    if base.is_demo or not bpe.is_small(base.tokenizers[0]):
-        return names
-    whole = {*base.vocabulary()}
-    return [name for name in names if whole.issuperset(name.lower().split())]
 
 
 def _things(base: Base, kind: str, gone: set[str]) -> list[str]:

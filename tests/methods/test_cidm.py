@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from small import edits
 from edits import delta, low_rank, shared
+from small import edits
 
 from conceptzap.base import Base
 from conceptzap.methods import cidm
