@@ -200,7 +200,7 @@ def check_known(base: Base, word: str) -> None:
         raise UsageError(f"{shown} is {length} tokens long", "name it in a few words")
     if unknown := base.unknown_words(word):
         raise UsageError(
-            f"{base.id} does not know {shown} (no token for {escape(unknown[0])!r})",
+            f"{base.id} does not know {shown} (it never learned {escape(unknown[0])!r})",
             doubts.instead(word, unknown[0], base.vocabulary(), base.id),
         )
 

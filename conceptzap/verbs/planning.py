@@ -196,7 +196,7 @@ def resolve(
 ) -> ErasePlan:
     """The plan of a request; raises `UsageError` for one that cannot be meant.
 
-    That includes words that a base on this disk has no token for, as far as that can be told without
+    That includes words that a base on this disk does not know, as far as that can be told without
     loading it. Also raises `ResourceError` where one of the targets could not be written.
     """
     usual, base = resolve.__kwdefaults__, os.fspath(base)
@@ -275,13 +275,13 @@ def _task(
 
 
 def _check_words(plan: ErasePlan) -> None:
-    """Raise `UsageError` for a concept or anchor with a word that the base has no token for."""
+    """Raise `UsageError` for a concept or anchor with a word that the base does not know."""
     words = _own_words(plan.base)
     for name in (*plan.task.concepts, *filter(None, plan.given_anchors)) if words else ():
         for word in re.findall(r"\w+|[^\w\s]+", name.lower()):
             if word not in words:
                 raise UsageError(
-                    f"{plan.base} does not know {escape(name)!r} (no token for {escape(word)!r})",
+                    f"{plan.base} does not know {escape(name)!r} (it never learned {escape(word)!r})",
                     doubts.instead(name, word, (w for w, whole in words.items() if whole), plan.base),
                 )
 
