@@ -328,6 +328,23 @@ def test_weights_that_are_moved_in_are(sd1: Base) -> None:
     remove_hook_from_module(sd1.unet)
 
 
+def test_a_test_that_does_not_say_how_much_text_it_read_read_a_multiple_of_16(sd1: Base) -> None:
+    edit = some.shared(sd1)
+    erasure = some.erasure(sd1, [edit])
+
+    def tested(test: dict[str, Any]) -> Erasure:
+        return replace(erasure, header=replace(erasure.header, canary={edit.name: test}))
+
+    test = canary.make(sd1, [edit], "a cat")[edit.name]
+    assert test["length"] == 8
+    canary.check(sd1, tested(test))
+    older = canary._case(sd1, [edit], "a cat", canary.OLD_STEP)
+    change = canary.measure(sd1, [older])[0]
+    silent = {key: value for key, value in test.items() if key != "length"} | {"change": change}
+    canary.check(sd1, tested(silent))
+    assert refused(sd1, tested(test | {"length": 16})) and refused(sd1, tested(test | {"change": change}))
+
+
 @pytest.mark.parametrize("prompt", ["a cat", "a " * 20 + "cat", "a " * 90])
 def test_as_much_of_the_text_is_read_as_holds_the_prompt(base: Base, prompt: str) -> None:
     """What the gates say of that much is what they say of the whole."""

@@ -36,7 +36,8 @@ RESERVED = HEADER | {"layout", "sites"}
 BASE = frozenset("family fingerprint id revision signature".split())
 EDIT = frozenset("gates op params role scale sites".split())
 GATE = frozenset("kind params".split())
-TEST, TEST_MORE = frozenset("change edits prompt seed".split()), frozenset(["runs"])
+TEST, TEST_MORE = frozenset("change edits prompt seed".split()), frozenset(["length", "runs"])
+LONGEST_TEXT = 77  # positions of a text that a self-test reads, at most
 RUNS = "text"  # what a self-test runs of the UNet, where it runs less than all: modules that read text
 SCORE, SCORE_MORE = frozenset("high low n value".split()), frozenset("better seeds".split())
 
@@ -138,6 +139,7 @@ def _test(value: Json, where: str) -> dict[str, Json]:
         return value
     test = fields(value, where, TEST, TEST_MORE)
     one_of(test.get("runs", RUNS), f"{where}: runs", (RUNS,))
+    whole(test.get("length", 1), f"{where}: length", 1, LONGEST_TEXT)
     if not texts(test["edits"], f"{where}: edits"):
         raise FormatError(f"{where} tests no edit", GET_AGAIN)
     text(test["prompt"], f"{where}: prompt")

@@ -40,7 +40,8 @@ TIMESTEP = 500
 ROWS = 8  # self-tests in one UNet call
 CROSS, POOLED = ".attn2", f"{PREFIX}add_embedding."
 KEYS = (f"{CROSS}.to_k", f"{CROSS}.to_v")
-POSITIONS = 16  # of the activations where what reads text runs alone; its text has some times as many
+POSITIONS = 16  # of the activations where what reads text runs alone
+STEP, OLD_STEP = 8, 16  # the length of its text there is a multiple of this; where a file does not say it
 DIGITS = 4
 # relative, by the dtype of the UNet: half precision rounds every activation
 TOLERANCE = {torch.float32: 0.02, torch.float16: 0.15, torch.bfloat16: 0.3}
@@ -200,13 +201,13 @@ def _only_readers(base: Base, sites: Iterable[str]) -> Iterator[None]:
         delattr(unet, place) if before is None else setattr(unet, place, before)
 
 
-def _case(base: Base, edits: Iterable[Edit], prompt: str) -> Case:
+def _case(base: Base, edits: Iterable[Edit], prompt: str, step: int = STEP) -> Case:
     """Edits that can be tested in the modules that read their text, by these alone, are."""
     edits = tuple(edits)
     if not _read_text_alone(edits):
         return Case(edits, prompt)
     needed = base.token_count(prompt) + 2  # start and end
-    return Case(edits, prompt, min(math.ceil(needed / POSITIONS) * POSITIONS, base.max_tokens + 2))
+    return Case(edits, prompt, min(math.ceil(needed / step) * step, base.max_tokens + 2))
 
 
 def _read_text_alone(edits: Iterable[Edit]) -> bool:
@@ -261,7 +262,7 @@ def make(base: Base, edits: Sequence[Edit], prompt: str) -> dict[str, Json]:
         )
     names = sorted(edit.name for edit in edits)
     test: dict[str, Json] = {"edits": names, "prompt": prompt, "seed": SEED, "change": changes}
-    return {names[0]: test | ({"runs": RUNS} if case.length else {})}
+    return {names[0]: test | ({"runs": RUNS, "length": case.length} if case.length else {})}
 
 
 def _round(value: float) -> float:
@@ -300,9 +301,11 @@ def _cases(base: Base, erasure: Erasure) -> list[tuple[Case, Mapping[str, Any]]]
             )
     cases = []
     for test in tests:
-        case = _case(base, (whole[name] for name in test["edits"] if name in whole), test["prompt"])
+        case = _case(base, (whole[name] for name in test["edits"] if name in whole), test["prompt"], OLD_STEP)
         # older ones were made by a run of the whole, which forged ones get, too
-        cases.append((case if test.get("runs") == RUNS else case._replace(length=0), test))
+        runs = case.length and test.get("runs") == RUNS
+        length = min(test.get("length", case.length), base.max_tokens + 2) if runs else 0
+        cases.append((case._replace(length=length), test))
     return cases
 
 
