@@ -95,12 +95,21 @@ def no_line_by_the_clock() -> Iterator[None]:
         yield
 
 
+SYNC = os.fsync
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_wait_for_the_disk() -> Iterator[None]:
     """What is written is there for every reader at once; only the power's going would tell, and it stays."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)  # which knows a handle that is none, too
         yield
+
+
+@pytest.fixture
+def real_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waited for after all: while that lasts, a file is half written for others to see."""
+    monkeypatch.setattr(os, "fsync", SYNC)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from conceptzap.format import atomic
 from tests.samples import CROSS, header, tensor
 
 KILLS = int(os.environ.get("CONCEPTZAP_KILLS", "20"))
+MOST_KILLS = KILLS + 500  # until one has struck a file half written, which a busy machine makes rare
 SECONDS = 2.0
 LONGEST_WAIT = 0.02
 
@@ -62,11 +63,13 @@ def leftovers(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if name.endswith(".tmp")]
 
 
-def test_killed_at_random(tmp_path):
+def test_killed_at_random(tmp_path, real_disk):
     draw, path = random.Random(0), tmp_path / "a.lprompt.safetensors"
     ready, started = os.pipe()
     seen, halfway = set(), 0
-    for _ in range(KILLS):
+    for number in range(MOST_KILLS):
+        if number >= KILLS and halfway:
+            break
         pid = child(lambda: write_for_ever(path, *DATA, started=started))
         os.read(ready, 1)
         time.sleep(draw.uniform(0, LONGEST_WAIT))
