@@ -134,9 +134,7 @@ def unet_calls(folder: Path) -> dict[str, Any]:
         "one open": {count: call_ratio(base, edits) for count, edits in opened.items()},
     }
     if not torch.cuda.is_available():
-        found["one open, wider"] = {
-            count: call_ratio(base, edits, wider(base)) for count, edits in opened.items()
-        }
+        found["one open, wider"] = {1: call_ratio(base, one, wider(base))}
     return {
         "attach": {count: round(_attach_seconds(base, edits), 3) for count, edits in shut.items()},
         **{name: {count: pair[0] for count, pair in kind.items()} for name, kind in found.items()},
