@@ -15,7 +15,7 @@ import torch
 from conceptzap import format
 from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure, stack
-from conceptzap.errors import RefusedError
+from conceptzap.errors import FormatError, RefusedError
 from conceptzap.runtime import adapters, ops
 from conceptzap.runtime.attach import Attachment
 from conceptzap.runtime.hooks import LayerHook
@@ -343,6 +343,9 @@ def test_a_test_that_does_not_say_how_much_text_it_read_read_a_multiple_of_16(sd
     silent = {key: value for key, value in test.items() if key != "length"} | {"change": change}
     canary.check(sd1, tested(silent))
     assert refused(sd1, tested(test | {"length": 16})) and refused(sd1, tested(test | {"change": change}))
+    for wrong in (0, 78, "8"):
+        with pytest.raises(FormatError, match="length"):
+            format.seal(tested(test | {"length": wrong}))
 
 
 @pytest.mark.parametrize("prompt", ["a cat", "a " * 20 + "cat", "a " * 90])

@@ -155,6 +155,7 @@ def test_whatever_it_knows_can_be_erased(demo_base: Base) -> None:
         assert demo_base.unknown_words(term) == [], term
         assert all(word in known for word in term.lower().split()), term
     assert demo_base.unknown_words("a zebra") == ["zebra"] and "zebra" not in known
+    assert planning.resolve("banana").task.kinds == ("object",)
     for style in world.STYLES:
         assert demo_base.unknown_words(" ".join(world.caption("cat", style, n) for n in range(9))) == []
 
@@ -171,4 +172,3 @@ def test_the_end_of_a_longer_word_is_no_word(demo_base: Base) -> None:
     vars(foreign)["is_demo"] = False  # another checkpoint, with a vocabulary of its own captions
     for base in (demo_base, foreign):
         assert lessons.nearest(base, "fox", "object") not in ("lock", "")
-    assert planning.resolve("banana").task.kinds == ("object",)

@@ -11,11 +11,7 @@ import edits as some
 import pytest
 import torch
 from command import conceptzap as program
-from diffusers import (
-    AutoPipelineForImage2Image,
-    DiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoPipelineForImage2Image, DiffusionPipeline, UNet2DConditionModel
 from exported import save
 from process import Program
 from torch import Tensor

@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from conceptzap.evaluation import estimates, intervals, verdict
-from conceptzap.evaluation.comparison import (
-    Annotation,
-    Comparison,
-    Prediction,
-    Sample,
-    annotate,
-)
+from conceptzap.evaluation.comparison import Annotation, Comparison, Prediction, Sample, annotate
 from conceptzap.metrics import (
     diversity,
     drift,
