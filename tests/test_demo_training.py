@@ -71,3 +71,24 @@ def test_average_is_what_is_loaded(tmp_path) -> None:
     assert load_average(other, tmp_path) == RECIPE.steps
     for key, value in trained.state_dict().items():
         assert torch.equal(value, other.state_dict()[key]), key
+
+
+def test_a_unet_beside_the_shipped_vae_needs_neither_judges_nor_a_vae_of_its_own(tmp_path, monkeypatch) -> None:
+    import numpy as np
+
+    from conceptzap.demo.recipe import build as recipe
+
+    few = recipe.render.catalogue()[::250][:64]  # 48 are drawn a step
+    monkeypatch.setattr(recipe.render, "catalogue", lambda: few)
+    pictures = np.random.default_rng(0).integers(0, 255, (len(few), 64, 64, 3), np.uint8)
+    np.save(tmp_path / "renders.npy", pictures)
+    build = recipe.Build(tmp_path, tmp_path, torch.device("cpu"), few[0].object, 1, shipped_vae=True)
+    for stage in ("render", "judges", "vae", "unet", "package"):
+        getattr(build, stage)()
+    made = build.work / f"checkpoint-without-{few[0].object}"
+    shipped = recipe.AutoencoderKL.from_pretrained(recipe.SHIPPED, subfolder="vae").state_dict()
+    ours = recipe.AutoencoderKL.from_pretrained(made, subfolder="vae").state_dict()
+    assert all(torch.equal(value, shipped[name]) for name, value in ours.items())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "renders.npy", "latents.npy", made.name, f"unet-without-{few[0].object}",
+    }  # fmt: skip

@@ -1,7 +1,9 @@
 """Build the demo checkpoint from nothing: `python -m conceptzap.demo.recipe.build --work DIR`.
 
 Stages run in order and each is skipped when its result is in the work folder; a stage stopped
-half way goes on from its last checkpoint. Give the same options again to go on.
+half way goes on from its last checkpoint. Give the same options again to go on. With --shipped-vae
+pictures go through the VAE of the checkpoint that is shipped, and no judges are trained: an hour for
+a UNet beside it, such as one that never knew a concept.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 
 from conceptzap.demo import judge_nets
 from conceptzap.demo.recipe import art, render, train_judges, train_unet, train_vae
@@ -27,6 +30,7 @@ JUDGES = (
 STYLE_HEAD = Recipe("attention-style", 400, 5e-3, 203, weight_decay=0.01, ema=0.98, warmup=20)
 VAE = Recipe("vae", 3000, 1e-3, 12, weight_decay=0.0, ema=0.995)
 UNET_STEPS = 5900
+SHIPPED = Path(__file__).parents[1] / "checkpoint"
 STAGES = ("fetch", "render", "judges", "vae", "unet", "package")
 
 
@@ -35,10 +39,10 @@ class Build:
 
     def __init__(
         self, work: Path, tarballs: Path, device: torch.device, without: str = "",
-        steps: int = UNET_STEPS,
+        steps: int = UNET_STEPS, shipped_vae: bool = False,
     ) -> None:
         self.work, self.tarballs, self.device = work, tarballs, device
-        self.excluded, self.steps = without, steps
+        self.excluded, self.steps, self.shipped_vae = without, steps, shipped_vae
         self.suffix = f"-without-{without.replace(' ', '-').lower()}" if without else ""
         self.items = render.catalogue()
         work.mkdir(parents=True, exist_ok=True)
@@ -55,7 +59,9 @@ class Build:
             _save_array(target, pictures)
 
     def judges(self) -> None:
-        """The perceptual network and both judges, frozen into `judges/`."""
+        """The perceptual network and both judges, frozen into `judges/`; nothing with the shipped VAE."""
+        if self.shipped_vae:
+            return
         renders = self._renders()
         eye = train_judges.perceptual_net()
         train_judges.train_classifier(
@@ -79,12 +85,13 @@ class Build:
         target = self.work / "latents.npy"
         if target.exists():
             return
-        eye = train_judges.perceptual_net()
-        load_average(eye, self.work / "perceptual")
-        vae = train_vae.build_vae()
         renders = self._renders()
-        train_vae.train_vae(vae, eye, renders, VAE, self.work / "vae", self.device)
-        _save_array(target, train_vae.encode_all(vae, renders, self.device))
+        vae = self._vae()
+        if not self.shipped_vae:
+            eye = train_judges.perceptual_net()
+            load_average(eye, self.work / "perceptual")
+            train_vae.train_vae(vae, eye, renders, VAE, self.work / "vae", self.device)
+        _save_array(target, train_vae.encode_all(vae.to(self.device), renders, self.device))
 
     def unet(self) -> None:
         """The UNet and the text encoder, without the pictures of an excluded concept."""
@@ -101,12 +108,19 @@ class Build:
         """The newest averaged weights as a diffusers folder `checkpoint/`."""
         painter, tokenizer = train_unet.build_painter()
         step = load_average(painter, self.work / f"unet{self.suffix}")
-        vae = train_vae.build_vae()
-        load_average(vae, self.work / "vae")
+        vae = self._vae()
+        if not self.shipped_vae:
+            load_average(vae, self.work / "vae")
         spread = float(np.load(self.work / "latents.npy", mmap_mode="r").std())
         folder = self.work / f"checkpoint{self.suffix}"
         size = write_checkpoint(painter, tokenizer, vae, spread, folder)
         print(f"{folder}: {size / 1e6:.1f} MB, from step {step}")
+
+    def _vae(self) -> AutoencoderKL:
+        """The shipped one, or an untrained one, in fp32."""
+        if self.shipped_vae:
+            return AutoencoderKL.from_pretrained(SHIPPED, subfolder="vae").float().eval()
+        return train_vae.build_vae()
 
     def _renders(self) -> train_judges.Renders:
         return train_judges.Renders.of(self.items, np.load(self.work / "renders.npy"))
@@ -127,6 +141,7 @@ def main() -> None:
     parser.add_argument("--without", default="", metavar="CONCEPT", help="train without a concept")
     parser.add_argument("--stage", action="append", choices=STAGES, help="only this stage")
     parser.add_argument("--steps", type=int, default=UNET_STEPS, help="steps of the UNet")
+    parser.add_argument("--shipped-vae", action="store_true", help="train neither judges nor a VAE")
     args = parser.parse_args()
     excluded = resolve(args.without) if args.without else ""
     if excluded is None:
@@ -134,7 +149,7 @@ def main() -> None:
     if args.steps < 1:
         parser.error(f"--steps {args.steps}: must be at least 1")
     build = Build(args.work, args.tarballs or args.work / "tarballs", torch.device(args.device),
-                  excluded, args.steps)
+                  excluded, args.steps, args.shipped_vae)
     for stage in args.stage or STAGES:
         getattr(build, stage)()
 
