@@ -54,7 +54,7 @@ WIDER = 4  # there an open file is asked on latents of a quarter of the family's
 ROUNDS = 3
 CALLS = 8  # UNet calls with one text that are timed together, on a GPU
 METHODS = ("uce", "zap")
-STAGES = ("load", "inference", "unet_calls", "erase:uce", "erase:zap", "generate")
+STAGES = ("build", "load", "inference", "unet_calls", "erase:uce", "erase:zap", "generate")
 CASES = ("shut", "one open", "one open, wider", "new text")
 TOKENS, RANK, DIRECTIONS = 8, 4, 4  # of the files that stand in for many
 # what is less on a CPU, where a UNet call takes seconds and a text of SDXL two; a GPU has the defaults
@@ -98,6 +98,13 @@ def dtype() -> str:
 
 
 # -- stages --------------------------------------------------------------------------------------
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    """The checkpoint, if it is not there yet; not in the parent, which would keep gigabytes of it."""
+    if not (folder / "model_index.json").is_file():
+        build(folder.name, folder, None if torch.cuda.is_available() else NARROW)
+    return {}
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -297,8 +304,6 @@ def stages(families: Sequence[str], work: Path, kept: Path) -> dict[str, Any]:
     found = json.loads(kept.read_text()) if kept.is_file() else {}
     for family in families:
         folder = work / family
-        if not (folder / "model_index.json").is_file():
-            build(family, folder, None if torch.cuda.is_available() else NARROW)
         for stage in STAGES:
             if stage in found.get(family, {}) and found["machine"] == machine():
                 continue
@@ -322,7 +327,7 @@ def run_stage(name: str, folder: Path, work: Path) -> dict[str, Any]:
         return erase(folder, method, erased(folder, method, work))
     if kind == "generate":
         return generate(folder, work)
-    return {"load": load, "inference": inference, "unet_calls": unet_calls}[kind](folder)
+    return {"build": checkpoint, "load": load, "inference": inference, "unet_calls": unet_calls}[kind](folder)
 
 
 def table(found: dict[str, Any]) -> str:
