@@ -62,8 +62,8 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget(concept=24, others=64, erased=8, rounds=2, steps=50, tokens=(1, 4)),
-    "full": Budget(concept=64, others=256, erased=32, rounds=10, steps=100, tokens=(1, 4, 1, 2)),
+    "quick": Budget(concept=24, others=256, erased=8, rounds=2, steps=50, tokens=(1, 4)),
+    "full": Budget(concept=64, others=512, erased=32, rounds=10, steps=100, tokens=(1, 4, 1, 2)),
 }
 
 
