@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from conceptzap.base import Base
 from conceptzap.errors import FormatError, MismatchError, ResourceError
 from conceptzap.format import cache
 from conceptzap.report import Report
+from conceptzap.task import Task
 from conceptzap.training import dictionary, objectives
 from conceptzap.training.dictionary import Dictionary, Recipe
 
@@ -101,3 +103,27 @@ def test_what_is_no_dictionary_of_this_module_is_refused(sd1: Base, tmp_path: Pa
         dictionary.of(sd1, [SITE], RECIPE, Report(), str(tmp_path / "text"))
     with pytest.raises(ResourceError, match="cannot read"):
         dictionary.of(sd1, [SITE], RECIPE, Report(), str(tmp_path / "nothing"))
+
+
+def test_a_feature_of_the_same_things_is_not_the_concepts(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """saeuron: what fires for the same prompts with the anchor, too, is not chosen, though it fires most."""
+    from conceptzap.methods import saeuron
+
+    site, width = "unet.up_blocks.1.attentions.0", sd1.module("unet.up_blocks.1.attentions.0").out_channels
+    words = Dictionary(randn(3, width), torch.zeros(3), randn(3, width, seed=1), torch.zeros(width))
+    #                      the things, the concept, everything
+    fired = {"concept": [9.0, 2.0, 4.0], "anchor": [9.0, 0.1, 4.0], "rest": [0.1, 0.1, 4.0]}
+
+    def drawn(pairs) -> SimpleNamespace:
+        kind = "concept" if "Van Gogh" in pairs[0].concept else "anchor"
+        return SimpleNamespace(kind=kind, times=torch.tensor([900, 500, 100]))
+
+    stays = SimpleNamespace(kind="rest")
+    either = SimpleNamespace(of=lambda base, pairs, *_: drawn(pairs), kept=lambda *_: stays)
+    monkeypatch.setattr(saeuron, "Trajectories", either)
+    monkeypatch.setattr(dictionary, "of", lambda *_: {site: words})
+    rows = {kind: torch.tensor(means).repeat(3, 1) for kind, means in fired.items()}
+    monkeypatch.setattr(saeuron, "averages", lambda base, one, *_: {site: rows[one.kind]})
+    task = Task(("Van Gogh",), ("painting",), ("Monet",), ("style",))
+    made = list(saeuron.erase(sd1, task, saeuron.Config(sites=site, features=1, trajectories=2), Report()))
+    assert torch.equal(made[0].tensors["down"], words.encoder[1:2])

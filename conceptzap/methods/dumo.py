@@ -40,9 +40,9 @@ class Config:
     modulating: int = 40  # steps of the modulation after that
     bins: int = 20  # timesteps that it tells apart
     batch: int = 6
-    lr: float = 0.003
+    lr: float = 0.01
     modulating_lr: float = 0.02  # learning rate of these
-    retain: float = 3.0  # weight of the keep set; 1000 on four anchors in the paper
+    retain: float = 0.1  # of the keep set, which the gate spares anyway; 1000 on four anchors in the paper
     trajectories: int = 16
     power: float = 1.0  # of nearness, by which all is multiplied
     keep_prompts: int = 400  # prompts that the gate stays shut for
