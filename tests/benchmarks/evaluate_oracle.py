@@ -1,7 +1,7 @@
 """What a checkpoint that never knew a concept scores: the yardstick beside every erasure of it.
 
-    python -m conceptzap.demo.recipe.build --without church --work W --tarballs T
-    python tests/benchmarks/evaluate_oracle.py church FOLDER --suite standard
+    python -m conceptzap.demo.recipe.build --without church --shipped-vae --work W
+    python tests/benchmarks/evaluate_oracle.py church W/checkpoint-without-church --suite standard
 
 Adds the scores of the checkpoint in FOLDER to `conceptzap/demo/oracle.json`; its weights stay outside.
 """
