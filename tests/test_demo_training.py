@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -74,9 +75,7 @@ def test_average_is_what_is_loaded(tmp_path) -> None:
 
 
 def test_a_unet_beside_the_shipped_vae_needs_neither_judges_nor_a_vae_of_its_own(tmp_path, monkeypatch) -> None:
-    import numpy as np
-
-    from conceptzap.demo.recipe import build as recipe
+    recipe = pytest.importorskip("conceptzap.demo.recipe.build", reason="needs the demo extra")
 
     few = recipe.render.catalogue()[::250][:64]  # 48 are drawn a step
     monkeypatch.setattr(recipe.render, "catalogue", lambda: few)
