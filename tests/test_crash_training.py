@@ -96,17 +96,17 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, one_thread):
     moments = random.Random(0)
     began = time.monotonic()
     assert not forked(train_on)
-    longest = (time.monotonic() - began) / 8  # some kills a training, on a machine as busy as this one is
+    longest = (time.monotonic() - began) / 8  # some kills a training, on a machine as busy as it was then
     shutil.rmtree(tmp_path)
     reached, kills = [], 0
-    while kills < KILLS:
+    while kills < KILLS or not any(0 < step < STEPS for step in reached):  # until one fell into the training
         kills += forked(train_on, moments.uniform(0.0, longest))
         # whatever can be seen is whole: a damaged checkpoint would be warned about
         reached.append(Session(tmp_path, CONFIG, warn=pytest.fail).resume)
         assert all(len(list(seen.iterdir())) == 3 for seen in tmp_path.glob("step-*"))
         if reached[-1] == STEPS:
             shutil.rmtree(tmp_path)
-    assert any(0 < step < STEPS for step in reached), "no kill fell into the training"
+        longest *= {0: 1.5, STEPS: 0.75}.get(reached[-1], 1.0)  # it was too soon, or too late
     run(last, Session(tmp_path, CONFIG, warn=pytest.fail), STEPS)
     assert same(whole, last)
     assert not list(tmp_path.glob(".step-*"))
