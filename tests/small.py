@@ -15,8 +15,8 @@ from conceptzap.training import lessons
 SMALL = {
     "steps": 3, "batch": 2, "trajectories": 2, "rank": 4, "tokens": 2, "size": 2,
     "keep_prompts": 12, "directions": 2, "lr": 0.02, "candidates": 3, "more_rank": 2, "copies": 1,
-    "dictionary_steps": 3, "ratio": 0.0, "dictionary_rows": 32, "pictures": 2, "expansion": 2, "k": 4, "modulating": 2,
-    "rounds": 1,
+    "dictionary_steps": 3, "dictionary_rows": 32, "pictures": 2, "expansion": 2, "k": 4, "modulating": 2,
+    "rounds": 1, "ratio": 0.0,
 }  # fmt: skip
 TASK = Task(("cat",), ("dog",), ("horse", "church"))
 

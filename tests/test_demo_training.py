@@ -74,7 +74,7 @@ def test_average_is_what_is_loaded(tmp_path) -> None:
         assert torch.equal(value, other.state_dict()[key]), key
 
 
-def test_a_unet_beside_the_shipped_vae_needs_neither_judges_nor_a_vae_of_its_own(tmp_path, monkeypatch) -> None:
+def test_a_unet_beside_the_shipped_vae_needs_no_judges_and_no_vae_of_its_own(tmp_path, monkeypatch) -> None:
     recipe = pytest.importorskip("conceptzap.demo.recipe.build", reason="needs the demo extra")
 
     few = recipe.render.catalogue()[::250][:64]  # 48 are drawn a step
@@ -85,7 +85,7 @@ def test_a_unet_beside_the_shipped_vae_needs_neither_judges_nor_a_vae_of_its_own
     for stage in ("render", "judges", "vae", "unet", "package"):
         getattr(build, stage)()
     made = build.work / f"checkpoint-without-{few[0].object}"
-    shipped = recipe.AutoencoderKL.from_pretrained(recipe.SHIPPED, subfolder="vae").state_dict()
+    shipped = recipe.AutoencoderKL.from_pretrained(recipe.DEMO_FOLDER, subfolder="vae").state_dict()
     ours = recipe.AutoencoderKL.from_pretrained(made, subfolder="vae").state_dict()
     assert all(torch.equal(value, shipped[name]) for name, value in ours.items())
     assert {path.name for path in tmp_path.iterdir()} == {

@@ -10,7 +10,7 @@ noise that the base sees instead of the one that was drawn, and a keep set may h
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from conceptzap.base import Base
 from conceptzap.edit import Edit
@@ -49,10 +49,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
         yield from distil.student(base, edits, drawn, anchor, own, "prior", weight=cfg.prior)
         yield from distil.retain(base, edits, keep, cfg)
 
-    swapped = [
-        [replace(pair, concept=pair.anchor, anchor=pair.concept) for pair in lesson.pairs]
-        for lesson in taught
-    ]
+    swapped = [lesson.swapped for lesson in taught]
     pictures = distil.Noised.of(base, Trajectories.of_each(base, swapped, cfg.trajectories, report))
     sources = [pictures, distil.kept_latents(base, taught, cfg, report)]
     groups = {"weights": Group(objectives.parameters(edits), cfg.lr)}

@@ -11,7 +11,7 @@ acts; several concepts add their turns; sites where nothing leans to the vector 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,9 +41,8 @@ class Config:
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
     sites = activations.matching(base, cfg.sites)
     for lesson in lessons(base, task, report):
-        without = [replace(pair, concept=pair.anchor, anchor=pair.concept) for pair in lesson.pairs]
         means = []
-        for pairs in (lesson.pairs, without):
+        for pairs in (lesson.pairs, lesson.swapped):
             drawn = Trajectories.of(base, pairs, cfg.trajectories, report)
             means.append(averages(base, drawn, sites, report))
         toward = {site: means[0][site] - means[1][site] for site in sites}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,8 +43,8 @@ class Config:
 
 
 def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]:
-    pairs = [lesson.pairs for lesson in lessons(base, task, report)]
-    without = [[replace(pair, concept=pair.anchor, anchor=pair.concept) for pair in one] for one in pairs]
+    taught = list(lessons(base, task, report))
+    pairs, without = [lesson.pairs for lesson in taught], [lesson.swapped for lesson in taught]
     drawn = [Trajectories.of_each(base, asked, cfg.trajectories, report) for asked in (pairs, without)]
     steps = max(1, round(cfg.window * len(drawn[0].times)))
     cut: dict[str, Tensor] = {}

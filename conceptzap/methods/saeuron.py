@@ -8,14 +8,14 @@ the base's (`training/dictionary.py`), so the file carries the chosen features' 
 Differs: `features` instead of a percentile; everything else is the larger of two means, of the same
 prompts with the anchor and of what stays, so that what is merely of the same things does not count; the
 dictionary's threshold in place of the k n largest of a batch; activations of unit scale, which gamma depends
-on. On the built-in checkpoint features tell a concept apart and do not steer it: those that fire twenty times
-as much for Van Gogh hardly take it away, and what does (`ratio = 0`) takes the rest along. Expect E below 90.
+on; a `ratio`, for without it the rest goes, too (church of the built-in checkpoint). Expect E below 90:
+figures of both are in `docs/figures.md`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -58,15 +58,12 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     sites = activations.matching(base, cfg.sites)
     words = dictionary.of(base, sites, recipe, report, cfg.dictionary)
     for lesson in lessons(base, task, report):
-        without = [replace(pair, concept=pair.anchor, anchor=pair.concept) for pair in lesson.pairs]
         shown = Trajectories.of(base, lesson.pairs, cfg.trajectories, report)
-        alike = Trajectories.of(base, without, cfg.trajectories, report)
+        alike = Trajectories.of(base, lesson.swapped, cfg.trajectories, report)
         rest = Trajectories.kept(base, lesson.keep, cfg.trajectories, report)
-        means, alike, others = (averages(base, one, words, report) for one in (shown, alike, rest))
-        made = []
-        for site in sites:
-            other = torch.maximum(alike[site], others[site])
-            made.append(against(site, words[site], means[site], other, shown.times, cfg))
+        means, *others = (averages(base, one, words, report) for one in (shown, alike, rest))
+        other = {site: torch.maximum(*(one[site] for one in others)) for site in sites}
+        made = [against(site, words[site], means[site], other[site], shown.times, cfg) for site in sites]
         if not (made := canary.acting(base, made, lesson.concept)):
             message = f"no feature of {', '.join(sites)} fires for {lesson.concept}"
             raise UsageError(message, "try more features, other sites or a larger dictionary")
@@ -94,8 +91,7 @@ def against(
     site: str, words: Dictionary, means: Tensor, others: Tensor, times: Tensor, cfg: Config
 ) -> Edit:
     """f_i D_i (gamma mu_i - 1) added where a chosen feature exceeds its mean elsewhere."""
-    found = scores(means, others)  # [times, m]
-    found = found.where(means >= cfg.ratio * others, 0)
+    found = scores(means, others).where(means >= cfg.ratio * others, 0)  # [times, m]
     best = found.topk(min(cfg.features, found.shape[1]), dim=1)
     chosen = torch.zeros_like(found, dtype=torch.bool).scatter(1, best.indices, best.values > 0)
     rows = chosen.any(0).nonzero()[:, 0]  # of any timestep, [r]

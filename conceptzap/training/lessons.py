@@ -54,6 +54,11 @@ class Lesson:
         return (self.concept, *self.synonyms)
 
     @property
+    def swapped(self) -> tuple[Pair, ...]:
+        """The pairs the other way round: what asks for the anchor where the concept was asked for."""
+        return tuple(Pair(concept=pair.anchor, anchor=pair.concept) for pair in self.pairs)
+
+    @property
     def prompts(self) -> list[str]:
         return [pair.concept for pair in self.pairs]
 

@@ -3,7 +3,7 @@
     python -m conceptzap.demo.recipe.build --without church --shipped-vae --work W
     python tests/benchmarks/evaluate_oracle.py church W/checkpoint-without-church --suite standard
 
-Adds the scores of the checkpoint in FOLDER to `conceptzap/demo/oracle.json`; its weights stay outside.
+Adds the scores of the checkpoint to `conceptzap/demo/oracle.json`; its weights stay outside.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What the gate that looks does by itself, whatever the text gates say.
 
     python tests/benchmarks/sight.py van-gogh-hardened.lprompt.safetensors
+    python tests/benchmarks/sight.py van-gogh-hardened.lprompt.safetensors --suite standard --kept 240
 
 Draws prompts that name the concept under the edits behind `sight` gates alone, as if a text had been
 found that opens no other gate and still means the concept; and prompts that must stay under the whole
@@ -45,17 +46,19 @@ def row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file")
-    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--pictures", type=int, default=16, help="that name the concept")
+    parser.add_argument("--kept", type=int, default=16, help="that must stay, evenly out of the suite")
+    parser.add_argument("--suite", default="smoke")
     args = parser.parse_args()
     base, erasure = load_base("demo"), format.load(args.file)
     looking = [edit for edit in erasure.edits if any(gate.kind == "sight" for gate in edit.gates)]
-    suite, world = suites.load("smoke")
+    suite, world = suites.load(args.suite)
     target = world.find(erasure.header.concepts[0])
     few = replace(suite, erase={name: args.pictures for name in suite.erase})
     asked = probes.expand(few, world, [target], seed=0)
     named = [probe for probe in asked if probe.erases][: args.pictures]
     kept = [probe for probe in asked if not probe.erases]
-    kept = kept[:: max(1, len(kept) // args.pictures)][: args.pictures]
+    kept = kept[:: max(1, len(kept) // args.kept)][: args.kept]
     judges = family.load("judges", "demo").load(base)
     print(json.dumps({
         "named, behind this gate alone": row(base, judges, target, named, looking),

@@ -2,8 +2,8 @@
 
 Stages run in order and each is skipped when its result is in the work folder; a stage stopped
 half way goes on from its last checkpoint. Give the same options again to go on. With --shipped-vae
-pictures go through the VAE of the checkpoint that is shipped, and no judges are trained: an hour for
-a UNet beside it, such as one that never knew a concept.
+pictures go through the VAE of the checkpoint that is shipped, and no judges are trained: for a UNet
+beside it, such as one that never knew a concept.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from conceptzap.base.loading import DEMO_FOLDER
 from conceptzap.demo import judge_nets
 from conceptzap.demo.recipe import art, render, train_judges, train_unet, train_vae
 from conceptzap.demo.recipe.package import write_checkpoint
@@ -30,7 +31,6 @@ JUDGES = (
 STYLE_HEAD = Recipe("attention-style", 400, 5e-3, 203, weight_decay=0.01, ema=0.98, warmup=20)
 VAE = Recipe("vae", 3000, 1e-3, 12, weight_decay=0.0, ema=0.995)
 UNET_STEPS = 5900
-SHIPPED = Path(__file__).parents[1] / "checkpoint"
 STAGES = ("fetch", "render", "judges", "vae", "unet", "package")
 
 
@@ -86,12 +86,12 @@ class Build:
         if target.exists():
             return
         renders = self._renders()
-        vae = self._vae()
         if not self.shipped_vae:
             eye = train_judges.perceptual_net()
             load_average(eye, self.work / "perceptual")
+            vae = train_vae.build_vae()
             train_vae.train_vae(vae, eye, renders, VAE, self.work / "vae", self.device)
-        _save_array(target, train_vae.encode_all(vae.to(self.device), renders, self.device))
+        _save_array(target, train_vae.encode_all(self._vae().to(self.device), renders, self.device))
 
     def unet(self) -> None:
         """The UNet and the text encoder, without the pictures of an excluded concept."""
@@ -108,19 +108,18 @@ class Build:
         """The newest averaged weights as a diffusers folder `checkpoint/`."""
         painter, tokenizer = train_unet.build_painter()
         step = load_average(painter, self.work / f"unet{self.suffix}")
-        vae = self._vae()
-        if not self.shipped_vae:
-            load_average(vae, self.work / "vae")
         spread = float(np.load(self.work / "latents.npy", mmap_mode="r").std())
         folder = self.work / f"checkpoint{self.suffix}"
-        size = write_checkpoint(painter, tokenizer, vae, spread, folder)
+        size = write_checkpoint(painter, tokenizer, self._vae(), spread, folder)
         print(f"{folder}: {size / 1e6:.1f} MB, from step {step}")
 
     def _vae(self) -> AutoencoderKL:
-        """The shipped one, or an untrained one, in fp32."""
+        """The shipped one, or the newest averaged weights of our own, in fp32."""
         if self.shipped_vae:
-            return AutoencoderKL.from_pretrained(SHIPPED, subfolder="vae").float().eval()
-        return train_vae.build_vae()
+            return AutoencoderKL.from_pretrained(DEMO_FOLDER, subfolder="vae").float().eval()
+        vae = train_vae.build_vae()
+        load_average(vae, self.work / "vae")
+        return vae.eval()
 
     def _renders(self) -> train_judges.Renders:
         return train_judges.Renders.of(self.items, np.load(self.work / "renders.npy"))
