@@ -118,6 +118,11 @@ class Gate(Named):
     def record(self) -> dict[str, Json]:
         return {"kind": self.kind, "params": dict(self.params)}
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths of what it looks at, read side by side in this order; none where it looks at no picture."""
+        return (self.params["site"], *self.params.get("beside", ())) if "site" in self.params else ()
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Edit(Named):
@@ -159,7 +164,7 @@ class Edit(Named):
     @property
     def modules(self) -> tuple[str, ...]:
         """Paths of all that it depends on: its sites, and what its gates look at."""
-        return (*self.sites, *(gate.params["site"] for gate in self.gates if "site" in gate.params))
+        return (*self.sites, *(path for gate in self.gates for path in gate.modules))
 
     def scaled(self, strength: float) -> Edit:
         return self if strength == 1 else replace(self, scale=self.scale * strength)

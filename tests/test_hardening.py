@@ -28,12 +28,15 @@ from conceptzap.verbs import erasing
 from conceptzap.verbs import hardening as verb
 
 TASK = Task(("van gogh",), ("painting",), ("monet", "cat"), ("style",))
-SMALL = Budget(concept=4, others=8, erased=2, rounds=2, steps=2, tokens=(1, 2), batch=2, found=2)
+SMALL = Budget(
+    concept=4, others=8, erased=2, rounds=2, steps=2, searches=((1, 0.0), (2, 0.3)), batch=2, found=2
+)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Few pictures, and two looks instead of six."""
+    """Few pictures, two looks, and a base that recognises nothing."""
+    monkeypatch.setattr(hardening.recognition, "rather", lambda base, clean, *_: -torch.ones(len(clean)))
     monkeypatch.setattr(probe, "LOOKED", 2)
     monkeypatch.setattr(probe, "FOLDS", 2)
     monkeypatch.setattr(hardening, "BUDGETS", {"quick": SMALL})
@@ -48,7 +51,8 @@ def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> Non
     assert new.params == {"alone": True}
     assert new.tensors["prompt_k"].equal(sd1.encode(["a painting"]).states[0, : hardening.ROWS].half())
     rounds = done.record["rounds"]["van gogh"]
-    assert [one["tokens"] for one in rounds] == [1, 2] and done.record["budget"] == "quick"
+    assert [(one["tokens"], one["evades"]) for one in rounds] == [(1, False), (2, True)]
+    assert done.record["budget"] == "quick"
     again = hardening.harden(sd1, TASK, edits, "quick", Report())
     assert [edit.name for edit in again.edits] == [edit.name for edit in done.edits]
 
@@ -60,8 +64,8 @@ def test_what_was_found_joins_the_gate_only_if_it_is_the_concept(
     fit = probe.fit_gate
     monkeypatch.setattr(probe, "fit_gate", lambda c, o: fitted.append(len(c)) or fit(c, o))
     for drawn in (False, True):
-        fate = torch.full((SMALL.found,), drawn)
-        monkeypatch.setattr(hardening, "_fate", lambda *given, fate=fate: (fate, fate))
+        said = torch.full((SMALL.found,), 1.0 if drawn else -1.0)
+        monkeypatch.setattr(hardening.recognition, "rather", lambda *given, said=said: said)
         hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report())
     assert fitted == [4, 4, 4 + SMALL.found, 4 + 2 * SMALL.found]
 
@@ -73,24 +77,23 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
     seen = probe.watch(sd1, prompts, 0, Report(), "looking")
     gate = probe.fit_gate(seen, probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"))
 
-    carrier = Carrier.instead(sd1, prompts, lesson.names, 2)
+    carrier, evade = Carrier.instead(sd1, prompts, lesson.names, 2), 0.1
 
     def searched(steps: int) -> float:
-        size = replace(SMALL, steps=steps, batch=4, lr=0.05)
+        size = replace(SMALL, steps=steps, batch=4, lr=0.05, searches=((2, evade),))
         cond = hardening._search(sd1, carrier, lesson, prompts, seen, (), gate, size, 0, Report())
         x, t = seen.latents[0], int(seen.times[0])
         with torch.no_grad(), probe.looking(sd1) as looks:
             error = (sd1.predict(x, t, cond) - sd1.predict(x, t, sd1.encode(prompts))).pow(2).mean()
         margin = hardening.sight.scores(gate, looks[0], seen.times[:1].expand(4)) - gate.params["threshold"]
-        return float(error + SMALL.evade * hardening._shutting((), cond, margin))
+        return float(error + evade * hardening._shutting((), cond, margin))
 
     assert searched(12) < searched(0)
 
 
 def test_found_texts_get_a_gate_of_their_own(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     """What drew the concept with the text gates shut opens it; the concept's own prompts and the rest do not."""
-    fate = torch.ones(SMALL.found, dtype=torch.bool)
-    monkeypatch.setattr(hardening, "_fate", lambda *_: (fate, fate))
+    monkeypatch.setattr(hardening.recognition, "rather", lambda *_: torch.ones(SMALL.found))
     monkeypatch.setattr(hardening, "READ", 20)
     free = torch.randn(SMALL.found, 77, 32, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(hardening, "_search", lambda *_: replace(sd1.encode(["a"] * 4), states=wide(free)))
@@ -109,13 +112,26 @@ def wide(found: torch.Tensor) -> torch.Tensor:
     return found[[0, 1, 0, 1]]
 
 
-def test_what_came_through_is_the_concept_seen_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen early, seen in the end only, never; and seen by the half with the prompt alone."""
+def test_what_opens_late_came_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen early, seen in the end only, never; and seen early by the half with the prompt alone."""
     without = torch.tensor([[1.0, -1, -1, -1], [1, -1, -1, -1], [1, 1, -1, -1], [1, 1, -1, -1]])
     given = torch.tensor([[1.0, -1, -1, 1], [1, -1, -1, 1], [1, 1, -1, 1], [1, 1, -1, 1]])
     monkeypatch.setattr(probe, "looks", lambda *_: (given, without))
-    drawn, through = hardening._fate(None, None)  # type: ignore[arg-type]
-    assert drawn.tolist() == [True, True, False, False] and through.tolist() == [False, True, False, False]
+    seen = probe.Seen(given[..., None], without[..., None], torch.arange(4), torch.zeros(4, 4))
+    assert hardening._opened(None, seen).tolist() == [True, False, False, True]  # type: ignore[arg-type]
+
+
+def test_the_base_says_what_was_drawn(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures as they ended, against the prompts that were asked and those of the anchor."""
+    lesson, asked = next(iter(lessons.lessons(sd1, TASK))), []
+    prompts = lesson.prompts[:2]
+    found = probe.watch(sd1, prompts, 0, Report(), "looking", ends=True)
+    monkeypatch.setattr(hardening.recognition, "rather", lambda *given: asked.append(given) or torch.ones(2))
+    assert hardening._drawn(sd1, lesson, prompts, found, 7).all()
+    (_, ends, concept, anchor, seed), = asked
+    assert ends.equal(found.ends) and seed == 7
+    assert concept.states.equal(sd1.encode(prompts).states)
+    assert anchor.states.equal(sd1.encode(lesson.anchors[:2]).states)
 
 
 def opening(gate: Gate) -> Gate:

@@ -10,8 +10,10 @@ import torch
 
 from conceptzap.base import Base
 from conceptzap.report import Report
+from conceptzap.result import Settings
 from conceptzap.runtime import sight
 from conceptzap.runtime.attach import attached
+from conceptzap.runtime.sampler import denoise
 from conceptzap.training import probe
 from conceptzap.training.probe import Seen
 
@@ -65,11 +67,22 @@ def test_looks_at_the_first_steps_of_every_prompt(
     monkeypatch.setattr(probe, "ROWS", 2)
     prompts = some.ASKED
     found = probe.watch(replace(sd1, prediction=prediction), prompts, 0, Report(), "looking")
-    channels = sd1.unet.config.block_out_channels[0]
+    channels = sum(sd1.unet.config.block_out_channels)  # of the decoder's two blocks
     assert found.given.shape == found.without.shape == (probe.LOOKED, len(prompts), channels)
     assert found.latents.shape == (probe.LOOKED, len(prompts), *sd1.latent_shape)
     assert (found.times.diff() < 0).all() and found.latents[0].equal(sd1.noise(range(3)))
-    assert not found.given[0].equal(found.without[0])
+    assert not found.given[0].equal(found.without[0]) and found.ends is None
+
+
+def test_pictures_may_be_drawn_to_their_end(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "ROWS", 2)
+    early, whole = (probe.watch(sd1, some.ASKED, 0, Report(), "looking", ends=ends) for ends in (False, True))
+    settings = Settings(steps=probe.DENOISING, guidance=probe.GUIDANCE)
+    walk = denoise(sd1, sd1.encode(some.ASKED), sd1.unconditional(), settings, sd1.noise(range(3)))
+    *_, (_, last) = ((t, x.clone()) for t, x in walk)
+    assert some.far(whole.ends, last) < 1e-5
+    assert whole.given.equal(early.given) and whole.latents.equal(early.latents)
+    assert whole.rows([2]).joined(whole).ends is None and whole.joined(whole).ends.shape[0] == 6
 
 
 def test_looks_at_text_states_and_under_edits(sd1: Base) -> None:

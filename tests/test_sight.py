@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from threading import Thread
 
 import edits as some
 import pytest
 import torch
+from samples import header
 from torch import Tensor
 
 import conceptzap
+from conceptzap import format
 from conceptzap.base import Base, Cond
-from conceptzap.edit import Edit, Gate
-from conceptzap.errors import MismatchError, RefusedError, SilentEditError
+from conceptzap.edit import Edit, Erasure, Gate
+from conceptzap.errors import ConceptZapError, MismatchError, RefusedError, SilentEditError
 from conceptzap.runtime import gates, sight
 from conceptzap.runtime.attach import Attachment, attached, new_run
 from conceptzap.trust import canary
@@ -196,14 +199,50 @@ def test_a_probe_of_the_wrong_shape_is_refused(
         Attachment(sd1.unet, [some.tokens(sd1, gates=[gate])])
 
 
+@torch.no_grad()
+def test_it_may_look_at_several_modules_side_by_side(sd1: Base) -> None:
+    """In the order of the gate, whatever the order they run in; what it reads is each one's unit mean."""
+    paths, found = (some.MIDDLE, "unet.down_blocks.0"), {}
+    watch = [
+        sd1.module(path).register_forward_hook(lambda *given, path=path: found.update({path: given[-1]}))
+        for path in paths
+    ]
+    some.eps(sd1, PROMPTS)
+    for one in watch:
+        one.remove()
+    seen = torch.cat([sight.pooled(found[path]) for path in paths], -1)  # [rows, channels of both]
+    query = some.randn(1, seen.shape[-1], seed=3)
+    one = some.probe(query, torch.tensor([0.25]))
+    gate = Gate("sight", one.params | {"beside": list(paths[1:])}, one.tensors)
+    assert gate.modules == paths and some.tokens(sd1, gates=[gate]).modules[-2:] == paths
+    with sight.margins_seen() as margins:
+        some.eps(sd1, PROMPTS, [some.tokens(sd1, gates=[gate])])
+    assert torch.allclose(margins[0][0], (seen @ query[0]) - 0.25, atol=1e-5)
+
+
+def test_what_it_looks_at_is_kept_in_the_file_and_held_to_be_paths(sd1: Base, tmp_path: Path) -> None:
+    def saved(beside: object) -> Path:
+        one = some.always(sd1)
+        gate = Gate("sight", one.params | {"beside": beside}, one.tensors)
+        format.save(Erasure(header(), (some.tokens(sd1, gates=[gate]),)), tmp_path / "looks", True)
+        return tmp_path / "looks"
+
+    (edit,) = format.load(saved(["unet.down_blocks.0"])).edits
+    assert edit.gates[0].modules == (some.MIDDLE, "unet.down_blocks.0")
+    for wrong in (["../x"], [3], "unet.down_blocks.0"):
+        with pytest.raises(ConceptZapError, match="beside|module path"):
+            saved(wrong)
+
+
 def test_another_width_and_another_site_are_refused(sd1: Base) -> None:
     narrow = some.probe(torch.zeros(1, 3), torch.zeros(1))
     with pytest.raises(MismatchError, match="reads 3 channels"):
         some.eps(sd1, PROMPTS, [some.tokens(sd1, gates=[narrow])])
     gate = some.always(sd1)
-    gone = Gate("sight", gate.params | {"site": "unet.nothing"}, gate.tensors)
-    with pytest.raises(MismatchError, match="no module"):
-        Attachment(sd1.unet, [some.tokens(sd1, gates=[gone])])
+    for where in ({"site": "unet.nothing"}, {"beside": ["unet.nothing"]}):
+        gone = Gate("sight", gate.params | where, gate.tensors)
+        with pytest.raises(MismatchError, match="no module"):
+            Attachment(sd1.unet, [some.tokens(sd1, gates=[gone])])
     assert "unet" in sd1.fingerprint(Edit("tokens", (), {}, gates=(gate,)).modules)
 
 

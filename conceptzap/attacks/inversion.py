@@ -18,7 +18,7 @@ from torch import Tensor
 from conceptzap.evaluation.probes import seed_of
 from conceptzap.redteam import discrete, search
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.carrier import without
+from conceptzap.redteam.carrier import common, without
 from conceptzap.redteam.victim import EVADE, STRAIGHT, TRANSFER, Tensors, Victim
 from conceptzap.report import Report
 from conceptzap.training.carrier import Carrier, split
@@ -58,7 +58,7 @@ def _searched(
     victim: Victim, cfg: Config, form: str, taught: Carrier, asked: Carrier, clean: Tensor,
     aims: Tensor | None, report: Report,
 ) -> Iterator[Attempt]:  # fmt: skip
-    ids = discrete.begin(victim, 1, taught.free, _common(victim), taught.free)
+    ids = discrete.begin(victim, 1, taught.free, common(victim.base, victim.words), taught.free)
     start = {"v": discrete.joined(victim, ids)}  # [1, k, d]
 
     def loss(v: dict, generator: torch.Generator, step: int) -> Tensor:
@@ -110,19 +110,6 @@ def _aims(victim: Victim, cfg: Config, prompts: list[str], clean: Tensor, report
 
     about = ["inversion-aims", cfg.batch, cfg.pictures, total]
     return victim.once(about, make, TRANSFER)["eps"]
-
-
-def _common(victim: Victim) -> Tensor:
-    """Whole words to begin from, [vocabulary]: not those that are attacked."""
-    tokenizer = victim.base.tokenizers[0]
-    words = victim.base.vocabulary()
-    ids = [tokenizer(word, add_special_tokens=False).input_ids for word in words]
-    barred = {part for word in victim.words for part in word.casefold().split()}
-    usable = torch.zeros(len(tokenizer), dtype=torch.bool)
-    for word, found in zip(words, ids, strict=True):
-        if len(found) == 1 and word not in barred:
-            usable[found[0]] = True
-    return usable
 
 
 def _shown(victim: Victim) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 # safetensors name -> bytes an element; floats only, but for the masks of pruning
 DTYPES = {"F32": 4, "F16": 2, "BOOL": 1, "U8": 1}
 PACKED = {"bits"}  # slots that hold bytes, and no others do
+PATHS = {"beside"}  # parameters that list module paths; other lists are of whole numbers
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,13 @@ GATES = {
     ),
     # factor by linear interpolation over the timestep: values [times], or [times, sites] in their order
     "curve": Kind(_sets("times values")),
-    # open, for the rest of the run, from where q(t) . unit(mean of the site's output) - offset(t) is
-    # above the threshold at a t that is not below low; times [k], query [k, channels], offset [k]
+    # open, for the rest of the run, from where q(t) . u - offset(t) is above the threshold at a t that is
+    # not below low, u the unit means of the outputs of the site and of those beside it, joined;
+    # times [k], query [k, channels of all], offset [k]
     "sight": Kind(
         _sets("times query offset"),
         params={
-            "site": (str,), "threshold": (float,), "low": (int,),
+            "site": (str,), "beside": (list,), "threshold": (float,), "low": (int,),
             "false_open": (dict,), "false_shut": (dict,),
         },
         required=frozenset({"site", "threshold"}),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from conceptzap.edit import ROLES, BaseRef, Edit, Erasure, Gate, Header, Json, Raw
 from conceptzap.errors import FormatError, escape
-from conceptzap.format.schema import GATES, OPS, PACKED, PHI, PLAIN_PHI, Kind
+from conceptzap.format.schema import GATES, OPS, PACKED, PATHS, PHI, PLAIN_PHI, Kind
 from conceptzap.format.typed import (
     GET_AGAIN,
     NEWER,
@@ -212,8 +212,8 @@ def _params(value: Json, where: str, kind: Kind) -> dict[str, Json]:
             raise FormatError(f"{name} is not of type {wanted}", GET_AGAIN)
         if one not in kind.choices.get(key, (one,)):
             raise FormatError(f"{name} is {escape(one)!r}, which is unknown", NEWER)
-        for width in one if type(one) is list else ():
-            whole(width, name, 1, 2**20)
+        for item in one if type(one) is list else ():
+            _check_site(text(item, name), where) if key in PATHS else whole(item, name, 1, 2**20)
         if type(one) in (int, float):
             number(one, name, *kind.ranges.get(key, (-LARGEST, LARGEST)))
     asked = [more for (key, word), more in kind.needs.items() if params.get(key) == word]

@@ -21,6 +21,17 @@ def allowed(base: Base, words: Sequence[str]) -> Tensor:
     return torch.tensor([number not in barred for number in range(len(tokenizer))])
 
 
+def common(base: Base, words: Sequence[str]) -> Tensor:
+    """Whole words that a search may begin from, [vocabulary]: none of these."""
+    tokenizer, barred = base.tokenizers[0], {part for word in words for part in word.casefold().split()}
+    usable = torch.zeros(len(tokenizer), dtype=torch.bool)
+    for word in base.vocabulary():
+        found = ids_of(base, word)
+        if len(found) == 1 and word not in barred:
+            usable[found[0]] = True
+    return usable
+
+
 def without(base: Base, prompt: str, words: Sequence[str]) -> str:
     """The prompt with the first of the words that it has left out."""
     return base.tokenizers[0].decode(replaced(base, prompt, words, []), skip_special_tokens=True)

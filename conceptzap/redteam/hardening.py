@@ -2,19 +2,19 @@
 
 Behind the gate the anchor's states stand in place of the text's (`alone` rows at every
 cross-attention), so that nothing behind it has to recognise the text. A round searches, as textual
-inversion does (Gal et al. 2022), for free tokens v in place of the concept's name, with the
-embeddings moved by gradients through the text encoder and the erased UNet:
+inversion does (Gal et al. 2022), for free tokens v in place of the concept's name, begun from words at
+random, with the embeddings moved by gradients through the text encoder and the erased UNet:
 
     min_v || eps(x_t, t, c(v); edits) - eps_base(x_t, t, c) ||^2 + w sum_g relu(margin_g + slack)
 
 x_t the base's own latents on the way to pictures of the concept c, g all gates: the text's, and the
-one that looks. What it finds is drawn from noise and looked at. It is the concept where the
-unconditional half, which knows nothing of the text, shows it at the last look; and it came through
-where no look of the first half had opened the gate by then. What is the concept joins the gate's
-pictures of it, and the gate is fitted again (STEREO's rounds, Srivatsan et al. 2025, with a probe in
-place of the weights). Text states that drew the concept with every text gate shut get a `match` gate
-of their own, in front of the same rows. When every number of tokens has found nothing new, that is the
-end.
+one that looks; w is 0 in the first rounds, which only have to draw. What it finds is drawn from noise.
+It is the concept where the base itself says so (`training/recognition.py`), for the gate cannot tell
+what it does not see; and it came through where no look of the first half had opened the gate. What is
+the concept joins the gate's pictures of it, and the gate is fitted again (STEREO's rounds, Srivatsan et
+al. 2025, with a probe in place of the weights). Text states that drew the concept with every text gate
+shut get a `match` gate of their own, in front of the same rows. When every search in turn has found
+nothing new, that is the end.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from torch import Tensor, nn
 
 from conceptzap.base import CROSS, Base, Cond
 from conceptzap.edit import Edit, Gate, Json
+from conceptzap.redteam.carrier import common
 from conceptzap.report import Report
 from conceptzap.runtime import gates, sight, texts
 from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
-from conceptzap.training import detector, lessons, objectives, probe
+from conceptzap.training import detector, lessons, objectives, probe, recognition
 from conceptzap.training.carrier import Carrier, split, tables
 from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
 from conceptzap.training.states import States
 
 ROWS = 8  # the anchor's states that stand in place of the text
-NUDGE = 0.3  # of the embeddings' deviation, by which a search begins beside the name
 READ = 400  # prompts that stay, by which a gate for texts that were found is fitted
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
 
@@ -47,23 +47,25 @@ Read = tuple[Cond, Tensor]  # one text's states and its token ids [length]
 
 @dataclass(frozen=True)
 class Budget:
-    """How thoroughly: pictures that are looked at, rounds, steps of each search, tokens in turn."""
+    """How thoroughly: pictures that are looked at, rounds, steps of each search, and these in turn.
+
+    `searches`: free tokens, and the weight of the gates' margins.
+    """
 
     concept: int
     others: int
     erased: int
     rounds: int
     steps: int
-    tokens: tuple[int, ...]
+    searches: tuple[tuple[int, float], ...] = ((1, 0.0), (4, 0.0), (4, 0.3), (1, 0.3))
     batch: int = 6
     lr: float = 0.03
-    found: int = 8  # prompts that what was found is watched in
-    evade: float = 0.1
+    found: int = 12  # prompts that what was found is watched in
 
 
 BUDGETS = {
-    "quick": Budget(concept=24, others=256, erased=8, rounds=2, steps=50, tokens=(1, 4)),
-    "full": Budget(concept=64, others=512, erased=32, rounds=10, steps=100, tokens=(1, 4, 1, 2)),
+    "quick": Budget(concept=24, others=256, erased=8, rounds=4, steps=40),
+    "full": Budget(concept=64, others=512, erased=32, rounds=24, steps=80),
 }
 
 
@@ -104,22 +106,25 @@ def _hardened(
     read: list[Read] = []
     # 2. attack, look, fit again
     for number in range(size.rounds):
-        free = size.tokens[number % len(size.tokens)]
+        free, evade = size.searches[number % len(size.searches)]
         carrier = Carrier.instead(acting, prompts, lesson.names, free)
         cond = _search(base, carrier, lesson, prompts, concept, edits, gate, size, number, report)
-        found = probe.watch(acting, cond[list(range(size.found))], seed + 3000 + 100 * number, report,
-                            "looking at what was found", edits)  # fmt: skip
-        drawn, through = _fate(gate, found)
+        few = list(range(min(size.found, len(prompts))))
+        found = probe.watch(acting, cond[few], seed + 3000 + 100 * number, report,
+                            "looking at what was found", edits, ends=True)  # fmt: skip
+        drawn = _drawn(base, lesson, [prompts[i] for i in few], found, seed + number)
+        through = drawn & ~_opened(gate, found)
         rounds.append({
-            "tokens": free, "drawn": round(float(drawn.float().mean()), 3),
+            "tokens": free, "evades": evade > 0, "drawn": round(float(drawn.float().mean()), 3),
             "through": round(float(through.float().mean()), 3), "n": len(found),
         })  # fmt: skip
         idle = 0 if through.any() else idle + 1
         if drawn.any():
             concept = concept.joined(found.rows(drawn))
             read += _unread(carrier, cond, drawn, edits)
-            gate = min(gate, probe.fit_gate(concept, others), key=lambda one: _missed(one, concept))
-        if idle == len(set(size.tokens)):
+            fitted = probe.fit_gate(concept, others)
+            gate = min(gate, fitted, key=lambda one: int((~_opened(one, concept)).sum()))
+        if idle == len(size.searches):
             break
     text = [_reader(acting, lesson, read, report)] if read else []
     return [_stand_in(base, lesson, one) for one in (gate, *text)], rounds
@@ -148,17 +153,16 @@ def _reader(base: Base, lesson: Lesson, read: Sequence[Read], report: Report) ->
     return detector.fit_gate(states, yes, shut, report.seed, report=report)
 
 
-def _fate(gate: Gate, found: Seen) -> tuple[Tensor, Tensor]:
-    """Which of n pictures show the concept in the end, and which of these came half way unseen: [n] each."""
-    given, without = probe.looks(gate, found)  # [steps, n]
-    early = torch.maximum(given, without)[: len(given) // 2] > 0
-    drawn = without[-1] > 0
-    return drawn, drawn & ~early.any(0)
+def _drawn(base: Base, lesson: Lesson, prompts: Sequence[str], found: Seen, seed: int) -> Tensor:
+    """Which of the pictures that were found instead of these prompts' show the concept, [n]."""
+    anchors = {pair.concept: pair.anchor for pair in lesson.pairs}
+    asked = base.encode(prompts), base.encode([anchors[prompt] for prompt in prompts])
+    return recognition.rather(base, found.ends, *asked, seed) > 0
 
 
-def _missed(gate: Gate, concept: Seen) -> int:
-    """Pictures of the concept that came half way unseen."""
-    return int((torch.maximum(*probe.looks(gate, concept))[: len(concept.times) // 2] <= 0).all(0).sum())
+def _opened(gate: Gate, seen: Seen) -> Tensor:
+    """For which of n pictures the gate opens in the first half of its looks, [n]."""
+    return (torch.maximum(*probe.looks(gate, seen))[: len(seen.times) // 2] > 0).any(0)
 
 
 def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:
@@ -178,7 +182,7 @@ def _search(
 
     Text gates have a straight-through gradient: where they are shut, the concept is drawn.
     """
-    asked = base.encode(list(prompts))
+    asked, (_, evade) = base.encode(list(prompts)), size.searches[number % len(size.searches)]
     generator = torch.Generator().manual_seed(report.seed * 7919 + number)
     v = nn.Parameter(_start(base, lesson, carrier.free, generator))
     adam = torch.optim.Adam([v], lr=size.lr, foreach=False, fused=False)
@@ -194,7 +198,7 @@ def _search(
             with gates.straight_through(), attached(base, edits), probe.looking(base) as looks:
                 error = (base.predict(x, t, cond) - target).pow(2).mean()
             margin = sight.scores(gate, looks[0], t.float().cpu()) - gate.params["threshold"]
-            loss = error + size.evade * _shutting(edits, cond, margin)
+            loss = error + (evade * _shutting(edits, cond, margin) if evade else 0)
             adam.zero_grad()
             torch.autograd.backward(loss, inputs=[v])
         adam.step()
@@ -203,15 +207,10 @@ def _search(
 
 
 def _start(base: Base, lesson: Lesson, free: int, generator: torch.Generator) -> Tensor:
-    """The name's own embeddings, all encoders' side by side, a little moved: [1, free, d].
-
-    From there the search has only to leave the gates; from words at random it hardly arrives.
-    """
-    ids = base.tokenizers[0](lesson.concept, add_special_tokens=False).input_ids
-    ids = (ids * free)[-free:]
+    """Embeddings of words at random, all encoders' side by side: [1, free, d]."""
+    words = common(base, lesson.names).nonzero()[:, 0]
     joined = torch.cat(tables(base), -1)  # [vocabulary, d]
-    noise = torch.randn((1, free, joined.shape[1]), generator=generator).to(joined)
-    return joined[ids][None] + NUDGE * joined.std() * noise
+    return joined[words[torch.randint(len(words), (1, free), generator=generator)]].clone()
 
 
 def _shutting(edits: Sequence[Edit], cond: Cond, looks: Tensor) -> Tensor:

@@ -236,7 +236,8 @@ def _check_gates(unet: nn.Module, edit: Edit, seen: set[str]) -> None:
             continue
         if gate.kind == gates.SIGHT:
             sight.check(gate)
-            find_module(unet, gate.params["site"])
+            for path in gate.modules:
+                find_module(unet, path)
         else:
             gates.check(gate, unet.config.cross_attention_dim)
         seen.add(gate.name)

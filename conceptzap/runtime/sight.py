@@ -1,7 +1,7 @@
-"""Gates that look at the picture: linear probes on what one module of the UNet makes of each row.
+"""Gates that look at the picture: linear probes on what some modules of the UNet make of each row.
 
-score = q(t) . u - offset(t), u the mean of the module's output over all positions, at unit length;
-q and offset are linear between the gate's times and constant beyond them. Where the score is above
+score = q(t) . u - offset(t), u the mean of a module's output over all positions, at unit length,
+those of several modules side by side; q and offset are linear between the gate's times and constant beyond them. Where the score is above
 the threshold the gate opens, in that very call, which is then made again under the edits behind it;
 and it stays open for that row until its denoising run is over. So the text may be anything: what
 counts is what the UNet is about to draw.
@@ -81,7 +81,7 @@ def scores(gate: Gate, seen: Tensor, times: Tensor) -> Tensor:
     query, offset = (gate.tensors[slot].float() for slot in ("query", "offset"))
     if seen.shape[-1] != query.shape[-1]:
         raise MismatchError(
-            f"a 'sight' gate reads {query.shape[-1]} channels, {gate.params['site']} has {seen.shape[-1]}",
+            f"a 'sight' gate reads {query.shape[-1]} channels, {' and '.join(gate.modules)} have {seen.shape[-1]}",
             "the erasure was made for another architecture",
         )
     known = gate.tensors["times"].float()
@@ -102,7 +102,7 @@ class Sight:
 
     def __init__(self, gates: Sequence[Gate]) -> None:
         self.gates = tuple(gates)
-        self.sites = tuple(dict.fromkeys(gate.params["site"] for gate in gates))
+        self.sites = tuple(dict.fromkeys(path for gate in gates for path in gate.modules))
         self._low = torch.tensor([[float(gate.params.get("low", 0))] for gate in gates])  # [gates, 1]
         self._thresholds = [gate.params["threshold"] for gate in gates]
         self._runs: dict[int, Run] = {}
@@ -160,7 +160,7 @@ class Sight:
             if len(seen.get(site, ())) != len(times):
                 raise SilentEditError(f"{site} did not run, so no gate could look at the picture", SKIPPED)
         found = [
-            scores(gate, seen[gate.params["site"]], times) - threshold
+            scores(gate, torch.cat([seen[path] for path in gate.modules], -1), times) - threshold
             for gate, threshold in zip(self.gates, self._thresholds, strict=True)
         ]
         margins = torch.stack(found)  # [gates, rows]

@@ -1,14 +1,14 @@
 """Learn and calibrate the `sight` gate: does what the UNet is about to draw show the concept?
 
-One linear probe a step, by ridge regression on the mean of the second up block's outputs (see
-`runtime.sight`), between pictures of the concept and pictures of everything else, both on the way
-from noise as the base draws them. On the demo the middle block tells a prompt apart as well, but not
-the picture without its prompt: there, from t = 700 on, the up block sees a style in the unconditional
-half alone, which no text can mislead. So each step has a threshold of its own: one picture that is
-doubtful early on must not dull the looks that come later.
+One linear probe a step, by ridge regression on the means of the outputs of the decoder's first two
+blocks side by side (see `runtime.sight`), between pictures of the concept and pictures of everything
+else, both on the way from noise. On the built-in checkpoint the second sees a style, from t = 700 on in the
+unconditional half alone, which no text can mislead, but takes a house with a steeple for a house; the
+first is the other way round, and together they tell both. Each step has a threshold of its own: one
+picture that is doubtful early on must not dull the looks that come later.
 
 Contract: `watch` draws the first steps of some prompts, or of given text states, and returns what
-the block made of them; `fit_gate` takes what was seen with and without the concept. Both halves of
+the blocks made of them; `fit_gate` takes what was seen with and without the concept. Both halves of
 guidance count: what opens in one opens the picture. Thresholds stand between the classes by scores
 of probes that had not seen the picture (`FOLDS` parts in turn), which also give both error rates; and
 above all that must stay shut, for the text gates are there, too.
@@ -19,9 +19,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit, Gate, Json
@@ -32,36 +34,41 @@ from conceptzap.runtime.sampler import denoise
 from conceptzap.runtime.sight import pooled, scores
 from conceptzap.training import memory
 
-SITE = "unet.up_blocks.1"
+SITES = ("unet.up_blocks.0", "unet.up_blocks.1")
 DENOISING, LOOKED = 10, 8  # steps of a walk, and how many of them are looked at: down to t = 201
 GUIDANCE = 4.0
 ROWS = 16  # pictures watched together, where they fit
 RIDGE = 0.1  # of the mean variance of a channel
 FOLDS = 4
 SAFETY = 0.2  # where between the two classes a step's threshold stands; attacks came close below .35
-MARGIN = 0.02  # above what must stay shut, where the classes overlap
+MARGIN = 0.1  # above what must stay shut, at least
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the block made of n pictures on their way.
+    """What the blocks made of n pictures on their way.
 
     `given` [steps, n, channels] of the rows with the prompt, `without` of the unconditional ones;
-    `times` [steps], falling. `latents` [steps, n, c, h, w] before each call, on the CPU.
+    `times` [steps], falling. `latents` [steps, n, c, h, w] before each call and, of pictures that were drawn to
+    their end, `ends` [n, c, h, w], on the CPU.
     """
 
     given: Tensor
     without: Tensor
     times: Tensor
     latents: Tensor
+    ends: Tensor | None = None
 
     def joined(self, *others: Seen) -> Seen:
         """These pictures and others that were looked at in the same steps."""
+        every = (self, *others)
         parts = {
-            name: torch.cat([getattr(one, name) for one in (self, *others)], 1)
+            name: torch.cat([getattr(one, name) for one in every], 1)
             for name in ("given", "without", "latents")
         }
-        return Seen(times=self.times, **parts)
+        drawn = [one.ends for one in every if one.ends is not None]
+        ends = torch.cat(drawn) if len(drawn) == len(every) else None
+        return Seen(times=self.times, ends=ends, **parts)
 
     def rows(self, chosen: Tensor | list[int]) -> Seen:
         return Seen(self.given[:, chosen], self.without[:, chosen], self.times, self.latents[:, chosen])
@@ -77,13 +84,17 @@ def watch(
     report: Report,
     label: str,
     edits: Sequence[Edit] = (),
+    ends: bool = False,
 ) -> Seen:
-    """The first steps of prompts, or of n text states, under the edits; picture i has the noise seed + i."""
+    """The first steps of prompts, or of n text states, under the edits; picture i has the noise seed + i.
+
+    With `ends` the pictures are drawn to their end.
+    """
     rows = memory.rows_that_fit(base, 2 * ROWS) // 2
 
     def look(chunk: slice) -> Seen:
         cond = asked[chunk] if isinstance(asked, Cond) else base.encode(list(asked[chunk]))
-        return _walked(base, cond, range(seed + chunk.start, seed + chunk.stop), edits)
+        return _walked(base, cond, range(seed + chunk.start, seed + chunk.stop), edits, ends)
 
     chunks = memory.in_chunks(len(asked), max(1, rows), look)
     parts = list(report.count(chunks, -(-len(asked) // max(1, rows)), label))
@@ -92,25 +103,34 @@ def watch(
 
 @contextmanager
 def looking(base: Base) -> Iterator[list[Tensor]]:
-    """What a gate would look at in each call of the block, [rows, channels]; gradients flow."""
+    """What a gate would look at in each call of the blocks, [rows, channels]; gradients flow."""
     outputs: list[Tensor] = []
-    hook = base.module(SITE).register_forward_hook(lambda *given: outputs.append(pooled(given[-1])))
+
+    def first(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(pooled(output))
+
+    def more(module: nn.Module, args: Any, output: Any) -> None:
+        outputs[-1] = torch.cat([outputs[-1], pooled(output)], -1)
+
+    hooks = [base.module(site).register_forward_hook(more if n else first) for n, site in enumerate(SITES)]
     try:
         yield outputs
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()
-def _walked(base: Base, cond: Cond, seeds: range, edits: Sequence[Edit]) -> Seen:
+def _walked(base: Base, cond: Cond, seeds: range, edits: Sequence[Edit], ends: bool) -> Seen:
     settings, uncond = Settings(steps=DENOISING, guidance=GUIDANCE), base.unconditional()
     with attached(base, edits), looking(base) as outputs:
         walk = denoise(base, cond, uncond, settings, base.noise(seeds))
         # the call of a step is made when the next one is asked for
-        steps = [(t, x.cpu()) for _, (t, x) in zip(range(LOOKED + 1), walk, strict=False)][:LOOKED]
+        steps = [(t, x.cpu()) for t, x in islice(walk, None if ends else LOOKED + 1)]
     halves = torch.stack(outputs[:LOOKED]).cpu().unflatten(1, (2, -1))  # [steps, 2, n, channels]
-    times = torch.tensor([t for t, _ in steps], dtype=torch.float32)
-    return Seen(halves[:, 1], halves[:, 0], times, torch.stack([x for _, x in steps]))
+    times = torch.tensor([t for t, _ in steps[:LOOKED]], dtype=torch.float32)
+    latents = torch.stack([x for _, x in steps[:LOOKED]])
+    return Seen(halves[:, 1], halves[:, 0], times, latents, steps[-1][1] if ends else None)
 
 
 def fit_gate(concept: Seen, others: Seen) -> Gate:
@@ -129,7 +149,7 @@ def fit_gate(concept: Seen, others: Seen) -> Gate:
         "times": concept.times[rising], "query": query[rising].half(), "offset": offset[rising].float(),
     }  # fmt: skip
     params = {
-        "site": SITE, "threshold": 0.0, "low": int(concept.times.min()),
+        "site": SITES[0], "beside": list(SITES[1:]), "threshold": 0.0, "low": int(concept.times.min()),
         "false_open": _rate(no.amax(0) > 0), "false_shut": _rate(yes.amax(0) <= 0),
     }  # fmt: skip
     return Gate("sight", params, tensors)
