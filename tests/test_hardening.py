@@ -17,9 +17,8 @@ from conceptzap.base import Base
 from conceptzap.edit import Gate
 from conceptzap.errors import UsageError
 from conceptzap.redteam import hardening
-from conceptzap.redteam.hardening import Budget
+from conceptzap.redteam.hardening import Budget, Search
 from conceptzap.report import Report
-from conceptzap.runtime import gates
 from conceptzap.task import Task
 from conceptzap.training import lessons, probe
 from conceptzap.training.carrier import Carrier
@@ -29,7 +28,7 @@ from conceptzap.verbs import hardening as verb
 
 TASK = Task(("van gogh",), ("painting",), ("monet", "cat"), ("style",))
 SMALL = Budget(
-    concept=4, others=8, erased=2, rounds=2, steps=2, searches=((1, 0.0), (2, 0.3)), batch=2, found=2
+    concept=4, others=8, erased=2, rounds=2, steps=2, searches=(Search(1), Search(2, 0.3, True)), batch=2, found=2
 )
 
 
@@ -51,7 +50,8 @@ def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> Non
     assert new.params == {"alone": True}
     assert new.tensors["prompt_k"].equal(sd1.encode(["a painting"]).states[0, : hardening.ROWS].half())
     rounds = done.record["rounds"]["van gogh"]
-    assert [(one["tokens"], one["evades"]) for one in rounds] == [(1, False), (2, True)]
+    told = [(one["tokens"], one["before"], one["evades"]) for one in rounds]
+    assert told == [(1, False, False), (2, True, True)]
     assert done.record["budget"] == "quick"
     again = hardening.harden(sd1, TASK, edits, "quick", Report())
     assert [edit.name for edit in again.edits] == [edit.name for edit in done.edits]
@@ -80,7 +80,7 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
     carrier, evade = Carrier.instead(sd1, prompts, lesson.names, 2), 0.1
 
     def searched(steps: int) -> float:
-        size = replace(SMALL, steps=steps, batch=4, lr=0.05, searches=((2, evade),))
+        size = replace(SMALL, steps=steps, batch=4, lr=0.05, searches=(Search(2, evade),))
         cond = hardening._search(sd1, carrier, lesson, prompts, seen, (), gate, size, 0, Report())
         x, t = seen.latents[0], int(seen.times[0])
         with torch.no_grad(), probe.looking(sd1) as looks:
@@ -89,27 +89,6 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
         return float(error + evade * hardening._shutting((), cond, margin))
 
     assert searched(12) < searched(0)
-
-
-def test_found_texts_get_a_gate_of_their_own(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What drew the concept with the text gates shut opens it; the concept's own prompts and the rest do not."""
-    monkeypatch.setattr(hardening.recognition, "rather", lambda *_: torch.ones(SMALL.found))
-    monkeypatch.setattr(hardening, "READ", 20)
-    free = torch.randn(SMALL.found, 77, 32, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(hardening, "_search", lambda *_: replace(sd1.encode(["a"] * 4), states=wide(free)))
-    shut = [replace(gate, params=gate.params | {"threshold": 100.0}) for gate in some.eraser(sd1)[0].gates]
-    edits = [replace(edit, gates=tuple(shut)) for edit in some.eraser(sd1)]
-    *_, looks, reads = hardening.harden(sd1, TASK, edits, "quick", Report()).edits
-    assert [gate.kind for gate in (*looks.gates, *reads.gates)] == ["sight", "match"]
-    assert looks.tensors["prompt_k"].equal(reads.tensors["prompt_k"]) and reads.params == {"alone": True}
-    gate, = reads.gates
-    assert (gates.margins(gate, wide(free)) > 0).all()
-    assert (gates.margins(gate, sd1.encode(["van gogh", "a painting", "a cat", ""]).states) <= 0).all()
-
-
-def wide(found: torch.Tensor) -> torch.Tensor:
-    """As many rows as a search asks for."""
-    return found[[0, 1, 0, 1]]
 
 
 def test_what_opens_late_came_through(monkeypatch: pytest.MonkeyPatch) -> None:

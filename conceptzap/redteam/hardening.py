@@ -12,9 +12,8 @@ one that looks; w is 0 in the first rounds, which only have to draw. What it fin
 It is the concept where the base itself says so (`training/recognition.py`), for the gate cannot tell
 what it does not see; and it came through where no look of the first half had opened the gate. What is
 the concept joins the gate's pictures of it, and the gate is fitted again (STEREO's rounds, Srivatsan et
-al. 2025, with a probe in place of the weights). Text states that drew the concept with every text gate
-shut get a `match` gate of their own, in front of the same rows. When every search in turn has found
-nothing new, that is the end.
+al. 2025, with a probe in place of the weights). A search may also put the tokens in front of the name,
+as UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end.
 """
 
 from __future__ import annotations
@@ -32,40 +31,50 @@ from conceptzap.report import Report
 from conceptzap.runtime import gates, sight, texts
 from conceptzap.runtime.attach import attached
 from conceptzap.task import Task
-from conceptzap.training import detector, lessons, objectives, probe, recognition
+from conceptzap.training import lessons, objectives, probe, recognition
 from conceptzap.training.carrier import Carrier, split, tables
 from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
-from conceptzap.training.states import States
 
 ROWS = 8  # the anchor's states that stand in place of the text
-READ = 400  # prompts that stay, by which a gate for texts that were found is fitted
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
 
-Read = tuple[Cond, Tensor]  # one text's states and its token ids [length]
+
+@dataclass(frozen=True)
+class Search:
+    """`free` tokens in place of the concept's name, or `before` it; `evade`: weight of the gates' margins."""
+
+    free: int
+    evade: float = 0.0
+    before: bool = False
+
+    def carrier(self, base: Base, prompts: Sequence[str], names: Sequence[str]) -> Carrier:
+        if self.before:
+            return Carrier.before(base, prompts, self.free)
+        return Carrier.instead(base, prompts, names, self.free)
+
+
+SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, before=True), Search(1, 0.3))
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How thoroughly: pictures that are looked at, rounds, steps of each search, and these in turn.
-
-    `searches`: free tokens, and the weight of the gates' margins.
-    """
+    """How thoroughly: pictures that are looked at, rounds, steps of each search, and searches in turn."""
 
     concept: int
     others: int
     erased: int
     rounds: int
     steps: int
-    searches: tuple[tuple[int, float], ...] = ((1, 0.0), (4, 0.0), (4, 0.3), (1, 0.3))
+    searches: tuple[Search, ...] = SEARCHES
     batch: int = 6
     lr: float = 0.03
     found: int = 12  # prompts that what was found is watched in
 
 
 BUDGETS = {
-    "quick": Budget(concept=24, others=256, erased=8, rounds=4, steps=40),
-    "full": Budget(concept=64, others=512, erased=32, rounds=24, steps=80),
+    "quick": Budget(concept=24, others=256, erased=8, rounds=5, steps=40),
+    "full": Budget(concept=64, others=512, erased=32, rounds=25, steps=80),
 }
 
 
@@ -103,11 +112,10 @@ def _hardened(
     gone = prompts[: size.erased]
     others = others.joined(probe.watch(acting, gone, seed + 2000, report, "looking at what is erased", edits))
     gate, rounds, idle = probe.fit_gate(concept, others), [], 0
-    read: list[Read] = []
     # 2. attack, look, fit again
     for number in range(size.rounds):
-        free, evade = size.searches[number % len(size.searches)]
-        carrier = Carrier.instead(acting, prompts, lesson.names, free)
+        search = size.searches[number % len(size.searches)]
+        carrier = search.carrier(acting, prompts, lesson.names)
         cond = _search(base, carrier, lesson, prompts, concept, edits, gate, size, number, report)
         few = list(range(min(size.found, len(prompts))))
         found = probe.watch(acting, cond[few], seed + 3000 + 100 * number, report,
@@ -115,42 +123,18 @@ def _hardened(
         drawn = _drawn(base, lesson, [prompts[i] for i in few], found, seed + number)
         through = drawn & ~_opened(gate, found)
         rounds.append({
-            "tokens": free, "evades": evade > 0, "drawn": round(float(drawn.float().mean()), 3),
-            "through": round(float(through.float().mean()), 3), "n": len(found),
+            "tokens": search.free, "before": search.before, "evades": search.evade > 0, "n": len(found),
+            "drawn": round(float(drawn.float().mean()), 3),
+            "through": round(float(through.float().mean()), 3),
         })  # fmt: skip
         idle = 0 if through.any() else idle + 1
         if drawn.any():
             concept = concept.joined(found.rows(drawn))
-            read += _unread(carrier, cond, drawn, edits)
             fitted = probe.fit_gate(concept, others)
             gate = min(gate, fitted, key=lambda one: int((~_opened(one, concept)).sum()))
         if idle == len(size.searches):
             break
-    text = [_reader(acting, lesson, read, report)] if read else []
-    return [_stand_in(base, lesson, one) for one in (gate, *text)], rounds
-
-
-def _unread(carrier: Carrier, cond: Cond, drawn: Tensor, edits: Sequence[Edit]) -> list[Read]:
-    """Of the first found texts those that drew the concept with every text gate shut."""
-    rows = drawn.nonzero()[:, 0].tolist()
-    shut = torch.ones(len(rows), dtype=torch.bool)
-    for gate in _text_gates(edits):
-        shut &= (gates.margins(gate, cond[rows].states) <= 0).cpu()
-    return [(cond[row], carrier.ids[0][row]) for row, safe in zip(rows, shut.tolist(), strict=True) if safe]
-
-
-def _reader(base: Base, lesson: Lesson, read: Sequence[Read], report: Report) -> Gate:
-    """A `match` gate that opens for texts that were found, and for nothing else.
-
-    Nor for the concept's own prompts, which the other edits answer: these keep the rest of the picture.
-    """
-    names = [f"found {number}" for number in range(len(read))]
-    shut = list(dict.fromkeys(["", *lesson.prompts, *lesson.anchors, *lesson.kept(READ)]))
-    conds, ids = zip(*read, strict=True)
-    end = base.tokenizers[0].eos_token_id
-    states = States.of(base, shut, report).joined(names, Cond.cat(list(conds)), torch.stack(ids), end)
-    yes = [name for name in names for _ in range(2)]  # in both halves: what fits, and what calibrates
-    return detector.fit_gate(states, yes, shut, report.seed, report=report)
+    return [_stand_in(base, lesson, gate)], rounds
 
 
 def _drawn(base: Base, lesson: Lesson, prompts: Sequence[str], found: Seen, seed: int) -> Tensor:
@@ -182,7 +166,7 @@ def _search(
 
     Text gates have a straight-through gradient: where they are shut, the concept is drawn.
     """
-    asked, (_, evade) = base.encode(list(prompts)), size.searches[number % len(size.searches)]
+    asked, evade = base.encode(list(prompts)), size.searches[number % len(size.searches)].evade
     generator = torch.Generator().manual_seed(report.seed * 7919 + number)
     v = nn.Parameter(_start(base, lesson, carrier.free, generator))
     adam = torch.optim.Adam([v], lr=size.lr, foreach=False, fused=False)

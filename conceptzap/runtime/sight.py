@@ -1,9 +1,9 @@
 """Gates that look at the picture: linear probes on what some modules of the UNet make of each row.
 
 score = q(t) . u - offset(t), u the mean of a module's output over all positions, at unit length,
-those of several modules side by side; q and offset are linear between the gate's times and constant beyond them. Where the score is above
-the threshold the gate opens, in that very call, which is then made again under the edits behind it;
-and it stays open for that row until its denoising run is over. So the text may be anything: what
+those of several modules side by side; q and offset are linear between the gate's times and constant
+beyond them. Where the score is above the threshold the gate opens, in that very call, which is then
+made again under the edits behind it; and it stays open for that row until its denoising run is over. So the text may be anything: what
 counts is what the UNet is about to draw.
 
 A run of a row is over when its timestep rises, when a call has another number of rows, or when the
@@ -81,7 +81,8 @@ def scores(gate: Gate, seen: Tensor, times: Tensor) -> Tensor:
     query, offset = (gate.tensors[slot].float() for slot in ("query", "offset"))
     if seen.shape[-1] != query.shape[-1]:
         raise MismatchError(
-            f"a 'sight' gate reads {query.shape[-1]} channels, {' and '.join(gate.modules)} have {seen.shape[-1]}",
+            f"a 'sight' gate reads {query.shape[-1]} channels, of {' and '.join(gate.modules)} it is given "
+            f"{seen.shape[-1]}",
             "the erasure was made for another architecture",
         )
     known = gate.tensors["times"].float()

@@ -49,8 +49,8 @@ class Seen:
     """What the blocks made of n pictures on their way.
 
     `given` [steps, n, channels] of the rows with the prompt, `without` of the unconditional ones;
-    `times` [steps], falling. `latents` [steps, n, c, h, w] before each call and, of pictures that were drawn to
-    their end, `ends` [n, c, h, w], on the CPU.
+    `times` [steps], falling. `latents` [steps, n, c, h, w] before each call and, of pictures that were drawn
+    to their end, `ends` [n, c, h, w], on the CPU.
     """
 
     given: Tensor

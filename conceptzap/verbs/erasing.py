@@ -239,28 +239,9 @@ def _hardened(
     plan: ErasePlan, base: Base, task: Task, edits: Sequence[Edit], work: Work
 ) -> tuple[list[Edit], dict[str, Json]]:
     """The edits with those behind gates that look at the picture, and how they stood the attacks."""
-    done = attacked(base, task, _of(edits, "erase"), plan.harden, work)
+    done = hardening.harden(base, task, _of(edits, "erase"), plan.harden, work)
     keys = [edit for edit in edits if edit.role != "erase"]
     return [*map(plain, done.edits), *keys], done.record
-
-
-def attacked(
-    base: Base, task: Task, edits: Sequence[Edit], budget: str, report: Report
-) -> hardening.Hardened:
-    """What hardening makes of edits, but for what no prompt opens: nothing could test it.
-
-    Gates for texts that were found may be so narrow; those that look at the picture open by themselves.
-    """
-    done, asked = hardening.harden(base, task, edits, budget, report), _asked(task)
-    narrow = [edit for edit in done.edits if edit not in edits and _by_text(edit)]
-    idle = [edit for edit in narrow if _opening(base, [edit], asked) is None]
-    if idle:
-        report.note("texts that were found are left out: no prompt opens their gate, nothing could test it")
-    return dataclasses.replace(done, edits=tuple(edit for edit in done.edits if edit not in idle))
-
-
-def _by_text(edit: Edit) -> bool:
-    return all(gate.kind != SIGHT for gate in edit.gates)
 
 
 def _of(edits: Sequence[Edit], role: str) -> tuple[Edit, ...]:
@@ -365,7 +346,7 @@ def _wordings(concept: str, anchor: str | None, kind: str) -> list[wordings.Pair
 
 def _opening(base: Base, edits: Sequence[Edit], asked: Sequence[str]) -> str | None:
     """The first of some prompts for which the gates of all the edits open."""
-    if not all(map(_by_text, edits)):
+    if any(gate.kind == SIGHT for edit in edits for gate in edit.gates):
         return next((text for text in asked if len(canary.acting(base, edits, text)) == len(edits)), None)
     starts = (0, *range(1, len(asked), TOGETHER))  # most often it is the very first
     for start, stop in zip(starts, (*starts[1:], len(asked)), strict=True):

@@ -12,6 +12,7 @@ from conceptzap.base import Base
 from conceptzap.edit import Edit, Erasure, Header, Json, sort_edits
 from conceptzap.errors import UsageError, escape
 from conceptzap.format import atomic, naming
+from conceptzap.redteam import hardening
 from conceptzap.report import Report
 from conceptzap.result import check_seed
 from conceptzap.runtime.gates import SIGHT
@@ -72,7 +73,7 @@ def harden(
     # 3. attacked, and written once it acts as the file will give it back
     task = task_of(here, made.header)
     report.seed = seed
-    done = erasing.attacked(here, task, made.with_role("erase"), budget, report)
+    done = hardening.harden(here, task, made.with_role("erase"), budget, report)
     more = [plain(edit) for edit in done.edits if edit not in made.edits]
     whole = _joined(here, made, more, task, done.record)
     admission.admit(here, whole, False, report)
