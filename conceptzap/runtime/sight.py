@@ -3,8 +3,8 @@
 score = q(t) . u - offset(t), u the mean of a module's output over all positions, at unit length,
 those of several modules side by side; q and offset are linear between the gate's times and constant
 beyond them. Where the score is above the threshold the gate opens, in that very call, which is then
-made again under the edits behind it; and it stays open for that row until its denoising run is over. So the text may be anything: what
-counts is what the UNet is about to draw.
+made again under the edits behind it; and it stays open for that row until its denoising run is over.
+So the text may be anything: what counts is what the UNet is about to draw.
 
 A run of a row is over when its timestep rises, when a call has another number of rows, or when the
 pipeline that the edits were applied to is called anew. Rows of equal latents are one picture (the
