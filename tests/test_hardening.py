@@ -80,7 +80,7 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
     carrier, evade = Carrier.instead(sd1, prompts, lesson.names, 2), 0.1
 
     def searched(steps: int) -> float:
-        size = replace(SMALL, steps=steps, batch=4, lr=0.05, searches=(Search(2, evade),))
+        size = replace(SMALL, steps=steps, batch=4, searches=(Search(2, evade, lr=0.05),))
         cond = hardening._search(sd1, carrier, lesson, prompts, seen, (), gate, size, 0, Report())
         x, t = seen.latents[0], int(seen.times[0])
         with torch.no_grad(), probe.looking(sd1) as looks:

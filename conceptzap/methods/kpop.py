@@ -46,7 +46,7 @@ class Config:
     batch: int = 6
     lr: float = 0.002  # of the weights
     prompt_lr: float = 0.02  # learning rate of the key
-    eta: float = 0.5  # negative guidance beyond the anchor; 1 in the paper, whose anchor is empty
+    eta: float = 0.25  # negative guidance beyond the anchor; 1 in the paper, whose anchor is empty
     with_prompt: float = 0.3  # weight of L2 in the removal; 0.1 in the paper
     retain: float = 4.0  # weight of the keep set in the removal; 0 in the paper
     space: str = "noise"  # or x0, the form of the paper's code

@@ -12,8 +12,9 @@ one that looks; w is 0 in the first rounds, which only have to draw. What it fin
 It is the concept where the base itself says so (`training/recognition.py`), for the gate cannot tell
 what it does not see; and it came through where no look of the first half had opened the gate. What is
 the concept joins the gate's pictures of it, and the gate is fitted again (STEREO's rounds, Srivatsan et
-al. 2025, with a probe in place of the weights). A search may also put the tokens in front of the name,
-as UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end.
+al. 2025, with a probe in place of the weights). A search may also put tokens in front of the name, for
+every prompt its own, as UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that
+is the end.
 """
 
 from __future__ import annotations
@@ -42,11 +43,15 @@ SLACK = 0.2  # by which a gate has to be shut, for a search to be content
 
 @dataclass(frozen=True)
 class Search:
-    """`free` tokens in place of the concept's name, or `before` it; `evade`: weight of the gates' margins."""
+    """`free` tokens in place of the concept's name, or for every prompt its own `before` it.
+
+    `evade`: weight of the gates' margins.
+    """
 
     free: int
     evade: float = 0.0
     before: bool = False
+    lr: float = 0.03
 
     def carrier(self, base: Base, prompts: Sequence[str], names: Sequence[str]) -> Carrier:
         if self.before:
@@ -54,7 +59,7 @@ class Search:
         return Carrier.instead(base, prompts, names, self.free)
 
 
-SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, before=True), Search(1, 0.3))
+SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, True, 0.06), Search(1, 0.3))
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,6 @@ class Budget:
     steps: int
     searches: tuple[Search, ...] = SEARCHES
     batch: int = 6
-    lr: float = 0.03
     found: int = 12  # prompts that what was found is watched in
 
 
@@ -115,12 +119,13 @@ def _hardened(
     # 2. attack, look, fit again
     for number in range(size.rounds):
         search = size.searches[number % len(size.searches)]
-        carrier = search.carrier(acting, prompts, lesson.names)
-        cond = _search(base, carrier, lesson, prompts, concept, edits, gate, size, number, report)
-        few = list(range(min(size.found, len(prompts))))
-        found = probe.watch(acting, cond[few], seed + 3000 + 100 * number, report,
+        few = prompts[: size.found] if search.before else prompts
+        carrier = search.carrier(acting, few, lesson.names)
+        cond = _search(base, carrier, lesson, few, concept, edits, gate, size, number, report)
+        few = few[: size.found]
+        found = probe.watch(acting, cond[list(range(len(few)))], seed + 3000 + 100 * number, report,
                             "looking at what was found", edits, ends=True)  # fmt: skip
-        drawn = _drawn(base, lesson, [prompts[i] for i in few], found, seed + number)
+        drawn = _drawn(base, lesson, few, found, seed + number)
         through = drawn & ~_opened(gate, found)
         rounds.append({
             "tokens": search.free, "before": search.before, "evades": search.evade > 0, "n": len(found),
@@ -166,10 +171,10 @@ def _search(
 
     Text gates have a straight-through gradient: where they are shut, the concept is drawn.
     """
-    asked, evade = base.encode(list(prompts)), size.searches[number % len(size.searches)].evade
+    asked, search = base.encode(list(prompts)), size.searches[number % len(size.searches)]
     generator = torch.Generator().manual_seed(report.seed * 7919 + number)
-    v = nn.Parameter(_start(base, lesson, carrier.free, generator))
-    adam = torch.optim.Adam([v], lr=size.lr, foreach=False, fused=False)
+    v = nn.Parameter(_start(base, lesson, len(prompts) if search.before else 1, carrier.free, generator))
+    adam = torch.optim.Adam([v], lr=search.lr, foreach=False, fused=False)
     label = f"attacking, round {number + 1} of {size.rounds}"
     for _ in report.count(range(size.steps), size.steps, label):
         rows = torch.randint(len(prompts), (size.batch,), generator=generator)
@@ -178,11 +183,12 @@ def _search(
         with torch.no_grad():
             target = base.predict(x, t, asked[rows])  # [batch, c, h, w]
         with torch.enable_grad():
-            cond = carrier.rows(rows).states(split(base, v.expand(size.batch, -1, -1)))
+            free = v[rows] if search.before else v.expand(size.batch, -1, -1)  # [batch, free, d]
+            cond = carrier.rows(rows).states(split(base, free))
             with gates.straight_through(), attached(base, edits), probe.looking(base) as looks:
                 error = (base.predict(x, t, cond) - target).pow(2).mean()
             margin = sight.scores(gate, looks[0], t.float().cpu()) - gate.params["threshold"]
-            loss = error + (evade * _shutting(edits, cond, margin) if evade else 0)
+            loss = error + search.evade * _shutting(edits, cond, margin)
             adam.zero_grad()
             torch.autograd.backward(loss, inputs=[v])
         adam.step()
@@ -190,11 +196,11 @@ def _search(
         return carrier.states(split(base, v.detach().expand(len(prompts), -1, -1)))
 
 
-def _start(base: Base, lesson: Lesson, free: int, generator: torch.Generator) -> Tensor:
-    """Embeddings of words at random, all encoders' side by side: [1, free, d]."""
+def _start(base: Base, lesson: Lesson, n: int, free: int, generator: torch.Generator) -> Tensor:
+    """Embeddings of words at random, all encoders' side by side: [n, free, d]."""
     words = common(base, lesson.names).nonzero()[:, 0]
     joined = torch.cat(tables(base), -1)  # [vocabulary, d]
-    return joined[words[torch.randint(len(words), (1, free), generator=generator)]].clone()
+    return joined[words[torch.randint(len(words), (n, free), generator=generator)]].clone()
 
 
 def _shutting(edits: Sequence[Edit], cond: Cond, looks: Tensor) -> Tensor:
