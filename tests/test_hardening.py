@@ -62,12 +62,12 @@ def test_what_was_found_joins_the_gate_only_if_it_is_the_concept(
 ) -> None:
     fitted: list[int] = []
     fit = probe.fit_gate
-    monkeypatch.setattr(probe, "fit_gate", lambda c, o: fitted.append(len(c)) or fit(c, o))
+    monkeypatch.setattr(probe, "fit_gate", lambda c, o: fitted.append([len(one) for one in c]) or fit(c, o))
     for drawn in (False, True):
         said = torch.full((SMALL.found,), 1.0 if drawn else -1.0)
         monkeypatch.setattr(hardening.recognition, "rather", lambda *given, said=said: said)
         hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report())
-    assert fitted == [4, 4, 4 + SMALL.found, 4 + 2 * SMALL.found]
+    assert fitted == [[4], [4], [4 + SMALL.found, SMALL.found], [4 + 2 * SMALL.found, *[SMALL.found] * 2]]
 
 
 def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
@@ -75,7 +75,7 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
     lesson = next(iter(lessons.lessons(sd1, TASK)))
     prompts = lesson.prompts[:4]
     seen = probe.watch(sd1, prompts, 0, Report(), "looking")
-    gate = probe.fit_gate(seen, probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"))
+    gate = probe.fit_gate([seen], probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"))
 
     carrier, evade = Carrier.instead(sd1, prompts, lesson.names, 2), 0.1
 

@@ -31,7 +31,7 @@ def seen(n: int, toward: float, seed: int, mixed: int = 0) -> Seen:
 
 
 def test_what_is_apart_is_told_apart() -> None:
-    gate = probe.fit_gate(seen(24, 3.0, 0), seen(40, -3.0, 2))
+    gate = probe.fit_gate([seen(24, 3.0, 0)], seen(40, -3.0, 2))
     assert gate.params["false_open"] | {"high": 0} == {"rate": 0.0, "low": 0.0, "high": 0, "n": 40}
     assert gate.params["false_shut"]["rate"] == 0.0 and gate.params["low"] == 500
     sight.check(gate)
@@ -42,13 +42,13 @@ def test_what_is_apart_is_told_apart() -> None:
 def test_one_doubtful_look_dulls_no_other() -> None:
     others = seen(40, -3.0, 2)
     others.given[0, 7, 0] = 3.0  # looks like the concept in the first step
-    gate = probe.fit_gate(seen(24, 3.0, 0), others)
+    gate = probe.fit_gate([seen(24, 3.0, 0)], others)
     given, _ = probe.looks(gate, seen(8, 3.0, 9))
     assert gate.params["false_open"]["rate"] == 0.0 and (given[1:] > 0.2).all()
 
 
 def test_what_cannot_be_told_apart_is_said() -> None:
-    gate = probe.fit_gate(seen(24, 3.0, 0, mixed=6), seen(40, -3.0, 2, mixed=4))
+    gate = probe.fit_gate([seen(24, 3.0, 0, mixed=6)], seen(40, -3.0, 2, mixed=4))
     assert gate.params["false_open"]["rate"] == 0.0 and gate.params["false_shut"]["rate"] > 0.05
 
 
@@ -56,7 +56,7 @@ def test_the_unconditional_half_counts_where_the_gate_must_stay_shut() -> None:
     others = seen(40, -3.0, 2)
     alike = others.without.clone()
     alike[..., 0] += 6.0
-    gate = probe.fit_gate(seen(24, 3.0, 0), replace(others, without=alike))
+    gate = probe.fit_gate([seen(24, 3.0, 0)], replace(others, without=alike))
     assert gate.params["false_open"]["rate"] == 0.0 and gate.params["false_shut"]["rate"] > 0.5
 
 
@@ -95,7 +95,7 @@ def test_looks_at_text_states_and_under_edits(sd1: Base) -> None:
 def test_what_is_learned_opens_where_it_is_attached(sd1: Base) -> None:
     """The same numbers in the gate of an attachment as in the fit."""
     given = probe.watch(sd1, some.ASKED, 0, Report(), "looking")
-    gate = probe.fit_gate(given, probe.watch(sd1, some.OTHER, 50, Report(), "looking"))
+    gate = probe.fit_gate([given], probe.watch(sd1, some.OTHER, 50, Report(), "looking"))
     edit = some.tokens(sd1, gates=[gate])
     with torch.no_grad(), sight.margins_seen() as margins, attached(sd1.unet, [edit]):
         sd1.predict(given.latents[0], given.times[0], sd1.encode(some.ASKED))

@@ -114,9 +114,9 @@ GATES = {
     ),
     # factor by linear interpolation over the timestep: values [times], or [times, sites] in their order
     "curve": Kind(_sets("times values")),
-    # open, for the rest of the run, from where q(t) . u - offset(t) is above the threshold at a t that is
-    # not below low, u the unit means of the outputs of the site and of those beside it, joined;
-    # times [k], query [k, channels of all], offset [k]
+    # open, for the rest of the run, from where q(t) . u - offset(t) of any probe is above the threshold at a
+    # t that is not below low, u the unit means of the outputs of the site and of those beside it, joined;
+    # times [k], query [k, probes, channels of all], offset [k, probes], or without probes where there is one
     "sight": Kind(
         _sets("times query offset"),
         params={

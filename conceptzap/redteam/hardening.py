@@ -11,8 +11,9 @@ x_t the base's own latents on the way to pictures of the concept c, g all gates:
 one that looks; w is 0 in the first rounds, which only have to draw. What it finds is drawn from noise.
 It is the concept where the base itself says so (`training/recognition.py`), for the gate cannot tell
 what it does not see; and it came through where no look of the first half had opened the gate. What is
-the concept joins the gate's pictures of it, and the gate is fitted again (STEREO's rounds, Srivatsan et
-al. 2025, with a probe in place of the weights). A search may also put tokens in front of the name, for
+the concept joins the gate's pictures of it and, where something came through, gets a probe of its own, so
+that the next search has to get past both (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of
+the weights). A search may also put tokens in front of the name, for
 every prompt its own, as UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that
 is the end.
 """
@@ -115,7 +116,8 @@ def _hardened(
     others = probe.watch(acting, shut, seed + 1000, report, "looking at what stays", edits)
     gone = prompts[: size.erased]
     others = others.joined(probe.watch(acting, gone, seed + 2000, report, "looking at what is erased", edits))
-    gate, rounds, idle = probe.fit_gate(concept, others), [], 0
+    gate, rounds, idle = probe.fit_gate([concept], others), [], 0
+    apart: list[Seen] = []
     # 2. attack, look, fit again
     for number in range(size.rounds):
         search = size.searches[number % len(size.searches)]
@@ -135,8 +137,8 @@ def _hardened(
         idle = 0 if through.any() else idle + 1
         if drawn.any():
             concept = concept.joined(found.rows(drawn))
-            fitted = probe.fit_gate(concept, others)
-            gate = min(gate, fitted, key=lambda one: int((~_opened(one, concept)).sum()))
+            apart += [found.rows(drawn)] if through.any() else []
+            gate = probe.fit_gate([concept, *apart], others)
         if idle == len(size.searches):
             break
     return [_stand_in(base, lesson, gate)], rounds

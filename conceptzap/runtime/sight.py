@@ -2,9 +2,10 @@
 
 score = q(t) . u - offset(t), u the mean of a module's output over all positions, at unit length,
 those of several modules side by side; q and offset are linear between the gate's times and constant
-beyond them. Where the score is above the threshold the gate opens, in that very call, which is then
-made again under the edits behind it; and it stays open for that row until its denoising run is over.
-So the text may be anything: what counts is what the UNet is about to draw.
+beyond them. Of several probes the highest score counts. Where it is above the threshold the gate
+opens, in that very call, which is then made again under the edits behind it; and it stays open for that
+row until its denoising run is over. So the text may be anything: what counts is what the UNet is about
+to draw.
 
 A run of a row is over when its timestep rises, when a call has another number of rows, or when the
 pipeline that the edits were applied to is called anew. Rows of equal latents are one picture (the
@@ -47,10 +48,10 @@ def margins_seen() -> Iterator[list[Tensor]]:
 
 
 def check(gate: Gate) -> None:
-    """Raise `MismatchError` unless the probes have rising times and one query and offset each."""
+    """Raise `MismatchError` unless the probes have rising times and a query and an offset each."""
     times, query, offset = (gate.tensors[slot] for slot in ("times", "query", "offset"))
-    sound = times.ndim == 1 and len(times) > 0 and query.ndim == 2 and bool((times.diff() > 0).all())
-    if not sound or not len(times) == len(query) == len(offset) or offset.ndim != 1:
+    sound = times.ndim == 1 and query.ndim in (2, 3) and query.numel() > 0 and bool((times.diff() > 0).all())
+    if not sound or offset.shape != query.shape[:-1] or len(times) != len(query):
         raise MismatchError(
             "a 'sight' gate needs one or more rising times with one query and one offset each",
             "make the erasure again",
@@ -86,8 +87,9 @@ def scores(gate: Gate, seen: Tensor, times: Tensor) -> Tensor:
             "the erasure was made for another architecture",
         )
     known = gate.tensors["times"].float()
-    q = between(times, known, query).to(seen.device)  # [rows, channels]
-    return (q * seen).sum(-1) - between(times, known, offset).to(seen.device)
+    q = between(times, known, query.view(len(query), -1, query.shape[-1]))  # [rows, probes, channels]
+    far = between(times, known, offset.view(len(offset), -1))  # [rows, probes]
+    return ((q.to(seen.device) * seen[:, None]).sum(-1) - far.to(seen.device)).amax(-1)
 
 
 @dataclass

@@ -133,26 +133,50 @@ def _walked(base: Base, cond: Cond, seeds: range, edits: Sequence[Edit], ends: b
     return Seen(halves[:, 1], halves[:, 0], times, latents, steps[-1][1] if ends else None)
 
 
-def fit_gate(concept: Seen, others: Seen) -> Gate:
-    """A calibrated `sight` gate for pictures of the concept; its params hold both error rates."""
+def fit_gate(groups: Sequence[Seen], others: Seen) -> Gate:
+    """A calibrated `sight` gate that opens where any of its probes does; its params hold both error rates.
+
+    Each group of pictures of the concept is told from the others by a probe of its own. Groups of fewer than
+    `FOLDS` pictures get none; the first, by which the rate of what it misses is judged, always does.
+    """
+    known = [groups[0], *(group for group in groups[1:] if len(group) >= FOLDS)]
+    found = [_calibrated(group, others) for group in known]
+    rising = others.times.argsort()
+    tensors = {
+        "times": others.times[rising],
+        "query": torch.stack([one.query for one in found], 1)[rising].half(),  # [steps, probes, channels]
+        "offset": torch.stack([one.offset for one in found], 1)[rising].float(),
+    }
+    params = {
+        "site": SITES[0], "beside": list(SITES[1:]), "threshold": 0.0, "low": int(others.times.min()),
+        "false_open": _rate((torch.stack([one.no for one in found]) > 0).any(0)),
+        "false_shut": _rate(found[0].yes <= 0),
+    }  # fmt: skip
+    return Gate("sight", params, tensors)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A query [steps, channels] and its offset [steps]; how far pictures that it had not seen are above it.
+
+    `yes` [n] of the concept and `no` [m] of the others, in the step that says it most clearly.
+    """
+
+    query: Tensor
+    offset: Tensor
+    yes: Tensor
+    no: Tensor
+
+
+def _calibrated(concept: Seen, others: Seen) -> _Probe:
     # 1. scores of every picture by probes that have not seen it
     yes, no = _held_out(concept, others)  # [steps, n of the concept], [steps, n of the others]
     # 2. a threshold for each step, between the two; in the file it is part of the offset
     bottom, top = yes.amin(1), no.amax(1)  # [steps]
     level = top + (SAFETY * (bottom - top)).clamp(min=MARGIN)
-    yes, no = yes - level[:, None], no - level[:, None]
-    # 3. the probes, on everything
+    # 3. the probe, on everything
     query, offset = _fit(concept, others)
-    offset = offset + level
-    rising = concept.times.argsort()
-    tensors = {
-        "times": concept.times[rising], "query": query[rising].half(), "offset": offset[rising].float(),
-    }  # fmt: skip
-    params = {
-        "site": SITES[0], "beside": list(SITES[1:]), "threshold": 0.0, "low": int(concept.times.min()),
-        "false_open": _rate(no.amax(0) > 0), "false_shut": _rate(yes.amax(0) <= 0),
-    }  # fmt: skip
-    return Gate("sight", params, tensors)
+    return _Probe(query, offset + level, (yes - level[:, None]).amax(0), (no - level[:, None]).amax(0))
 
 
 def looks(gate: Gate, seen: Seen) -> tuple[Tensor, Tensor]:
