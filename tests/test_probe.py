@@ -47,6 +47,29 @@ def test_one_doubtful_look_dulls_no_other() -> None:
     assert gate.params["false_open"]["rate"] == 0.0 and (given[1:] > 0.2).all()
 
 
+def test_a_group_has_a_probe_of_its_own() -> None:
+    """What one line cannot have on its side together with the rest; few pictures get none."""
+    groups, others = [seen(24, 3.0, 0), across(8, 5)], seen(40, -3.0, 2)
+    alone, both, few = (
+        probe.fit_gate(some, others) for some in (groups[:1], groups, [groups[0], groups[1].rows([0, 1])])
+    )
+    assert [len(gate.tensors["query"][0]) for gate in (alone, both, few)] == [1, 2, 1]
+    assert few == alone and both.params["false_shut"] == alone.params["false_shut"]
+    found = across(8, 20)
+    assert (torch.maximum(*probe.looks(alone, found)) > 0).float().mean() < 0.5
+    assert (torch.maximum(*probe.looks(both, found)) > 0).all()
+    assert max(half.max() for half in probe.looks(both, seen(8, -3.0, 11))) <= 0
+
+
+def across(n: int, seed: int) -> Seen:
+    """Pictures between the concept's and the others' that lean along a channel of their own."""
+    found = seen(n, 0.0, seed)
+    for half in (found.given, found.without):
+        half[..., 0] -= 3.0
+        half[..., 1] += 3.0
+    return found
+
+
 def test_what_cannot_be_told_apart_is_said() -> None:
     gate = probe.fit_gate([seen(24, 3.0, 0, mixed=6)], seen(40, -3.0, 2, mixed=4))
     assert gate.params["false_open"]["rate"] == 0.0 and gate.params["false_shut"]["rate"] > 0.05

@@ -189,12 +189,17 @@ def test_margins_are_seen_and_have_gradients(sd1: Base) -> None:
 
 
 @pytest.mark.parametrize(
-    ("times", "queries", "offsets"), [((500.0, 100.0), 2, 2), ((100.0, 500.0), 1, 2), ((100.0,), 1, 2)]
-)
+    ("times", "query", "offset"),
+    [
+        ((500.0, 100.0), (2, 4), (2,)), ((100.0, 500.0), (1, 4), (2,)), ((100.0,), (1, 4), (2,)),
+        ((100.0,), (1, 2, 4), (1,)), ((100.0,), (1, 2, 4), (1, 3)), ((100.0,), (1, 0, 4), (1, 0)),
+        ((100.0,), (4,), ()), ((), (0, 4), (0,)),
+    ],
+)  # fmt: skip
 def test_a_probe_of_the_wrong_shape_is_refused(
-    sd1: Base, times: tuple[float, ...], queries: int, offsets: int
+    sd1: Base, times: tuple[float, ...], query: tuple[int, ...], offset: tuple[int, ...]
 ) -> None:
-    gate = some.probe(torch.zeros(queries, 4), torch.zeros(offsets), times)
+    gate = some.probe(torch.zeros(query), torch.zeros(offset), times)
     with pytest.raises(MismatchError, match="rising times"):
         Attachment(sd1.unet, [some.tokens(sd1, gates=[gate])])
 
@@ -218,6 +223,16 @@ def test_it_may_look_at_several_modules_side_by_side(sd1: Base) -> None:
     with sight.margins_seen() as margins:
         some.eps(sd1, PROMPTS, [some.tokens(sd1, gates=[gate])])
     assert torch.allclose(margins[0][0], (seen @ query[0]) - 0.25, atol=1e-5)
+
+
+def test_of_several_probes_the_highest_counts() -> None:
+    """Each with an offset of its own, linear between the times as one probe is."""
+    query, offset = some.randn(2, 3, 4, seed=1), some.randn(2, 3, seed=2)  # [times, probes, channels]
+    seen, times = some.randn(5, 4, seed=3), torch.tensor([100.0, 300.0, 500.0, 50.0, 900.0])
+    together = sight.scores(some.probe(query, offset, (100.0, 500.0)), seen, times)
+    apart = [sight.scores(some.probe(query[:, i], offset[:, i], (100.0, 500.0)), seen, times) for i in range(3)]
+    assert torch.allclose(together, torch.stack(apart).amax(0), atol=1e-6)
+    assert len({int(one) for one in torch.stack(apart).argmax(0)}) > 1
 
 
 def test_what_it_looks_at_is_kept_in_the_file_and_held_to_be_paths(sd1: Base, tmp_path: Path) -> None:
