@@ -70,6 +70,15 @@ def test_what_was_found_joins_the_gate_only_if_it_is_the_concept(
     assert fitted == [[4], [4], [4 + SMALL.found, SMALL.found], [4 + 2 * SMALL.found, *[SMALL.found] * 2]]
 
 
+def test_no_more_probes_than_a_file_should_hold(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes through later shares one with what came through before."""
+    monkeypatch.setattr(hardening, "PROBES", 1)
+    monkeypatch.setattr(hardening, "_opened", lambda gate, seen: torch.zeros(len(seen), dtype=torch.bool))
+    monkeypatch.setattr(hardening.recognition, "rather", lambda base, clean, *_: torch.ones(len(clean)))
+    *_, edit = hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report()).edits
+    assert edit.gates[0].tensors["query"].shape[1] == 2
+
+
 def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
     """From the same tokens: nearer to what the base draws for the name, with the gates further shut."""
     lesson = next(iter(lessons.lessons(sd1, TASK)))

@@ -39,6 +39,7 @@ from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
 
 ROWS = 8  # the anchor's states that stand in place of the text
+PROBES = 8  # for what came through, at most: of later rounds some share one, so that the file stays small
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
 
 
@@ -117,7 +118,7 @@ def _hardened(
     gone = prompts[: size.erased]
     others = others.joined(probe.watch(acting, gone, seed + 2000, report, "looking at what is erased", edits))
     gate, rounds, idle = probe.fit_gate([concept], others), [], 0
-    apart: list[Seen] = []
+    apart: dict[int, Seen] = {}
     # 2. attack, look, fit again
     for number in range(size.rounds):
         search = size.searches[number % len(size.searches)]
@@ -136,9 +137,11 @@ def _hardened(
         })  # fmt: skip
         idle = 0 if through.any() else idle + 1
         if drawn.any():
-            concept = concept.joined(found.rows(drawn))
-            apart += [found.rows(drawn)] if through.any() else []
-            gate = probe.fit_gate([concept, *apart], others)
+            new, slot = found.rows(drawn), number % PROBES
+            concept = concept.joined(new)
+            if through.any():
+                apart[slot] = apart[slot].joined(new) if slot in apart else new
+            gate = probe.fit_gate([concept, *apart.values()], others)
         if idle == len(size.searches):
             break
     return [_stand_in(base, lesson, gate)], rounds
