@@ -21,7 +21,6 @@ from conceptzap.redteam.hardening import Budget, Search
 from conceptzap.report import Report
 from conceptzap.task import Task
 from conceptzap.training import lessons, probe
-from conceptzap.training.carrier import Carrier
 from conceptzap.trust import canary
 from conceptzap.verbs import erasing
 from conceptzap.verbs import hardening as verb
@@ -86,16 +85,14 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
     seen = probe.watch(sd1, prompts, 0, Report(), "looking")
     gate = probe.fit_gate([seen], probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"))
 
-    carrier, evade = Carrier.instead(sd1, prompts, lesson.names, 2), 0.1
-
     def searched(steps: int) -> float:
-        size = replace(SMALL, steps=steps, batch=4, searches=(Search(2, evade, lr=0.05),))
-        cond = hardening._search(sd1, carrier, lesson, prompts, seen, (), gate, size, 0, Report())
+        size, search = replace(SMALL, steps=steps, batch=4), Search(2, 0.1, lr=0.05)
+        cond = hardening._search(sd1, sd1, lesson, prompts, seen, (), gate, search, size, 0, Report())
         x, t = seen.latents[0], int(seen.times[0])
         with torch.no_grad(), probe.looking(sd1) as looks:
             error = (sd1.predict(x, t, cond) - sd1.predict(x, t, sd1.encode(prompts))).pow(2).mean()
         margin = hardening.sight.scores(gate, looks[0], seen.times[:1].expand(4)) - gate.params["threshold"]
-        return float(error + evade * hardening._shutting((), cond, margin))
+        return float(error + search.evade * hardening._shutting((), cond, margin))
 
     assert searched(12) < searched(0)
 

@@ -13,15 +13,14 @@ It is the concept where the base itself says so (`training/recognition.py`), for
 what it does not see; and it came through where no look of the first half had opened the gate. What is
 the concept joins the gate's pictures of it and, where something came through, gets a probe of its own, so
 that the next search has to get past both (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of
-the weights). A search may also put tokens in front of the name, for
-every prompt its own, as UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that
-is the end.
+the weights). A search may also put tokens in front of the name, for every prompt its own, as
+UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -104,31 +103,40 @@ def harden(
     return Hardened((*edits, *more), {"budget": budget, "rounds": record})
 
 
+@dataclass
+class _Known:
+    """Pictures of the concept, of everything else, and by slots of what came through."""
+
+    concept: Seen
+    others: Seen
+    apart: dict[int, Seen] = field(default_factory=dict)
+
+    def learn(self, found: Seen, slot: int, apart: bool) -> None:
+        self.concept = self.concept.joined(found)
+        if apart:
+            self.apart[slot] = self.apart[slot].joined(found) if slot in self.apart else found
+
+    def gate(self) -> Gate:
+        return probe.fit_gate([self.concept, *self.apart.values()], self.others)
+
+
 def _hardened(
     base: Base, lesson: Lesson, edits: Sequence[Edit], size: Budget, report: Report
 ) -> tuple[list[Edit], list[Json]]:
     # 1. what the concept looks like on its way, and what else must not open the gate
-    seed = report.seed
     acting, edits = texts.baked(base, edits)
-    prompts = objectives.subset(seed, lesson.prompts, size.concept)
-    anchors = objectives.subset(seed, lesson.anchors, size.others // 8)
-    shut = [*lesson.kept(size.others - len(anchors)), *anchors]
-    concept = probe.watch(base, prompts, seed, report, f"looking at {lesson.concept}")
-    others = probe.watch(acting, shut, seed + 1000, report, "looking at what stays", edits)
-    gone = prompts[: size.erased]
-    others = others.joined(probe.watch(acting, gone, seed + 2000, report, "looking at what is erased", edits))
-    gate, rounds, idle = probe.fit_gate([concept], others), [], 0
-    apart: dict[int, Seen] = {}
+    prompts = objectives.subset(report.seed, lesson.prompts, size.concept)
+    known = _watched(base, acting, lesson, prompts, edits, size, report)
+    gate, rounds, idle = known.gate(), [], 0
     # 2. attack, look, fit again
     for number in range(size.rounds):
         search = size.searches[number % len(size.searches)]
-        few = prompts[: size.found] if search.before else prompts
-        carrier = search.carrier(acting, few, lesson.names)
-        cond = _search(base, carrier, lesson, few, concept, edits, gate, size, number, report)
-        few = few[: size.found]
-        found = probe.watch(acting, cond[list(range(len(few)))], seed + 3000 + 100 * number, report,
+        asked = prompts[: size.found] if search.before else prompts
+        cond = _search(base, acting, lesson, asked, known.concept, edits, gate, search, size, number, report)
+        asked = asked[: size.found]
+        found = probe.watch(acting, cond[list(range(len(asked)))], report.seed + 3000 + 100 * number, report,
                             "looking at what was found", edits, ends=True)  # fmt: skip
-        drawn = _drawn(base, lesson, few, found, seed + number)
+        drawn = _drawn(base, lesson, asked, found, report.seed + number)
         through = drawn & ~_opened(gate, found)
         rounds.append({
             "tokens": search.free, "before": search.before, "evades": search.evade > 0, "n": len(found),
@@ -137,14 +145,24 @@ def _hardened(
         })  # fmt: skip
         idle = 0 if through.any() else idle + 1
         if drawn.any():
-            new, slot = found.rows(drawn), number % PROBES
-            concept = concept.joined(new)
-            if through.any():
-                apart[slot] = apart[slot].joined(new) if slot in apart else new
-            gate = probe.fit_gate([concept, *apart.values()], others)
+            known.learn(found.rows(drawn), number % PROBES, bool(through.any()))
+            gate = known.gate()
         if idle == len(size.searches):
             break
     return [_stand_in(base, lesson, gate)], rounds
+
+
+def _watched(
+    base: Base, acting: Base, lesson: Lesson, prompts: Sequence[str], edits: Sequence[Edit], size: Budget,
+    report: Report,
+) -> _Known:  # fmt: skip
+    """The concept as the base draws it, and under the edits what stays, the anchor and what is erased."""
+    seed, anchors = report.seed, objectives.subset(report.seed, lesson.anchors, size.others // 8)
+    shut = [*lesson.kept(size.others - len(anchors)), *anchors]
+    concept = probe.watch(base, prompts, seed, report, f"looking at {lesson.concept}")
+    others = probe.watch(acting, shut, seed + 1000, report, "looking at what stays", edits)
+    gone, label = prompts[: size.erased], "looking at what is erased"
+    return _Known(concept, others.joined(probe.watch(acting, gone, seed + 2000, report, label, edits)))
 
 
 def _drawn(base: Base, lesson: Lesson, prompts: Sequence[str], found: Seen, seed: int) -> Tensor:
@@ -169,14 +187,14 @@ def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:
 
 
 def _search(
-    base: Base, carrier: Carrier, lesson: Lesson, prompts: Sequence[str], seen: Seen, edits: Sequence[Edit],
-    gate: Gate, size: Budget, number: int, report: Report,
+    base: Base, acting: Base, lesson: Lesson, prompts: Sequence[str], seen: Seen, edits: Sequence[Edit],
+    gate: Gate, search: Search, size: Budget, number: int, report: Report,
 ) -> Cond:  # fmt: skip
-    """Text states, by the base that acts, of prompts with what was found in place of the concept's name.
+    """Text states, by the base that acts, of prompts with what was found in them.
 
     Text gates have a straight-through gradient: where they are shut, the concept is drawn.
     """
-    asked, search = base.encode(list(prompts)), size.searches[number % len(size.searches)]
+    carrier, asked = search.carrier(acting, prompts, lesson.names), base.encode(list(prompts))
     generator = torch.Generator().manual_seed(report.seed * 7919 + number)
     v = nn.Parameter(_start(base, lesson, len(prompts) if search.before else 1, carrier.free, generator))
     adam = torch.optim.Adam([v], lr=search.lr, foreach=False, fused=False)
