@@ -8,8 +8,8 @@ the base's (`training/dictionary.py`), so the file carries the chosen features' 
 Differs: `features` instead of a percentile; everything else is the larger of two means, of the same
 prompts with the anchor and of what stays, so that what is merely of the same things does not count; the
 dictionary's threshold in place of the k n largest of a batch; activations of unit scale, which gamma depends
-on; a `ratio`, for without it the rest goes, too (church of the built-in checkpoint). The paper erases styles
-(95.8 %) better than objects (78.8); here an object stays: figures of both are in `docs/figures.md`.
+on; a `ratio`, so that what the rest has of it is left alone. The paper erases styles (95.8 %) better than
+objects (78.8); here an object stays: figures of both are in `docs/figures.md`.
 """
 
 from __future__ import annotations
