@@ -65,7 +65,10 @@ SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, True, 0.06), Se
 
 @dataclass(frozen=True)
 class Budget:
-    """How thoroughly: pictures that are looked at, rounds, steps of each search, and searches in turn."""
+    """How thoroughly: pictures that are looked at, rounds, steps of each search, and searches in turn.
+
+    To the `others` come those of farther words, and an eighth of the anchor's.
+    """
 
     concept: int
     others: int
@@ -78,8 +81,8 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget(concept=24, others=320, erased=8, rounds=5, steps=40),
-    "full": Budget(concept=64, others=640, erased=32, rounds=25, steps=80),
+    "quick": Budget(concept=24, others=256, erased=8, rounds=5, steps=40),
+    "full": Budget(concept=64, others=512, erased=32, rounds=25, steps=80),
 }
 
 
@@ -157,9 +160,8 @@ def _watched(
     report: Report,
 ) -> _Known:  # fmt: skip
     """The concept as the base draws it, and under the edits what stays, the anchor and what is erased."""
-    seed, anchors = report.seed, objectives.subset(report.seed, lesson.anchors, size.others // 10)
-    far = [*lesson.beside[: 2 * size.others // 5], *anchors]  # as many words as there are, each at least once
-    shut = [*lesson.kept(size.others - len(far)), *far]
+    seed, anchors = report.seed, objectives.subset(report.seed, lesson.anchors, size.others // 8)
+    shut = [*lesson.kept(size.others), *lesson.beside, *anchors]  # beside: every word at least once
     concept = probe.watch(base, prompts, seed, report, f"looking at {lesson.concept}")
     others = probe.watch(acting, shut, seed + 1000, report, "looking at what stays", edits)
     gone, label = prompts[: size.erased], "looking at what is erased"
