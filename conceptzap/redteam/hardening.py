@@ -60,7 +60,8 @@ class Search:
         return Carrier.instead(base, prompts, names, self.free)
 
 
-SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, True, 0.06), Search(1, 0.3))
+BLIND, BEFORE, AWARE = (Search(1), Search(4)), Search(4, 0.3, True, 0.06), (Search(4, 0.3), Search(1, 0.3))
+SEARCHES = (*BLIND, *AWARE, BEFORE, *AWARE, Search(4, 0.3))
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget(concept=24, others=256, erased=8, rounds=5, steps=40),
-    "full": Budget(concept=64, others=512, erased=32, rounds=25, steps=80),
+    "quick": Budget(concept=24, others=256, erased=8, rounds=8, steps=40),
+    "full": Budget(concept=64, others=512, erased=32, rounds=24, steps=80),
 }
 
 
