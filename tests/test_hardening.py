@@ -66,8 +66,7 @@ def test_what_was_found_joins_the_gate_only_if_it_is_the_concept(
         said = torch.full((SMALL.found,), 1.0 if drawn else -1.0)
         monkeypatch.setattr(hardening.recognition, "rather", lambda *given, said=said: said)
         hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report())
-    two = SMALL.found  # that of the second search, which is aware of the gates, is none of the concept's
-    assert fitted == [[4], [4], [4 + two, two], [4 + two, two, two]]
+    assert fitted == [[4], [4], [4 + SMALL.found, SMALL.found], [4 + 2 * SMALL.found, *[SMALL.found] * 2]]
 
 
 def test_no_more_probes_than_a_file_should_hold(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:

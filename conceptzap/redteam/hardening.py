@@ -10,11 +10,11 @@ random, with the embeddings moved by gradients through the text encoder and the 
 x_t the base's own latents on the way to pictures of the concept c, g all gates: the text's, and the
 one that looks; w is 0 in the first rounds, which only have to draw. What it finds is drawn from noise.
 It is the concept where the base itself says so (`training/recognition.py`), for the gate cannot tell
-what it does not see; and it came through where no look of the first half had opened the gate. What was
-found in the first rounds joins the gate's pictures of the concept, and what came through in any gets a
-probe of its own, so that the next search has to get past all (STEREO's rounds, Srivatsan et al. 2025, with
-probes in place of the weights). A search may also put tokens in front of the name, for every prompt its
-own, as UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end.
+what it does not see; and it came through where no look of the first half had opened the gate. What is
+the concept joins the gate's pictures of it and, where something came through, gets a probe of its own, so
+that the next search has to get past both (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of
+the weights). A search may also put tokens in front of the name, for every prompt its own, as
+UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ class Search:
         return Carrier.instead(base, prompts, names, self.free)
 
 
-BLIND, BEFORE, AWARE = (Search(1), Search(4)), Search(4, 0.3, True, 0.06), (Search(4, 0.3), Search(1, 0.3))
-SEARCHES = (*BLIND, *AWARE, BEFORE, *AWARE, Search(4, 0.3))
+SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, True, 0.06), Search(1, 0.3))
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget(concept=24, others=256, erased=8, rounds=8, steps=40),
-    "full": Budget(concept=64, others=512, erased=32, rounds=24, steps=80),
+    "quick": Budget(concept=24, others=256, erased=8, rounds=5, steps=40),
+    "full": Budget(concept=64, others=512, erased=32, rounds=25, steps=80),
 }
 
 
@@ -115,14 +114,9 @@ class _Known:
     others: Seen
     apart: dict[int, Seen] = field(default_factory=dict)
 
-    def learn(self, found: Seen, slot: int, through: bool, blind: bool) -> None:
-        """Pictures that came through get a probe of their own; the concept's is not for what evaded it.
-
-        What lies between the concept and the rest would turn a probe of all away from the concept.
-        """
-        if blind:
-            self.concept = self.concept.joined(found)
-        if through:
+    def learn(self, found: Seen, slot: int, apart: bool) -> None:
+        self.concept = self.concept.joined(found)
+        if apart:
             self.apart[slot] = self.apart[slot].joined(found) if slot in self.apart else found
 
     def gate(self) -> Gate:
@@ -154,7 +148,7 @@ def _hardened(
         })  # fmt: skip
         idle = 0 if through.any() else idle + 1
         if drawn.any():
-            known.learn(found.rows(drawn), number % PROBES, bool(through.any()), not search.evade)
+            known.learn(found.rows(drawn), number % PROBES, bool(through.any()))
             gate = known.gate()
         if idle == len(size.searches):
             break
