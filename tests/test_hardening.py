@@ -59,7 +59,7 @@ def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> Non
 def test_what_was_found_joins_the_gate_only_if_it_is_the_concept(
     sd1: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted: list[int] = []
+    fitted: list[list[int]] = []
     fit = probe.fit_gate
     monkeypatch.setattr(probe, "fit_gate", lambda c, o: fitted.append([len(one) for one in c]) or fit(c, o))
     for drawn in (False, True):
