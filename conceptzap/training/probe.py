@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -69,6 +69,11 @@ class Seen:
         drawn = [one.ends for one in every if one.ends is not None]
         ends = torch.cat(drawn) if len(drawn) == len(every) else None
         return Seen(times=self.times, ends=ends, **parts)
+
+    @property
+    def unprompted(self) -> Seen:
+        """As what was seen without the prompt, which shows what is in the latents whatever the text is."""
+        return replace(self, given=self.without)
 
     def rows(self, chosen: Tensor | list[int]) -> Seen:
         return Seen(self.given[:, chosen], self.without[:, chosen], self.times, self.latents[:, chosen])
@@ -136,10 +141,11 @@ def _walked(base: Base, cond: Cond, seeds: range, edits: Sequence[Edit], ends: b
 def fit_gate(groups: Sequence[Seen], others: Seen) -> Gate:
     """A calibrated `sight` gate that opens where any of its probes does; its params hold both error rates.
 
-    Each group of pictures of the concept is told from the others by a probe of its own. Groups of fewer than
-    `FOLDS` pictures get none; the first, by which the rate of what it misses is judged, always does.
+    Each group of pictures of the concept is told from the others by a probe of its own, the first, by which
+    the rate of what it misses is judged, by two: with the prompt and without. Groups of fewer than `FOLDS`
+    pictures get none, but for the first.
     """
-    known = [groups[0], *(group for group in groups[1:] if len(group) >= FOLDS)]
+    known = [groups[0], groups[0].unprompted, *(group for group in groups[1:] if len(group) >= FOLDS)]
     found = [_calibrated(group, others) for group in known]
     rising = others.times.argsort()
     tensors = {
@@ -150,7 +156,7 @@ def fit_gate(groups: Sequence[Seen], others: Seen) -> Gate:
     params = {
         "site": SITES[0], "beside": list(SITES[1:]), "threshold": 0.0, "low": int(others.times.min()),
         "false_open": _rate((torch.stack([one.no for one in found]) > 0).any(0)),
-        "false_shut": _rate(found[0].yes <= 0),
+        "false_shut": _rate(torch.maximum(found[0].yes, found[1].yes) <= 0),
     }  # fmt: skip
     return Gate("sight", params, tensors)
 
