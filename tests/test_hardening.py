@@ -75,7 +75,7 @@ def test_no_more_probes_than_a_file_should_hold(sd1: Base, monkeypatch: pytest.M
     monkeypatch.setattr(hardening, "_opened", lambda gate, seen: torch.zeros(len(seen), dtype=torch.bool))
     monkeypatch.setattr(hardening.recognition, "rather", lambda base, clean, *_: torch.ones(len(clean)))
     *_, edit = hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report()).edits
-    assert edit.gates[0].tensors["query"].shape[1] == 2
+    assert edit.gates[0].tensors["query"].shape[1] == 3
 
 
 def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
@@ -83,7 +83,7 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
     lesson = next(iter(lessons.lessons(sd1, TASK)))
     prompts = lesson.prompts[:4]
     seen = probe.watch(sd1, prompts, 0, Report(), "looking")
-    gate = probe.fit_gate([seen], probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"))
+    gate = opening(probe.fit_gate([seen], probe.watch(sd1, lesson.kept(8), 10, Report(), "looking")))
 
     def searched(steps: int) -> float:
         size, search = replace(SMALL, steps=steps, batch=4), Search(2, 0.1, lr=0.05)

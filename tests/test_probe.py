@@ -53,12 +53,30 @@ def test_a_group_has_a_probe_of_its_own() -> None:
     alone, both, few = (
         probe.fit_gate(some, others) for some in (groups[:1], groups, [groups[0], groups[1].rows([0, 1])])
     )
-    assert [len(gate.tensors["query"][0]) for gate in (alone, both, few)] == [1, 2, 1]
+    assert [len(gate.tensors["query"][0]) for gate in (alone, both, few)] == [2, 3, 2]
     assert few == alone and both.params["false_shut"] == alone.params["false_shut"]
     found = across(8, 20)
     assert (torch.maximum(*probe.looks(alone, found)) > 0).float().mean() < 0.5
     assert (torch.maximum(*probe.looks(both, found)) > 0).all()
     assert max(half.max() for half in probe.looks(both, seen(8, -3.0, 11))) <= 0
+
+
+def test_what_hides_with_the_prompt_is_seen_without_it() -> None:
+    """Free tokens move the half of guidance that has the prompt as they like, but not the other one."""
+    concept, hidden, others = seen(24, 3.0, 0), seen(8, -3.0, 9), seen(40, -3.0, 2)
+    for pictures in (concept, hidden):
+        pictures.without[..., 1] += 3.0
+    gate = probe.fit_gate([concept], others)
+    given, without = probe.looks(gate, hidden)
+    assert given.max() <= 0 < without.min()
+
+
+def test_a_step_that_tells_nothing_apart_opens_nothing() -> None:
+    concept, others = seen(24, 3.0, 0), seen(40, -3.0, 2)
+    concept.given[0, :, 0] -= 6.0
+    gate = probe.fit_gate([concept], others)
+    given, without = probe.looks(gate, seen(200, -3.0, 11))
+    assert max(given[0].max(), without[0].max()) < -0.5 and probe.looks(gate, seen(8, 3.0, 9))[0][1:].min() > 0
 
 
 def across(n: int, seed: int) -> Seen:

@@ -42,6 +42,7 @@ RIDGE = 0.1  # of the mean variance of a channel
 FOLDS = 4
 SAFETY = 0.2  # where between the two classes a step's threshold stands; attacks came close below .35
 MARGIN = 0.05  # above what must stay shut, at least
+BLIND = 1.0  # above that: half of what tells a sure picture of the concept from a sure other one
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ def _calibrated(concept: Seen, others: Seen) -> _Probe:
     # 2. a threshold for each step, between the two; in the file it is part of the offset
     bottom, top = yes.amin(1), no.amax(1)  # [steps]
     level = top + (SAFETY * (bottom - top)).clamp(min=MARGIN)
+    level[yes.median(1).values <= top] += BLIND  # a step that does not tell them apart opens nothing by chance
     # 3. the probe, on everything
     query, offset = _fit(concept, others)
     return _Probe(query, offset + level, (yes - level[:, None]).amax(0), (no - level[:, None]).amax(0))
