@@ -56,17 +56,25 @@ def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> Non
     assert [edit.name for edit in again.edits] == [edit.name for edit in done.edits]
 
 
+@pytest.mark.parametrize(
+    ("drawn", "opened", "wanted"),
+    [
+        (False, False, [[4, 4]]),
+        (True, True, [[4, 4], [6, 6], [8, 8]]),  # the gate's pictures of the concept, in both halves
+        (True, False, [[4, 4], [4, 6, 2], [4, 8, 2, 2]]),  # apart where the prompt is; alike where it is not
+    ],
+)
 def test_what_was_found_joins_the_gate_only_if_it_is_the_concept(
-    sd1: Base, monkeypatch: pytest.MonkeyPatch
+    sd1: Base, monkeypatch: pytest.MonkeyPatch, drawn: bool, opened: bool, wanted: list[list[int]]
 ) -> None:
     fitted: list[list[int]] = []
     fit = probe.fit_gate
     monkeypatch.setattr(probe, "fit_gate", lambda c, o: fitted.append([len(one) for one in c]) or fit(c, o))
-    for drawn in (False, True):
-        said = torch.full((SMALL.found,), 1.0 if drawn else -1.0)
-        monkeypatch.setattr(hardening.recognition, "rather", lambda *given, said=said: said)
-        hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report())
-    assert fitted == [[4], [4], [4 + SMALL.found, SMALL.found], [4 + 2 * SMALL.found, *[SMALL.found] * 2]]
+    monkeypatch.setattr(hardening, "_opened", lambda gate, seen: torch.full((len(seen),), opened))
+    said = torch.full((SMALL.found,), 1.0 if drawn else -1.0)
+    monkeypatch.setattr(hardening.recognition, "rather", lambda *given: said)
+    hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report())
+    assert fitted == wanted
 
 
 def test_no_more_probes_than_a_file_should_hold(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_a_group_has_a_probe_of_its_own() -> None:
     alone, both, few = (
         probe.fit_gate(some, others) for some in (groups[:1], groups, [groups[0], groups[1].rows([0, 1])])
     )
-    assert [len(gate.tensors["query"][0]) for gate in (alone, both, few)] == [2, 3, 2]
+    assert [len(gate.tensors["query"][0]) for gate in (alone, both, few)] == [1, 2, 1]
     assert few == alone and both.params["false_shut"] == alone.params["false_shut"]
     found = across(8, 20)
     assert (torch.maximum(*probe.looks(alone, found)) > 0).float().mean() < 0.5
@@ -66,7 +66,7 @@ def test_what_hides_with_the_prompt_is_seen_without_it() -> None:
     concept, hidden, others = seen(24, 3.0, 0), seen(8, -3.0, 9), seen(40, -3.0, 2)
     for pictures in (concept, hidden):
         pictures.without[..., 1] += 3.0
-    gate = probe.fit_gate([concept], others)
+    gate = probe.fit_gate([concept, concept.unprompted], others)
     given, without = probe.looks(gate, hidden)
     assert given.max() <= 0 < without.min()
 

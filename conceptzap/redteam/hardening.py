@@ -11,10 +11,12 @@ x_t the base's own latents on the way to pictures of the concept c, g all gates:
 one that looks; w is 0 in the first rounds, which only have to draw. What it finds is drawn from noise.
 It is the concept where the base itself says so (`training/recognition.py`), for the gate cannot tell
 what it does not see; and it came through where no look of the first half had opened the gate. What is
-the concept joins the gate's pictures of it and, where something came through, gets a probe of its own, so
-that the next search has to get past both (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of
-the weights). A search may also put tokens in front of the name, for every prompt its own, as
-UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end.
+the concept joins the gate's pictures of it; what came through gets a probe of its own, so that the next
+search has to get past both (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of the
+weights). Tokens that evade a gate do so in the half of guidance that has the prompt; the other half, which
+sees what is in the latents, has a probe of its own, too. A search may also put tokens in front of the name,
+for every prompt its own, as UnlearnDiffAtk and P4D do. When every search in turn has found nothing new,
+that is the end.
 """
 
 from __future__ import annotations
@@ -108,19 +110,27 @@ def harden(
 
 @dataclass
 class _Known:
-    """Pictures of the concept, of everything else, and by slots of what came through."""
+    """Pictures of the concept, of everything else, by slots what came through, and `drawn`: all of the concept.
+
+    What came through moved the half with the prompt away from the concept, so it is told by a probe of its
+    own there; in the half without, which it does not reach, it looks like the concept.
+    """
 
     concept: Seen
     others: Seen
+    drawn: Seen
     apart: dict[int, Seen] = field(default_factory=dict)
 
-    def learn(self, found: Seen, slot: int, apart: bool) -> None:
-        self.concept = self.concept.joined(found)
-        if apart:
-            self.apart[slot] = self.apart[slot].joined(found) if slot in self.apart else found
+    def learn(self, found: Seen, drawn: Tensor, through: Tensor, slot: int) -> None:
+        """`drawn` and `through` [n]: which of the pictures show the concept, and which of them came through."""
+        self.drawn = self.drawn.joined(found.rows(drawn))
+        self.concept = self.concept.joined(found.rows(drawn & ~through))
+        if through.any():
+            more = found.rows(through)
+            self.apart[slot] = self.apart[slot].joined(more) if slot in self.apart else more
 
     def gate(self) -> Gate:
-        return probe.fit_gate([self.concept, *self.apart.values()], self.others)
+        return probe.fit_gate([self.concept, self.drawn.unprompted, *self.apart.values()], self.others)
 
 
 def _hardened(
@@ -148,7 +158,7 @@ def _hardened(
         })  # fmt: skip
         idle = 0 if through.any() else idle + 1
         if drawn.any():
-            known.learn(found.rows(drawn), number % PROBES, bool(through.any()))
+            known.learn(found, drawn, through, number % PROBES)
             gate = known.gate()
         if idle == len(size.searches):
             break
@@ -165,7 +175,8 @@ def _watched(
     concept = probe.watch(base, prompts, seed, report, f"looking at {lesson.concept}")
     others = probe.watch(acting, shut, seed + 1000, report, "looking at what stays", edits)
     gone, label = prompts[: size.erased], "looking at what is erased"
-    return _Known(concept, others.joined(probe.watch(acting, gone, seed + 2000, report, label, edits)))
+    others = others.joined(probe.watch(acting, gone, seed + 2000, report, label, edits))
+    return _Known(concept, others, concept)
 
 
 def _drawn(base: Base, lesson: Lesson, prompts: Sequence[str], found: Seen, seed: int) -> Tensor:

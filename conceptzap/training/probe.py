@@ -142,11 +142,10 @@ def _walked(base: Base, cond: Cond, seeds: range, edits: Sequence[Edit], ends: b
 def fit_gate(groups: Sequence[Seen], others: Seen) -> Gate:
     """A calibrated `sight` gate that opens where any of its probes does; its params hold both error rates.
 
-    Each group of pictures of the concept is told from the others by a probe of its own, the first, by which
-    the rate of what it misses is judged, by two: with the prompt and without. Groups of fewer than `FOLDS`
-    pictures get none, but for the first.
+    Each group of pictures of the concept is told from the others by a probe of its own. Groups of fewer than
+    `FOLDS` pictures get none; the first, by which the rate of what it misses is judged, always does.
     """
-    known = [groups[0], groups[0].unprompted, *(group for group in groups[1:] if len(group) >= FOLDS)]
+    known = [groups[0], *(group for group in groups[1:] if len(group) >= FOLDS)]
     found = [_calibrated(group, others) for group in known]
     rising = others.times.argsort()
     tensors = {
@@ -157,7 +156,7 @@ def fit_gate(groups: Sequence[Seen], others: Seen) -> Gate:
     params = {
         "site": SITES[0], "beside": list(SITES[1:]), "threshold": 0.0, "low": int(others.times.min()),
         "false_open": _rate((torch.stack([one.no for one in found]) > 0).any(0)),
-        "false_shut": _rate(torch.maximum(found[0].yes, found[1].yes) <= 0),
+        "false_shut": _rate(found[0].yes <= 0),
     }  # fmt: skip
     return Gate("sight", params, tensors)
 
