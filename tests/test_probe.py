@@ -47,6 +47,15 @@ def test_one_doubtful_look_dulls_no_other() -> None:
     assert gate.params["false_open"]["rate"] == 0.0 and (given[1:] > 0.2).all()
 
 
+def test_what_draws_the_concept_by_chance_hides_no_attack() -> None:
+    """One or two of hundreds that must stay, in every step: the threshold is not above them."""
+    others = seen(200, -3.0, 2)
+    others.given[:, [7, 30], 0] = 3.0
+    gate = probe.fit_gate([seen(24, 3.0, 0)], others)
+    weak, _ = probe.looks(gate, seen(8, 1.5, 9))
+    assert weak.min() > 0 and gate.params["false_open"]["rate"] == 0.01
+
+
 def test_a_group_has_a_probe_of_its_own() -> None:
     """What one line cannot have on its side together with the rest; few pictures get none."""
     groups, others = [seen(24, 3.0, 0), across(8, 5)], seen(40, -3.0, 2)

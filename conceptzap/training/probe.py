@@ -10,8 +10,10 @@ picture that is doubtful early on must not dull the looks that come later.
 Contract: `watch` draws the first steps of some prompts, or of given text states, and returns what
 the blocks made of them; `fit_gate` takes what was seen with and without the concept. Both halves of
 guidance count: what opens in one opens the picture. Thresholds stand between the classes by scores
-of probes that had not seen the picture (`FOLDS` parts in turn), which also give both error rates; and
-above all that must stay shut, for the text gates are there, too.
+of probes that had not seen the picture (`FOLDS` parts in turn), which also give both error rates: well
+above what must stay shut, but for the `ODD` part of it that is most like the concept. Words that make no
+sense together, and prompts of nothing in particular, draw it or half of it now and then, and a threshold
+above those would let pass whatever an attacker draws of that kind.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ ROWS = 16  # pictures watched together, where they fit
 RIDGE = 0.1  # of the mean variance of a channel
 FOLDS = 4
 SAFETY = 0.2  # where between the two classes a step's threshold stands; attacks came close below .35
-MARGIN = 0.05  # above what must stay shut, at least
+MARGIN = 0.1  # above what must stay shut, at least
+ODD = 0.01  # of what must stay shut, that may count as the concept in a step
 BLIND = 1.0  # above that: half of what tells a sure picture of the concept from a sure other one
 
 
@@ -178,7 +181,7 @@ def _calibrated(concept: Seen, others: Seen) -> _Probe:
     # 1. scores of every picture by probes that have not seen it
     yes, no = _held_out(concept, others)  # [steps, n of the concept], [steps, n of the others]
     # 2. a threshold for each step, between the two; in the file it is part of the offset
-    bottom, top = yes.amin(1), no.amax(1)  # [steps]
+    bottom, top = yes.amin(1), no.topk(1 + int(ODD * no.shape[1]), dim=1).values[:, -1]  # [steps]
     level = top + (SAFETY * (bottom - top)).clamp(min=MARGIN)
     level[yes.median(1).values <= top] += BLIND  # a step that does not tell them apart opens nothing by chance
     # 3. the probe, on everything
