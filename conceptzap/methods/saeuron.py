@@ -15,7 +15,7 @@ objects (78.8); here an object stays: figures of both are in `docs/figures.md`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,9 +25,8 @@ from conceptzap.edit import Edit
 from conceptzap.errors import UsageError
 from conceptzap.report import Report
 from conceptzap.task import Task
-from conceptzap.training import activations, dictionary
+from conceptzap.training import activations, dictionary, lessons
 from conceptzap.training.dictionary import Dictionary, Recipe
-from conceptzap.training.lessons import lessons
 from conceptzap.training.objectives import Trajectories
 from conceptzap.trust import canary
 
@@ -40,7 +39,9 @@ class Config:
     sites: str = "unet.up_blocks.1.attentions.1"  # a dictionary each; .1 or (styles) .2 in the paper
     multiplier: float = 5.0  # -gamma; 1 for styles, up to 30 for objects in the paper
     features: int = 32  # of the highest scores at every timestep; 1 to 3 of 20,480 in the paper
-    ratio: float = 2.0  # of its mean to that elsewhere, of what is chosen, at least; none in the paper
+    ratio: float = 1.0  # of its mean to that elsewhere, of what is chosen, at least; none in the paper
+    gate: bool = True  # a gate on the text, for each concept its own; False acts on every prompt, as published
+    keep_prompts: int = 400  # prompts that the gate stays shut for
     trajectories: int = 24  # pictures with the concept, as many with the anchor, and of what stays
     dictionary: str = ""  # a file to load it from; none: this base's own is trained once and kept
     expansion: int = 8  # features of the dictionary to a width; 16 in the paper
@@ -57,7 +58,7 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
     )
     sites = activations.matching(base, cfg.sites)
     words = dictionary.of(base, sites, recipe, report, cfg.dictionary)
-    for lesson in lessons(base, task, report):
+    for lesson in lessons.lessons(base, task, report):
         shown = Trajectories.of(base, lesson.pairs, cfg.trajectories, report)
         alike = Trajectories.of(base, lesson.swapped, cfg.trajectories, report)
         rest = Trajectories.kept(base, lesson.keep, cfg.trajectories, report)
@@ -67,7 +68,8 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
         if not (made := canary.acting(base, made, lesson.concept)):
             message = f"no feature of {', '.join(sites)} fires for {lesson.concept}"
             raise UsageError(message, "try more features, other sites or a larger dictionary")
-        yield from made
+        gates = (lessons.gate(base, [lesson], report.seed, cfg.keep_prompts, report=report),) if cfg.gate else ()
+        yield from (replace(edit, gates=gates) for edit in made)
 
 
 def averages(
