@@ -37,7 +37,7 @@ from conceptzap.runtime.sight import pooled, scores
 from conceptzap.training import memory
 
 SITES = ("unet.up_blocks.0", "unet.up_blocks.1")
-DENOISING, LOOKED = 10, 8  # steps of a walk, and how many of them are looked at: down to t = 201
+DENOISING, LOOKED = 10, 6  # steps of a walk, and how many of them are looked at: down to t = 401
 GUIDANCE = 4.0
 ROWS = 16  # pictures watched together, where they fit
 RIDGE = 0.1  # of the mean variance of a channel
@@ -183,7 +183,7 @@ def _calibrated(concept: Seen, others: Seen) -> _Probe:
     # 2. a threshold for each step, between the two; in the file it is part of the offset
     bottom, top = yes.amin(1), no.topk(1 + int(ODD * no.shape[1]), dim=1).values[:, -1]  # [steps]
     level = top + (SAFETY * (bottom - top)).clamp(min=MARGIN)
-    level[yes.median(1).values <= top] += BLIND  # a step that does not tell them apart opens nothing by chance
+    level[yes.median(1).values <= top] += BLIND  # what does not tell them apart opens nothing by chance
     # 3. the probe, on everything
     query, offset = _fit(concept, others)
     return _Probe(query, offset + level, (yes - level[:, None]).amax(0), (no - level[:, None]).amax(0))
