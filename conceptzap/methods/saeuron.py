@@ -8,8 +8,9 @@ the base's (`training/dictionary.py`), so the file carries the chosen features' 
 Differs: `features` instead of a percentile; everything else is the larger of two means, of the same
 prompts with the anchor and of what stays, so that what is merely of the same things does not count; the
 dictionary's threshold in place of the k n largest of a batch; activations of unit scale, which gamma depends
-on; a `ratio`, so that what the rest has of it is left alone. The paper erases styles (95.8 %) better than
-objects (78.8); here an object stays: figures of both are in `docs/figures.md`.
+on; a gate on the text. Without it the features that carry a thing are turned in the unconditional half and in
+other pictures, too: no choice of them both takes a thing away and leaves the rest. With a `ratio` only those
+are chosen that elsewhere are weaker by so much: then the rest stays, and so does the thing.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ EDITS = "adapter"
 @dataclass(frozen=True)
 class Config:
     sites: str = "unet.up_blocks.1.attentions.1"  # a dictionary each; .1 or (styles) .2 in the paper
-    multiplier: float = 5.0  # -gamma; 1 for styles, up to 30 for objects in the paper
+    multiplier: float = 20.0  # -gamma; 1 for styles, up to 30 for objects in the paper
     features: int = 32  # of the highest scores at every timestep; 1 to 3 of 20,480 in the paper
     ratio: float = 1.0  # of its mean to that elsewhere, of what is chosen, at least; none in the paper
     gate: bool = True  # a gate on the text, for each concept its own; False acts on every prompt, as published
