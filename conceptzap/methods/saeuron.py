@@ -32,7 +32,7 @@ from conceptzap.training.objectives import Trajectories
 from conceptzap.trust import canary
 
 PAPER = "2501.18052"
-EDITS = "adapter"
+EDITS = "adapter, gated"
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,10 @@ def erase(base: Base, task: Task, cfg: Config, report: Report) -> Iterator[Edit]
         if not (made := canary.acting(base, made, lesson.concept)):
             message = f"no feature of {', '.join(sites)} fires for {lesson.concept}"
             raise UsageError(message, "try more features, other sites or a larger dictionary")
-        gates = (lessons.gate(base, [lesson], report.seed, cfg.keep_prompts, report=report),) if cfg.gate else ()
-        yield from (replace(edit, gates=gates) for edit in made)
+        if cfg.gate:
+            gate = lessons.gate(base, [lesson], report.seed, cfg.keep_prompts, report=report)
+            made = [replace(edit, gates=(gate,)) for edit in made]
+        yield from made
 
 
 def averages(
