@@ -41,7 +41,7 @@ class Config:
     multiplier: float = 20.0  # -gamma; 1 for styles, up to 30 for objects in the paper
     features: int = 32  # of the highest scores at every timestep; 1 to 3 of 20,480 in the paper
     ratio: float = 1.0  # of its mean to that elsewhere, of what is chosen, at least; none in the paper
-    gate: bool = True  # a gate on the text, for each concept its own; False acts on every prompt, as published
+    gate: bool = True  # a gate on the text, for each concept its own; published without
     keep_prompts: int = 400  # prompts that the gate stays shut for
     trajectories: int = 24  # pictures with the concept, as many with the anchor, and of what stays
     dictionary: str = ""  # a file to load it from; none: this base's own is trained once and kept
