@@ -61,11 +61,11 @@ def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> Non
     ("drawn", "opened", "wanted"),
     [
         (False, False, [[4, 4]]),
-        (True, True, [[4, 4]]),
-        (True, False, [[4, 4], [4, 4, 2], [4, 4, 2, 2]]),  # a probe of its own
+        (True, True, [[4, 4], [4, 4, 6], [4, 4, 8]]),  # beside the concept itself, all that shows it
+        (True, False, [[4, 4], [4, 4, 6, 2], [4, 4, 8, 2, 2]]),  # and a probe of its own
     ],
 )
-def test_what_was_found_joins_the_gate_only_if_it_is_the_concept_and_came_through(
+def test_what_was_found_joins_the_gate_only_if_it_is_the_concept(
     sd1: Base, monkeypatch: pytest.MonkeyPatch, drawn: bool, opened: bool, wanted: list[list[int]]
 ) -> None:
     fitted: list[list[int]] = []
@@ -84,7 +84,7 @@ def test_no_more_probes_than_a_file_should_hold(sd1: Base, monkeypatch: pytest.M
     monkeypatch.setattr(hardening, "_opened", lambda gate, seen: torch.zeros(len(seen), dtype=torch.bool))
     monkeypatch.setattr(hardening.recognition, "rather", lambda base, clean, *_: torch.ones(len(clean)))
     *_, edit = hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report()).edits
-    assert edit.gates[0].tensors["query"].shape[1] == 3
+    assert edit.gates[0].tensors["query"].shape[1] == 4
 
 
 def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:

@@ -12,8 +12,8 @@ one that looks; w is 0 in the first rounds, which only have to draw. What it fin
 It is the concept where the base itself says so (`training/recognition.py`), for the gate cannot tell
 what it does not see; and it came through where no look up to t = `EARLY` had opened the gate. What came
 through gets a probe of its own, so that the next search has to get past all (STEREO's rounds, Srivatsan et
-al. 2025, with a probe in place of the weights); with the concept's own pictures it would only turn their
-probe away from the concept. A search may also put tokens in front of the name, for every prompt its own, as
+al. 2025, with a probe in place of the weights), and all that shows the concept one together: a style is told
+so, while a thing's own probes, which stay as they were, would be turned away from it. A search may also put tokens in front of the name, for every prompt its own, as
 UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end.
 """
 
@@ -109,18 +109,25 @@ def harden(
 
 @dataclass
 class _Known:
-    """Pictures of the concept, of everything else, and by slots of what came through."""
+    """Pictures of the concept, of everything else, all that was `drawn` of it, and by slots what came through."""
 
     concept: Seen
     others: Seen
+    drawn: Seen
     apart: dict[int, Seen] = field(default_factory=dict)
 
-    def learn(self, through: Seen, slot: int) -> None:
-        self.apart[slot] = self.apart[slot].joined(through) if slot in self.apart else through
+    def learn(self, found: Seen, drawn: Tensor, through: Tensor, slot: int) -> None:
+        """`drawn` and `through` [n]: which of the pictures show the concept, and which of them came through."""
+        self.drawn = self.drawn.joined(found.rows(drawn))
+        if through.any():
+            more = found.rows(through)
+            self.apart[slot] = self.apart[slot].joined(more) if slot in self.apart else more
 
     def gate(self) -> Gate:
         """The concept itself is looked for in both halves; what evades a gate does so where the prompt is."""
-        return probe.fit_gate([self.concept, self.concept.unprompted, *self.apart.values()], self.others)
+        every = [self.drawn] if len(self.drawn) > len(self.concept) else []
+        groups = [self.concept, self.concept.unprompted, *every, *self.apart.values()]
+        return probe.fit_gate(groups, self.others)
 
 
 def _hardened(
@@ -147,8 +154,8 @@ def _hardened(
             "through": round(float(through.float().mean()), 3),
         })  # fmt: skip
         idle = 0 if through.any() else idle + 1
-        if through.any():
-            known.learn(found.rows(through), number % PROBES)
+        if drawn.any():
+            known.learn(found, drawn, through, number % PROBES)
             gate = known.gate()
         if idle == len(size.searches):
             break
@@ -165,7 +172,8 @@ def _watched(
     concept = probe.watch(base, prompts, seed, report, f"looking at {lesson.concept}")
     others = probe.watch(acting, shut, seed + 1000, report, "looking at what stays", edits)
     gone, label = prompts[: size.erased], "looking at what is erased"
-    return _Known(concept, others.joined(probe.watch(acting, gone, seed + 2000, report, label, edits)))
+    others = others.joined(probe.watch(acting, gone, seed + 2000, report, label, edits))
+    return _Known(concept, others, concept)
 
 
 def _drawn(base: Base, lesson: Lesson, prompts: Sequence[str], found: Seen, seed: int) -> Tensor:
