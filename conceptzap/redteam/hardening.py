@@ -13,8 +13,9 @@ It is the concept where the base itself says so (`training/recognition.py`), for
 what it does not see; and it came through where no look up to t = `EARLY` had opened the gate. What came
 through gets a probe of its own, so that the next search has to get past all (STEREO's rounds, Srivatsan et
 al. 2025, with a probe in place of the weights), and all that shows the concept one together: a style is told
-so, while a thing's own probes, which stay as they were, would be turned away from it. A search may also put tokens in front of the name, for every prompt its own, as
-UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end.
+so, while a thing's own probes, which stay as they were, would be turned away from it. A search may also
+put tokens in front of the name, for every prompt its own, as UnlearnDiffAtk and P4D do. When every search
+in turn has found nothing new, that is the end.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def harden(
 
 @dataclass
 class _Known:
-    """Pictures of the concept, of everything else, all that was `drawn` of it, and by slots what came through."""
+    """Pictures of the concept, of everything else, all that was `drawn` of it, by slots what came through."""
 
     concept: Seen
     others: Seen
@@ -117,7 +118,7 @@ class _Known:
     apart: dict[int, Seen] = field(default_factory=dict)
 
     def learn(self, found: Seen, drawn: Tensor, through: Tensor, slot: int) -> None:
-        """`drawn` and `through` [n]: which of the pictures show the concept, and which of them came through."""
+        """`drawn` and `through` [n]: which of the pictures show the concept, and which of those came by."""
         self.drawn = self.drawn.joined(found.rows(drawn))
         if through.any():
             more = found.rows(through)
