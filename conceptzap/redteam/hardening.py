@@ -10,12 +10,11 @@ random, with the embeddings moved by gradients through the text encoder and the 
 x_t the base's own latents on the way to pictures of the concept c, g all gates: the text's, and the
 one that looks; w is 0 in the first rounds, which only have to draw. What it finds is drawn from noise.
 It is the concept where the base itself says so (`training/recognition.py`), for the gate cannot tell
-what it does not see; and it came through where no look up to t = `EARLY` had opened the gate. What came
-through gets a probe of its own, so that the next search has to get past all (STEREO's rounds, Srivatsan et
-al. 2025, with a probe in place of the weights), and all that shows the concept one together: a style is told
-so, while a thing's own probes, which stay as they were, would be turned away from it. A search may also
-put tokens in front of the name, for every prompt its own, as UnlearnDiffAtk and P4D do. When every search
-in turn has found nothing new, that is the end.
+what it does not see; and it came through where no look of the first half had opened the gate. What is
+the concept joins the gate's pictures of it and, where something came through, gets a probe of its own, so
+that the next search has to get past both (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of
+the weights). A search may also put tokens in front of the name, for every prompt its own, as
+UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end.
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ from conceptzap.training.probe import Seen
 
 ROWS = 8  # the anchor's states that stand in place of the text
 PROBES = 8  # for what came through, at most: of later rounds some share one, so that the file stays small
-EARLY = 600  # what opens by then is gone in the end, what opens at 400 often is not (built-in checkpoint)
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
 
 
@@ -110,25 +108,19 @@ def harden(
 
 @dataclass
 class _Known:
-    """Pictures of the concept, of everything else, all that was `drawn` of it, by slots what came through."""
+    """Pictures of the concept, of everything else, and by slots of what came through."""
 
     concept: Seen
     others: Seen
-    drawn: Seen
     apart: dict[int, Seen] = field(default_factory=dict)
 
-    def learn(self, found: Seen, drawn: Tensor, through: Tensor, slot: int) -> None:
-        """`drawn` and `through` [n]: which of the pictures show the concept, and which of those came by."""
-        self.drawn = self.drawn.joined(found.rows(drawn))
-        if through.any():
-            more = found.rows(through)
-            self.apart[slot] = self.apart[slot].joined(more) if slot in self.apart else more
+    def learn(self, found: Seen, slot: int, apart: bool) -> None:
+        self.concept = self.concept.joined(found)
+        if apart:
+            self.apart[slot] = self.apart[slot].joined(found) if slot in self.apart else found
 
     def gate(self) -> Gate:
-        """The concept itself is looked for in both halves; what evades a gate does so where the prompt is."""
-        every = [self.drawn] if len(self.drawn) > len(self.concept) else []
-        groups = [self.concept, self.concept.unprompted, *every, *self.apart.values()]
-        return probe.fit_gate(groups, self.others)
+        return probe.fit_gate([self.concept, *self.apart.values()], self.others)
 
 
 def _hardened(
@@ -156,7 +148,7 @@ def _hardened(
         })  # fmt: skip
         idle = 0 if through.any() else idle + 1
         if drawn.any():
-            known.learn(found, drawn, through, number % PROBES)
+            known.learn(found.rows(drawn), number % PROBES, bool(through.any()))
             gate = known.gate()
         if idle == len(size.searches):
             break
@@ -173,8 +165,7 @@ def _watched(
     concept = probe.watch(base, prompts, seed, report, f"looking at {lesson.concept}")
     others = probe.watch(acting, shut, seed + 1000, report, "looking at what stays", edits)
     gone, label = prompts[: size.erased], "looking at what is erased"
-    others = others.joined(probe.watch(acting, gone, seed + 2000, report, label, edits))
-    return _Known(concept, others, concept)
+    return _Known(concept, others.joined(probe.watch(acting, gone, seed + 2000, report, label, edits)))
 
 
 def _drawn(base: Base, lesson: Lesson, prompts: Sequence[str], found: Seen, seed: int) -> Tensor:
@@ -185,8 +176,8 @@ def _drawn(base: Base, lesson: Lesson, prompts: Sequence[str], found: Seen, seed
 
 
 def _opened(gate: Gate, seen: Seen) -> Tensor:
-    """For which of n pictures the gate opens while what it stands for can still be turned, [n]."""
-    return (torch.maximum(*probe.looks(gate, seen))[seen.times >= EARLY] > 0).any(0)
+    """For which of n pictures the gate opens in the first half of its looks, [n]."""
+    return (torch.maximum(*probe.looks(gate, seen))[: len(seen.times) // 2] > 0).any(0)
 
 
 def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:

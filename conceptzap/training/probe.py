@@ -10,17 +10,15 @@ picture that is doubtful early on must not dull the looks that come later.
 Contract: `watch` draws the first steps of some prompts, or of given text states, and returns what
 the blocks made of them; `fit_gate` takes what was seen with and without the concept. Both halves of
 guidance count: what opens in one opens the picture. Thresholds stand between the classes by scores
-of probes that had not seen the picture (`FOLDS` parts in turn), which also give both error rates: well
-above what must stay shut, but for the `ODD` part of it that is most like the concept. Words that make no
-sense together, and prompts of nothing in particular, draw it or half of it now and then, and a threshold
-above those would let pass whatever an attacker draws of that kind.
+of probes that had not seen the picture (`FOLDS` parts in turn), which also give both error rates; and
+above all that must stay shut, for the text gates are there, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -37,15 +35,13 @@ from conceptzap.runtime.sight import pooled, scores
 from conceptzap.training import memory
 
 SITES = ("unet.up_blocks.0", "unet.up_blocks.1")
-DENOISING, LOOKED = 10, 6  # steps of a walk, and how many of them are looked at: down to t = 401
+DENOISING, LOOKED = 10, 8  # steps of a walk, and how many of them are looked at: down to t = 201
 GUIDANCE = 4.0
 ROWS = 16  # pictures watched together, where they fit
 RIDGE = 0.1  # of the mean variance of a channel
 FOLDS = 4
 SAFETY = 0.2  # where between the two classes a step's threshold stands; attacks came close below .35
-MARGIN = 0.1  # above what must stay shut, at least
-ODD = 0.01  # of what must stay shut, that may count as the concept in a step
-BLIND = 1.0  # above that: half of what tells a sure picture of the concept from a sure other one
+MARGIN = 0.05  # above what must stay shut, at least
 
 
 @dataclass(frozen=True)
@@ -73,11 +69,6 @@ class Seen:
         drawn = [one.ends for one in every if one.ends is not None]
         ends = torch.cat(drawn) if len(drawn) == len(every) else None
         return Seen(times=self.times, ends=ends, **parts)
-
-    @property
-    def unprompted(self) -> Seen:
-        """As what was seen without the prompt, which shows what is in the latents whatever the text is."""
-        return replace(self, given=self.without)
 
     def rows(self, chosen: Tensor | list[int]) -> Seen:
         return Seen(self.given[:, chosen], self.without[:, chosen], self.times, self.latents[:, chosen])
@@ -181,9 +172,8 @@ def _calibrated(concept: Seen, others: Seen) -> _Probe:
     # 1. scores of every picture by probes that have not seen it
     yes, no = _held_out(concept, others)  # [steps, n of the concept], [steps, n of the others]
     # 2. a threshold for each step, between the two; in the file it is part of the offset
-    bottom, top = yes.amin(1), no.topk(1 + int(ODD * no.shape[1]), dim=1).values[:, -1]  # [steps]
+    bottom, top = yes.amin(1), no.amax(1)  # [steps]
     level = top + (SAFETY * (bottom - top)).clamp(min=MARGIN)
-    level[yes.median(1).values <= top] += BLIND  # what does not tell them apart opens nothing by chance
     # 3. the probe, on everything
     query, offset = _fit(concept, others)
     return _Probe(query, offset + level, (yes - level[:, None]).amax(0), (no - level[:, None]).amax(0))
