@@ -1,4 +1,4 @@
-"""SAeUron: features of a sparse autoencoder that fire for the concept alone are turned against it.
+"""SAeUron: features of a sparse autoencoder that fire for the concept are turned against it, behind a gate.
 
 Cywinski and Deja 2025, on the output of the decoder's blocks of transformers. A feature i of timestep t
 has the score mu_i(t, concept) / sum_j mu_j(t, concept) - the same of everything else, mu its mean
@@ -8,9 +8,9 @@ the base's (`training/dictionary.py`), so the file carries the chosen features' 
 Differs: `features` instead of a percentile; everything else is the larger of two means, of the same
 prompts with the anchor and of what stays, so that what is merely of the same things does not count; the
 dictionary's threshold in place of the k n largest of a batch; activations of unit scale, which gamma depends
-on; a gate on the text. Without it the features that carry a thing are turned in the unconditional half and in
-other pictures, too: no choice of them both takes a thing away and leaves the rest. With a `ratio` only those
-are chosen that elsewhere are weaker by so much: then the rest stays, and so does the thing.
+on; a gate on the text, since without it they are turned in the unconditional half and in other pictures,
+too; a `ratio`, above 1 to choose only those that are weaker elsewhere by so much. Figures without the gate
+are in `docs/figures.md`.
 """
 
 from __future__ import annotations

@@ -51,6 +51,24 @@ def test_chosen_features_are_scaled_and_the_rest_is_left(sd1: Base) -> None:
     assert not torch.allclose(edited, x, atol=1e-3)
 
 
+def test_what_fires_somewhat_more_for_the_concept_is_chosen_unless_a_ratio_forbids_it() -> None:
+    """A thing and its anchor share most features: what tells them apart is in all of both."""
+    words = Dictionary(randn(8, 16), randn(8, seed=1), randn(8, 16, seed=2), randn(16, seed=3), 0.0)
+    means, others = torch.full((1, 8), 1.0), torch.full((1, 8), 1.0)
+    means[0, 5] = 1.5
+    for wanted, chosen in (({}, True), ({"ratio": 2.0}, False)):
+        cfg = saeuron.Config(features=1, **wanted)
+        made = saeuron.against(SITE, words, means, others, torch.tensor([500]), cfg)
+        assert bool((made.tensors["gain"] != 0).all()) is chosen
+        assert made.tensors["down"].equal(words.encoder[5:6]) or not chosen
+
+
+def test_its_gate_is_left_out_where_it_is_asked_for_as_published(sd1: Base) -> None:
+    for gate, kinds in ((True, {"match"}), (False, set())):
+        made = edits(sd1, "saeuron", features=2, gate=gate)
+        assert made and {one.kind for edit in made for one in edit.gates} == kinds
+
+
 def test_a_file_carries_rows_of_chosen_features_alone(sd1: Base) -> None:
     made = edits(sd1, "saeuron", features=2)
     assert made and {edit.sites[0] for edit in made} <= set(sd1.sites("unet.up_blocks.1.attentions.?"))
