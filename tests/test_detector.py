@@ -25,7 +25,8 @@ def toy(prompts: list[str], parts: tuple[int, ...] = (WIDTH,)) -> States:
     """States of "yes" and "no" prompts, the last two positions padding.
 
     In "yes 3" position 3 % 4 points along the first axis of each encoder, and the padding with it;
-    in "first 3" only the first encoder's states do, in "also 3" they point along the third axis.
+    in "first 3" only the first encoder's states do, in "also 3" they point along the third axis, in
+    "between 3" a little along both.
     """
     return States(
         index={prompt: number for number, prompt in enumerate(prompts)},
@@ -48,6 +49,8 @@ def _states(prompt: str, parts: tuple[int, ...]) -> torch.Tensor:
             states[[int(number) % (LENGTH - 2), -2, -1], 0] += torch.tensor([1.0, 3.0, 3.0])
         if word == "also":
             states[[int(number) % (LENGTH - 2), -2, -1], 2] += torch.tensor([1.0, 3.0, 3.0])
+        if word == "between":
+            states[int(number) % (LENGTH - 2), [0, 2]] += 0.25
         halves.append(states)
     return torch.cat(halves, -1)
 
@@ -117,6 +120,16 @@ def test_wordings_that_come_in_turn_are_all_learned() -> None:
     assert gate.params["false_open"]["rate"] == gate.params["false_shut"]["rate"] == 0
     assert opened(gate, states(*asked("yes", start=100), *asked("also", start=100))).all()
     assert not opened(gate, states(*asked("no", start=100))).any()
+
+
+def test_what_stays_close_to_the_concept_gets_a_gate_with_more_directions() -> None:
+    """One direction tells them apart, and barely; what it was not fitted on would open it."""
+    yes = [f"{('yes', 'also')[number % 2]} {number}" for number in range(40)]
+    no = [*asked("no"), *asked("between", start=100)]
+    gate = detector.fit_gate(toy([*yes, *no]), yes, no, seed=0, directions=1)
+    assert gate.params["false_open"]["rate"] == 0 and len(gate.tensors["query"]) == 2
+    assert opened(gate, states(*asked("yes", start=300))).all()
+    assert not opened(gate, states(*asked("between", start=200))).any()
 
 
 def test_a_synonym_that_is_like_what_stays_is_none_of_a_gates_own() -> None:

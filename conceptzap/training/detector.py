@@ -28,7 +28,8 @@ STEPS = 150  # of Adam
 STRIDE = 8  # of the padding positions that fitting looks at; the threshold looks at all
 MARGIN = 1e-3  # rounding of the scores in half precision and in other batches, of the threshold
 RAMP = 0.05  # of the score that a soft gate is full at: what it takes from shut to full, at least
-FINER = (1, 2)  # times as many directions, where fewer do not tell all of the concept from what stays
+FINER = (1, 2)  # times as many directions, where fewer leave what stays close to the concept
+NARROW = 0.25  # of the concept's lowest score: a gap below it is close
 SAFETY = 0.35  # where between the two classes the threshold stands; low opens rather than leaks
 
 
@@ -44,18 +45,17 @@ def fit_gate(
 
     The threshold stands between the classes, and where they overlap below every prompt of the
     concept: a gate that opens too often costs pictures, one that stays shut lets the concept through.
-    There it is fitted with more `directions`, and the one that opens for the fewest others is it.
+    Where they are close it is fitted with more `directions`, too; the one that opens for the fewest
+    others is it, and of those that open for none the one with the widest gap.
     """
     # wordings come in turn, so that halves that were not drawn by lot would each lack some
     yes, no = (states.rows(_by_lot(prompts, seed)) for prompts in (concept_prompts, other_prompts))
-    best: Gate | None = None
+    tried: list[tuple[Gate, float]] = []
     for times in FINER:
-        gate = _calibrated(states, yes, no, seed, times * directions, report or Report())
-        best = min(filter(None, (best, gate)), key=opens_wrongly)
-        if not opens_wrongly(best):
+        tried.append(_calibrated(states, yes, no, seed, times * directions, report or Report()))
+        if tried[-1][1] >= NARROW:
             break
-    assert best
-    return best
+    return min(tried, key=lambda one: (opens_wrongly(one[0]), -one[1]))[0]
 
 
 def opens_wrongly(gate: Gate) -> float:
@@ -65,15 +65,15 @@ def opens_wrongly(gate: Gate) -> float:
 
 def _calibrated(
     states: States, yes: list[int], no: list[int], seed: int, directions: int, report: Report
-) -> Gate:
-    """The gate of so many directions for each text encoder, with its threshold and its rates."""
+) -> tuple[Gate, float]:
+    """The gate of so many directions for each text encoder, and the gap its threshold stands in."""
     # 1. directions for each text encoder, fitted on every other prompt, scaled to the threshold 1
     queries, means = [], []
     parts = list(enumerate(states.parts))
     for number, _ in report.count(parts, len(parts), "fitting the gate"):
         query, mean = _fit(states, number, yes[::2], no[::2], seed, directions)
         own = [_scores(states, rows, number, query, mean) for rows in (yes, no)]
-        threshold, _ = _threshold(_own_tokens(states, yes, own[0]), own[1].amax(1))
+        threshold, *_ = _threshold(_own_tokens(states, yes, own[0]), own[1].amax(1))
         queries.append(query / threshold if threshold > 0 else query)
         means.append(mean)
     queries, means = [q.half() for q in queries], [m.half() for m in means]
@@ -83,12 +83,12 @@ def _calibrated(
         own = [_scores(states, rows, number, query.float(), mean.float()) for rows in (yes, no)]
         opens.append(_own_tokens(states, yes, own[0]))
         shuts.append(own[1].amax(1))
-    threshold, rates = _threshold(torch.stack(opens).amin(0), torch.stack(shuts).amax(0))
+    threshold, gap, rates = _threshold(torch.stack(opens).amin(0), torch.stack(shuts).amax(0))
     params = {"threshold": threshold, **rates}
     if len(states.parts) > 1:
         params["parts"] = list(states.parts)
     tensors = {"query": torch.block_diag(*queries), "mean": torch.cat(means)}
-    return Gate("match", params, tensors)
+    return Gate("match", params, tensors), gap
 
 
 def _by_lot(prompts: Sequence[str], seed: int) -> list[str]:
@@ -191,14 +191,17 @@ def _own_tokens(states: States, rows: list[int], scores: Tensor) -> Tensor:
     return scores.masked_fill(padding, -torch.inf).amax(1)
 
 
-def _threshold(opens: Tensor, shuts: Tensor) -> tuple[float, dict[str, Json]]:
-    """The threshold by the half that was not fitted on, and both error rates there."""
+def _threshold(opens: Tensor, shuts: Tensor) -> tuple[float, float, dict[str, Json]]:
+    """The threshold by the half that was not fitted on, the gap between the classes, both error rates.
+
+    The gap is a share of the concept's lowest score, below 0 where the classes overlap.
+    """
     opened, shut = opens[1::2], shuts[1::2]
     top, bottom = shut.max().item(), opened.min().item()
     between = top + SAFETY * (bottom - top)
     least = opens.min().item()
     threshold = round(min(between, least - MARGIN * abs(least)), 6)
-    return threshold, {
+    return threshold, (bottom - top) / max(abs(bottom), 1e-6), {
         "false_open": _rate(shut > threshold),
         "false_shut": _rate(opened <= threshold),
     }
