@@ -56,7 +56,7 @@ def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> Non
     assert [edit.name for edit in again.edits] == [edit.name for edit in done.edits]
 
 
-def test_what_was_found_joins_the_gate_only_if_it_is_the_concept(
+def test_what_was_found_gets_a_probe_of_its_own_if_it_is_the_concept(
     sd1: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted: list[list[int]] = []
@@ -66,16 +66,15 @@ def test_what_was_found_joins_the_gate_only_if_it_is_the_concept(
         said = torch.full((SMALL.found,), 1.0 if drawn else -1.0)
         monkeypatch.setattr(hardening.recognition, "rather", lambda *given, said=said: said)
         hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report())
-    assert fitted == [[4], [4], [4 + SMALL.found, SMALL.found], [4 + 2 * SMALL.found, *[SMALL.found] * 2]]
+    assert fitted == [[4], [4], [4, SMALL.found], [4, SMALL.found, SMALL.found]]
 
 
-def test_no_more_probes_than_a_file_should_hold(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes through later shares one with what came through before."""
-    monkeypatch.setattr(hardening, "PROBES", 1)
+def test_what_the_same_search_finds_later_shares_its_probe(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardening, "BUDGETS", {"quick": replace(SMALL, rounds=4)})
     monkeypatch.setattr(hardening, "_opened", lambda gate, seen: torch.zeros(len(seen), dtype=torch.bool))
     monkeypatch.setattr(hardening.recognition, "rather", lambda base, clean, *_: torch.ones(len(clean)))
     *_, edit = hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report()).edits
-    assert edit.gates[0].tensors["query"].shape[1] == 2
+    assert edit.gates[0].tensors["query"].shape[1] == 3  # the concept's, and one for each of two searches
 
 
 def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:

@@ -11,9 +11,10 @@ x_t the base's own latents on the way to pictures of the concept c, g all gates:
 one that looks; w is 0 in the first rounds, which only have to draw. What it finds is drawn from noise.
 It is the concept where the base itself says so (`training/recognition.py`), for the gate cannot tell
 what it does not see; and it came through where no look of the first half had opened the gate. What is
-the concept joins the gate's pictures of it and, where something came through, gets a probe of its own, so
-that the next search has to get past both (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of
-the weights). A search may also put tokens in front of the name, for every prompt its own, as
+the concept joins what the same kind of search has found before, which has a probe of its own, so that the
+next search has to get past all of them (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of the
+weights). The probe of the concept as the base draws it sees none of that: tokens that evade draw what is half
+something else, and dull it. A search may also put tokens in front of the name, for every prompt its own, as
 UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end.
 """
 
@@ -38,7 +39,6 @@ from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
 
 ROWS = 8  # the anchor's states that stand in place of the text
-PROBES = 8  # for what came through, at most: of later rounds some share one, so that the file stays small
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
 
 
@@ -81,7 +81,7 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget(concept=24, others=256, erased=8, rounds=5, steps=40),
+    "quick": Budget(concept=24, others=256, erased=8, rounds=15, steps=40),
     "full": Budget(concept=64, others=512, erased=32, rounds=25, steps=80),
 }
 
@@ -108,19 +108,17 @@ def harden(
 
 @dataclass
 class _Known:
-    """Pictures of the concept, of everything else, and by slots of what came through."""
+    """Pictures of the concept, of everything else, and by kinds of search of what they found."""
 
     concept: Seen
     others: Seen
-    apart: dict[int, Seen] = field(default_factory=dict)
+    found: dict[Search, Seen] = field(default_factory=dict)
 
-    def learn(self, found: Seen, slot: int, apart: bool) -> None:
-        self.concept = self.concept.joined(found)
-        if apart:
-            self.apart[slot] = self.apart[slot].joined(found) if slot in self.apart else found
+    def learn(self, search: Search, found: Seen) -> None:
+        self.found[search] = self.found[search].joined(found) if search in self.found else found
 
     def gate(self) -> Gate:
-        return probe.fit_gate([self.concept, *self.apart.values()], self.others)
+        return probe.fit_gate([self.concept, *self.found.values()], self.others)
 
 
 def _hardened(
@@ -148,7 +146,7 @@ def _hardened(
         })  # fmt: skip
         idle = 0 if through.any() else idle + 1
         if drawn.any():
-            known.learn(found.rows(drawn), number % PROBES, bool(through.any()))
+            known.learn(search, found.rows(drawn))
             gate = known.gate()
         if idle == len(size.searches):
             break
