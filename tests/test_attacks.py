@@ -16,7 +16,7 @@ from victims import Never, attempts, small, victim
 from conceptzap.attacks import synonyms
 from conceptzap.base import Base
 from conceptzap.errors import MismatchError
-from conceptzap.redteam import bell, discrete, inverting, trial
+from conceptzap.redteam import bell, discrete, inverting, spelling, trial
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.carrier import allowed
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, STRAIGHT, TRANSFER, Victim
@@ -177,8 +177,9 @@ def test_exchanging_tokens_comes_nearer(sd1: Base) -> None:
 
 
 def test_wordings() -> None:
-    assert synonyms.reworded("a Church on a hill", ("church",), "kirk") == "a kirk on a hill"
-    assert synonyms.reworded("a cat", ("church",), "kirk") == "a cat, kirk"
+    assert spelling.reworded("a Church on a hill", ("church",), "kirk") == "a kirk on a hill"
+    assert spelling.reworded("a cat", ("church",), "kirk") == "a cat, kirk"
+    assert spelling.slips("church", 2) == ("chruch", "chrch", "chuurch")
     typos = synonyms.typos("Van Gogh")
     assert len(set(typos)) == 3 and "Van Gogh" not in typos
 

@@ -16,7 +16,7 @@ from conceptzap import format
 from conceptzap.base import Base
 from conceptzap.edit import Gate
 from conceptzap.errors import UsageError
-from conceptzap.redteam import hardening
+from conceptzap.redteam import hardening, spelling
 from conceptzap.redteam.hardening import Budget, Search
 from conceptzap.report import Report
 from conceptzap.task import Task
@@ -50,7 +50,7 @@ def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> Non
     assert new.tensors["prompt_k"].equal(sd1.encode(["a painting"]).states[0, : hardening.ROWS].half())
     rounds = done.record["rounds"]["van gogh"]
     told = [(one["tokens"], one["before"], one["evades"]) for one in rounds]
-    assert told == [(1, False, False), (2, True, True)]
+    assert told == [(0, False, False), (1, False, False), (2, True, True)]
     assert done.record["budget"] == "quick"
     again = hardening.harden(sd1, TASK, edits, "quick", Report())
     assert [edit.name for edit in again.edits] == [edit.name for edit in done.edits]
@@ -61,20 +61,40 @@ def test_what_was_found_gets_a_probe_of_its_own_if_it_is_the_concept(
 ) -> None:
     fitted: list[list[int]] = []
     fit = probe.fit_gate
-    monkeypatch.setattr(probe, "fit_gate", lambda c, o: fitted.append([len(one) for one in c]) or fit(c, o))
+    monkeypatch.setattr(probe, "fit_gate", lambda c, *o: fitted.append([len(one) for one in c]) or fit(c, *o))
     for drawn in (False, True):
-        said = torch.full((SMALL.found,), 1.0 if drawn else -1.0)
-        monkeypatch.setattr(hardening.recognition, "rather", lambda *given, said=said: said)
+        said = 1.0 if drawn else -1.0
+        monkeypatch.setattr(
+            hardening.recognition, "rather", lambda base, clean, *_, said=said: torch.full((len(clean),), said)
+        )
         hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report())
-    assert fitted == [[4], [4], [4, SMALL.found], [4, SMALL.found, SMALL.found]]
+    wrong = len(spelling.misspelt("van gogh"))
+    assert fitted == [[4], [4], [4, wrong], [4, wrong, SMALL.found], [4, wrong, SMALL.found, SMALL.found]]
 
 
 def test_what_the_same_search_finds_later_shares_its_probe(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardening, "BUDGETS", {"quick": replace(SMALL, rounds=4)})
-    monkeypatch.setattr(hardening, "_opened", lambda gate, seen: torch.zeros(len(seen), dtype=torch.bool))
+    monkeypatch.setattr(hardening, "_opened", lambda gate, seen, told: torch.zeros(len(seen), dtype=torch.bool))
     monkeypatch.setattr(hardening.recognition, "rather", lambda base, clean, *_: torch.ones(len(clean)))
     *_, edit = hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report()).edits
-    assert edit.gates[0].tensors["query"].shape[1] == 3  # the concept's, and one for each of two searches
+    assert edit.gates[0].tensors["query"].shape[1] == 4  # the concept's, of slips, of two searches
+
+
+def test_what_was_erased_alone_sets_the_threshold_where_the_text_names_it() -> None:
+    """The concept, what stays near it and, far from both, what was erased."""
+    def seen(n: int, first: float) -> probe.Seen:
+        parts = [0.1 * some.randn(2, n, 3, seed=seed) for seed in (n, n + 1)]
+        for part in parts:
+            part[..., 0] += first
+        return probe.Seen(*parts, torch.tensor([900.0, 800.0]), torch.zeros(2, n, 1))
+
+    concept, near, gone = seen(8, 1.0), seen(12, 0.4), seen(6, -1.0)
+    gate = probe.fit_gate([concept], near.joined(gone), len(gone), ["named"])
+    assert gate.params["told"] == ["named"] and (gate.tensors["eased"] < gate.tensors["offset"] - 0.3).all()
+    for these, told, opens in ((concept, False, True), (near, False, False), (near, True, True), (gone, True, False)):
+        found = torch.maximum(*probe.looks(gate, these, torch.full((len(these),), told)))
+        assert (found > 0).any(0).eq(opens).all(), (len(these), told)
+    assert "eased" not in probe.fit_gate([concept], near.joined(gone)).tensors
 
 
 def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
@@ -82,15 +102,15 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
     lesson = next(iter(lessons.lessons(sd1, TASK)))
     prompts = lesson.prompts[:4]
     seen = probe.watch(sd1, prompts, 0, Report(), "looking")
-    gate = probe.fit_gate([seen], probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"))
+    known = hardening._Known(seen, probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"), 2, ())
 
     def searched(steps: int) -> float:
         size, search = replace(SMALL, steps=steps, batch=4), Search(2, 0.1, lr=0.05)
-        cond = hardening._search(sd1, sd1, lesson, prompts, seen, (), gate, search, size, 0, Report())
+        cond = hardening._search(sd1, sd1, lesson, prompts, known, (), search, size, 0, Report())
         x, t = seen.latents[0], int(seen.times[0])
         with torch.no_grad(), probe.looking(sd1) as looks:
             error = (sd1.predict(x, t, cond) - sd1.predict(x, t, sd1.encode(prompts))).pow(2).mean()
-        margin = hardening.sight.scores(gate, looks[0], seen.times[:1].expand(4)) - gate.params["threshold"]
+        margin = hardening.sight.scores(known.gate, looks[0], seen.times[:1].expand(4))
         return float(error + search.evade * hardening._shutting((), cond, margin))
 
     assert searched(12) < searched(0)
@@ -102,7 +122,7 @@ def test_what_opens_late_came_through(monkeypatch: pytest.MonkeyPatch) -> None:
     given = torch.tensor([[1.0, -1, -1, 1], [1, -1, -1, 1], [1, 1, -1, 1], [1, 1, -1, 1]])
     monkeypatch.setattr(probe, "looks", lambda *_: (given, without))
     seen = probe.Seen(given[..., None], without[..., None], torch.arange(4), torch.zeros(4, 4))
-    assert hardening._opened(None, seen).tolist() == [True, False, False, True]  # type: ignore[arg-type]
+    assert hardening._opened(None, seen, torch.zeros(4)).tolist() == [True, False, False, True]  # type: ignore[arg-type]
 
 
 def test_the_base_says_what_was_drawn(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:

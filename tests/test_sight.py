@@ -235,6 +235,36 @@ def test_of_several_probes_the_highest_counts() -> None:
     assert len({int(one) for one in torch.stack(apart).argmax(0)}) > 1
 
 
+def closer(base: Base) -> Gate:
+    """Shut for whatever is drawn, and open where the text opens `some.gate`."""
+    shut = some.always(base, (-1.0,))
+    eased = shut.tensors["offset"] - 2
+    return Gate("sight", shut.params | {"told": [some.gate(base).name]}, shut.tensors | {"eased": eased})
+
+
+def test_where_the_text_names_the_concept_it_looks_closer(base: Base) -> None:
+    """At the rows whose text opens the gate that it is told by, and at no others."""
+    looks, named = some.tokens(base, gates=[closer(base)]), some.shared(base, gates=[some.gate(base)])
+    found = some.eps(base, PROMPTS, [looks, named])
+    assert found.equal(some.eps(base, PROMPTS, [replace(looks, gates=(some.gate(base),)), named]))
+    assert not torch.allclose(found[0], some.eps(base, PROMPTS, [named])[0], atol=1e-3)
+    assert torch.allclose(found[1], some.eps(base, PROMPTS)[1], atol=1e-5)
+    assert some.eps(base, PROMPTS, [looks]).equal(some.eps(base, PROMPTS))  # no such gate: nobody told it
+
+
+def test_what_it_is_told_by_is_a_gate_of_its_file(sd1: Base, tmp_path: Path) -> None:
+    looks, named = some.tokens(sd1, gates=[closer(sd1)]), some.shared(sd1, gates=[some.gate(sd1)])
+    format.save(Erasure(header(), some.sort_edits((looks, named))), tmp_path / "told")
+    gate = next(gate for edit in format.load(tmp_path / "told").edits for gate in edit.gates if gate.kind == "sight")
+    assert gate == closer(sd1)
+    with pytest.raises(ConceptZapError, match="told"):
+        format.save(Erasure(header(), (looks,)), tmp_path / "untold")
+    for wrong in ([3], "x"):
+        gate = replace(closer(sd1), params=closer(sd1).params | {"told": wrong})
+        with pytest.raises(ConceptZapError, match="told"):
+            format.save(Erasure(header(), (replace(looks, gates=(gate,)), named)), tmp_path / "untold")
+
+
 def test_what_it_looks_at_is_kept_in_the_file_and_held_to_be_paths(sd1: Base, tmp_path: Path) -> None:
     def saved(beside: object) -> Path:
         one = some.always(sd1)

@@ -7,10 +7,10 @@ prompts; one that the base has no tokens for is left out. Wordings that are know
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from conceptzap.redteam import spelling
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.victim import Victim
 from conceptzap.registry import config
@@ -32,7 +32,8 @@ class Config:
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     for kind, wordings in kinds(victim).items():
         for wording in wordings[: cfg.most]:
-            yield Attempt("", kind, [reworded(prompt, victim.words, wording) for prompt in victim.prompts])
+            asked = [spelling.reworded(prompt, victim.words, wording) for prompt in victim.prompts]
+            yield Attempt("", kind, asked)
 
 
 def kinds(victim: Victim) -> dict[str, list[str]]:
@@ -56,19 +57,4 @@ def kinds(victim: Victim) -> dict[str, list[str]]:
 def typos(name: str) -> list[str]:
     """Two letters swapped, one left out, one doubled, in the middle of the longest word."""
     word = max(name.split(), key=len)
-    at = max(1, len(word) // 2 - 1)
-    wrong = (
-        word[:at] + word[at + 1 : at + 2] + word[at : at + 1] + word[at + 2 :],
-        word[:at] + word[at + 1 :],
-        word[:at] + word[at] * 2 + word[at + 1 :] if at < len(word) else word * 2,
-    )
-    return [name.replace(word, one) for one in wrong]
-
-
-def reworded(prompt: str, words: tuple[str, ...], wording: str) -> str:
-    """The prompt with the first of the concept's words replaced, whatever their case."""
-    for word in sorted(words, key=len, reverse=True):
-        found = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE)
-        if found.search(prompt):
-            return found.sub(lambda _: wording, prompt)
-    return f"{prompt}, {wording}"
+    return [name.replace(word, one) for one in spelling.slips(word, max(1, len(word) // 2 - 1))]

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 # safetensors name -> bytes an element; floats only, but for the masks of pruning
 DTYPES = {"F32": 4, "F16": 2, "BOOL": 1, "U8": 1}
 PACKED = {"bits"}  # slots that hold bytes, and no others do
-PATHS = {"beside"}  # parameters that list module paths; other lists are of whole numbers
+PATHS = {"beside"}  # parameters that list module paths
+NAMES = {"told"}  # parameters that list gates; other lists are of whole numbers
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,12 @@ GATES = {
     "curve": Kind(_sets("times values")),
     # open, for the rest of the run, from where q(t) . u - offset(t) of any probe is above the threshold at a
     # t that is not below low, u the unit means of the outputs of the site and of those beside it, joined;
-    # times [k], query [k, probes, channels of all], offset [k, probes], or without probes where there is one
+    # times [k], query [k, probes, channels of all], offset [k, probes], or without probes where there is one;
+    # eased: the offset of rows whose text opens one of the gates that are told by name
     "sight": Kind(
-        _sets("times query offset"),
+        _sets("times query offset", "times query offset eased"),
         params={
-            "site": (str,), "beside": (list,), "threshold": (float,), "low": (int,),
+            "site": (str,), "beside": (list,), "threshold": (float,), "low": (int,), "told": (list,),
             "false_open": (dict,), "false_shut": (dict,),
         },
         required=frozenset({"site", "threshold"}),

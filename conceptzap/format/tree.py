@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from conceptzap.edit import ROLES, BaseRef, Edit, Erasure, Gate, Header, Json, Raw
 from conceptzap.errors import FormatError, escape
-from conceptzap.format.schema import GATES, OPS, PACKED, PATHS, PHI, PLAIN_PHI, Kind
+from conceptzap.format.schema import GATES, NAMES, OPS, PACKED, PATHS, PHI, PLAIN_PHI, Kind
 from conceptzap.format.typed import (
     GET_AGAIN,
     NEWER,
@@ -77,6 +77,9 @@ def read(tree: Mapping[str, Json], tensors: Mapping[str, Raw]) -> Erasure:
         slots.setdefault(owner, {})[slot] = tensor
     edits, gates = mapping(tree["edits"], "edits"), mapping(tree["gates"], "gates")
     made = {name: _gate(name, record, slots.get(name, {})) for name, record in gates.items()}
+    for name, gate in made.items():
+        for other in gate.params.get("told", ()):
+            one_of(other, f"gate {escape(name)}: told", made)
     read_edits = [_edit(name, edits[name], slots.get(name, {}), made) for name in sorted(edits)]
     return Erasure(_header(tree), tuple(read_edits))
 
@@ -213,12 +216,22 @@ def _params(value: Json, where: str, kind: Kind) -> dict[str, Json]:
         if one not in kind.choices.get(key, (one,)):
             raise FormatError(f"{name} is {escape(one)!r}, which is unknown", NEWER)
         for item in one if type(one) is list else ():
-            _check_site(text(item, name), where) if key in PATHS else whole(item, name, 1, 2**20)
+            _check_item(item, key, name, where)
         if type(one) in (int, float):
             number(one, name, *kind.ranges.get(key, (-LARGEST, LARGEST)))
     asked = [more for (key, word), more in kind.needs.items() if params.get(key) == word]
     _check_there(where, kind.required.union(*asked), params)
     return params
+
+
+def _check_item(item: Json, key: str, name: str, where: str) -> None:
+    """One of a parameter that is a list: a path, a gate's name or a number from 1."""
+    if key in PATHS:
+        _check_site(text(item, name), where)
+    elif key in NAMES:
+        text(item, name)
+    else:
+        whole(item, name, 1, 2**20)
 
 
 def _check_there(where: str, needed: frozenset[str], params: Mapping[str, Json]) -> None:

@@ -15,19 +15,23 @@ the concept joins what the same kind of search has found before, which has a pro
 next search has to get past all of them (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of the
 weights). The probe of the concept as the base draws it sees none of that: tokens that evade draw what is half
 something else, and dull it. A search may also put tokens in front of the name, for every prompt its own, as
-UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end.
+UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end. Before all that
+comes what takes no search, the name written wrongly. And where the text does open a gate, what is drawn has
+only to stay as what was erased looks: there words that hide a half-erased concept stand out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
 
 from conceptzap.base import CROSS, Base, Cond
 from conceptzap.edit import Edit, Gate, Json
+from conceptzap.redteam import spelling
 from conceptzap.redteam.carrier import common
 from conceptzap.report import Report
 from conceptzap.runtime import gates, sight, texts
@@ -60,6 +64,7 @@ class Search:
         return Carrier.instead(base, prompts, names, self.free)
 
 
+MISSPELT = Search(0)  # the name written wrongly, which takes no search
 SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, True, 0.06), Search(1, 0.3))
 
 
@@ -81,7 +86,7 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget(concept=24, others=256, erased=8, rounds=15, steps=40),
+    "quick": Budget(concept=24, others=256, erased=24, rounds=15, steps=40),
     "full": Budget(concept=64, others=512, erased=32, rounds=25, steps=80),
 }
 
@@ -108,17 +113,26 @@ def harden(
 
 @dataclass
 class _Known:
-    """Pictures of the concept, of everything else, and by kinds of search of what they found."""
+    """Pictures of the concept, of everything else, and by kinds of search of what they found.
+
+    The last so many of the others, `gone`, are what is drawn for the concept's name; `told`: the text gates.
+    """
 
     concept: Seen
     others: Seen
+    gone: int
+    told: tuple[str, ...]
     found: dict[Search, Seen] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.gate = self._fitted()
 
     def learn(self, search: Search, found: Seen) -> None:
         self.found[search] = self.found[search].joined(found) if search in self.found else found
+        self.gate = self._fitted()
 
-    def gate(self) -> Gate:
-        return probe.fit_gate([self.concept, *self.found.values()], self.others)
+    def _fitted(self) -> Gate:
+        return probe.fit_gate([self.concept, *self.found.values()], self.others, self.gone, self.told)
 
 
 def _hardened(
@@ -128,29 +142,46 @@ def _hardened(
     acting, edits = texts.baked(base, edits)
     prompts = objectives.subset(report.seed, lesson.prompts, size.concept)
     known = _watched(base, acting, lesson, prompts, edits, size, report)
-    gate, rounds, idle = known.gate(), [], 0
-    # 2. attack, look, fit again
+    # 2. look at what slips of the finger draw; then attack, look, fit again
+    meant, wrong = _misspelt(lesson, prompts)
+    rounds = [_round(base, acting, lesson, MISSPELT, meant, acting.encode(wrong), known, edits, report)]
+    idle = 0
     for number in range(size.rounds):
         search = size.searches[number % len(size.searches)]
         asked = prompts[: size.found] if search.before else prompts
-        cond = _search(base, acting, lesson, asked, known.concept, edits, gate, search, size, number, report)
+        cond = _search(base, acting, lesson, asked, known, edits, search, size, number, report)
         asked = asked[: size.found]
-        found = probe.watch(acting, cond[list(range(len(asked)))], report.seed + 3000 + 100 * number, report,
-                            "looking at what was found", edits, ends=True)  # fmt: skip
-        drawn = _drawn(base, lesson, asked, found, report.seed + number)
-        through = drawn & ~_opened(gate, found)
-        rounds.append({
-            "tokens": search.free, "before": search.before, "evades": search.evade > 0, "n": len(found),
-            "drawn": round(float(drawn.float().mean()), 3),
-            "through": round(float(through.float().mean()), 3),
-        })  # fmt: skip
-        idle = 0 if through.any() else idle + 1
-        if drawn.any():
-            known.learn(search, found.rows(drawn))
-            gate = known.gate()
+        cond = cond[list(range(len(asked)))]
+        rounds.append(_round(base, acting, lesson, search, asked, cond, known, edits, report, number + 1))
+        idle = 0 if rounds[-1]["through"] else idle + 1
         if idle == len(size.searches):
             break
-    return [_stand_in(base, lesson, gate)], rounds
+    return [_stand_in(base, lesson, known.gate)], rounds
+
+
+def _misspelt(lesson: Lesson, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Prompts, each as often as another, and the same with the concept's name written wrongly in them."""
+    wrong = spelling.misspelt(lesson.concept)
+    meant = [prompts[number % len(prompts)] for number in range(len(wrong))]
+    return meant, [spelling.reworded(*one) for one in zip(meant, repeat(lesson.names), wrong)]
+
+
+def _round(
+    base: Base, acting: Base, lesson: Lesson, search: Search, asked: Sequence[str], cond: Cond, known: _Known,
+    edits: Sequence[Edit], report: Report, number: int = 0,
+) -> dict[str, Json]:  # fmt: skip
+    """Look at what was found in place of prompts; what shows the concept is learned, what came of it told."""
+    label, seed = "looking at what was found", report.seed + 2900 + 100 * number
+    found = probe.watch(acting, cond, seed, report, label, edits, ends=True)
+    drawn = _drawn(base, lesson, asked, found, report.seed + number)
+    through = drawn & ~_opened(known.gate, found, _told(edits, cond))
+    if drawn.any():
+        known.learn(search, found.rows(drawn))
+    return {
+        "tokens": search.free, "before": search.before, "evades": search.evade > 0, "n": len(found),
+        "drawn": round(float(drawn.float().mean()), 3),
+        "through": round(float(through.float().mean()), 3),
+    }  # fmt: skip
 
 
 def _watched(
@@ -162,8 +193,9 @@ def _watched(
     shut = [*lesson.kept(size.others), *lesson.beside, *anchors]  # beside: every word at least once
     concept = probe.watch(base, prompts, seed, report, f"looking at {lesson.concept}")
     others = probe.watch(acting, shut, seed + 1000, report, "looking at what stays", edits)
-    gone, label = prompts[: size.erased], "looking at what is erased"
-    return _Known(concept, others.joined(probe.watch(acting, gone, seed + 2000, report, label, edits)))
+    asked, label = prompts[: size.erased], "looking at what is erased"
+    gone = probe.watch(acting, asked, seed + 2000, report, label, edits)
+    return _Known(concept, others.joined(gone), len(gone), tuple(gate.name for gate in _whole(edits)))
 
 
 def _drawn(base: Base, lesson: Lesson, prompts: Sequence[str], found: Seen, seed: int) -> Tensor:
@@ -173,9 +205,9 @@ def _drawn(base: Base, lesson: Lesson, prompts: Sequence[str], found: Seen, seed
     return recognition.rather(base, found.ends, *asked, seed) > 0
 
 
-def _opened(gate: Gate, seen: Seen) -> Tensor:
-    """For which of n pictures the gate opens in the first half of its looks, [n]."""
-    return (torch.maximum(*probe.looks(gate, seen))[: len(seen.times) // 2] > 0).any(0)
+def _opened(gate: Gate, seen: Seen, told: Tensor) -> Tensor:
+    """For which of n pictures, by texts that are `told` of or are not, it opens in half of its looks, [n]."""
+    return (torch.maximum(*probe.looks(gate, seen, told))[: len(seen.times) // 2] > 0).any(0)
 
 
 def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:
@@ -188,13 +220,14 @@ def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:
 
 
 def _search(
-    base: Base, acting: Base, lesson: Lesson, prompts: Sequence[str], seen: Seen, edits: Sequence[Edit],
-    gate: Gate, search: Search, size: Budget, number: int, report: Report,
+    base: Base, acting: Base, lesson: Lesson, prompts: Sequence[str], known: _Known, edits: Sequence[Edit],
+    search: Search, size: Budget, number: int, report: Report,
 ) -> Cond:  # fmt: skip
     """Text states, by the base that acts, of prompts with what was found in them.
 
     Text gates have a straight-through gradient: where they are shut, the concept is drawn.
     """
+    seen, gate = known.concept, known.gate
     carrier, asked = search.carrier(acting, prompts, lesson.names), base.encode(list(prompts))
     generator = torch.Generator().manual_seed(report.seed * 7919 + number)
     v = nn.Parameter(_start(base, lesson, len(prompts) if search.before else 1, carrier.free, generator))
@@ -211,8 +244,8 @@ def _search(
             cond = carrier.rows(rows).states(split(base, free))
             with gates.straight_through(), attached(base, edits), probe.looking(base) as looks:
                 error = (base.predict(x, t, cond) - target).pow(2).mean()
-            margin = sight.scores(gate, looks[0], t.float().cpu()) - gate.params["threshold"]
-            loss = error + search.evade * _shutting(edits, cond, margin)
+            margin = sight.scores(gate, looks[0], t.float().cpu(), _told(edits, cond))
+            loss = error + search.evade * _shutting(edits, cond, margin - gate.params["threshold"])
             adam.zero_grad()
             torch.autograd.backward(loss, inputs=[v])
         adam.step()
@@ -231,6 +264,17 @@ def _shutting(edits: Sequence[Edit], cond: Cond, looks: Tensor) -> Tensor:
     """How far the gates are from shut, mean over rows: the text's, and the one that looks, [rows]."""
     margins = [*(gates.margins(gate, cond.states) for gate in _text_gates(edits)), looks]
     return sum((margin + SLACK).relu().mean() for margin in margins)
+
+
+@torch.no_grad()
+def _told(edits: Sequence[Edit], cond: Cond) -> Tensor:
+    """For which of n texts a gate is open that reads all of it, [n]."""
+    margins = [gates.margins(gate, cond.states) for gate in _whole(edits)]
+    return (torch.stack(margins) > 0).any(0) if margins else torch.zeros(len(cond), dtype=torch.bool)
+
+
+def _whole(edits: Sequence[Edit]) -> list[Gate]:
+    return [gate for gate in _text_gates(edits) if gate.kind in gates.WHOLE]
 
 
 def _text_gates(edits: Sequence[Edit]) -> list[Gate]:

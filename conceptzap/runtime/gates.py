@@ -289,6 +289,12 @@ class Panel:
             peaks[index] = place.amax(-1).cpu()
         return Text(match, places, peaks)
 
+    def told(self, text: Text) -> Tensor:
+        """Where a text opens a gate that a `sight` gate is told by, [sight gates, rows]."""
+        order = {name: line for line, name in enumerate(self.match)}
+        named = [[order[n] for n in g.params.get("told", ()) if n in order] for g in self.sight.values()]
+        return torch.stack([(text.match[lines] > 0).any(0) for lines in named])
+
     def strengths(self, text: Text, times: Tensor | None, seen: Tensor | None = None) -> Strengths:
         """Every edit's strength for a text at timesteps [rows] (on the CPU; None without timed gates).
 

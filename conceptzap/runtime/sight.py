@@ -5,7 +5,8 @@ those of several modules side by side; q and offset are linear between the gate'
 beyond them. Of several probes the highest score counts. Where it is above the threshold the gate
 opens, in that very call, which is then made again under the edits behind it; and it stays open for that
 row until its denoising run is over. So the text may be anything: what counts is what the UNet is about
-to draw.
+to draw. Where the text itself opens one of the gates that are `told` it, what is drawn is closer watched, by
+the offset that is `eased`.
 
 A run of a row is over when its timestep rises, when a call has another number of rows, or when the
 pipeline that the edits were applied to is called anew. Rows of equal latents are one picture (the
@@ -48,10 +49,13 @@ def margins_seen() -> Iterator[list[Tensor]]:
 
 
 def check(gate: Gate) -> None:
-    """Raise `MismatchError` unless the probes have rising times and a query and an offset each."""
+    """Raise `MismatchError` unless the probes have rising times, a query and an offset each."""
     times, query, offset = (gate.tensors[slot] for slot in ("times", "query", "offset"))
     sound = times.ndim == 1 and query.ndim in (2, 3) and query.numel() > 0 and bool((times.diff() > 0).all())
-    if not sound or offset.shape != query.shape[:-1] or len(times) != len(query):
+    offsets = [offset, gate.tensors.get("eased", offset)]
+    fits = all(one.shape == query.shape[:-1] for one in offsets) and len(times) == len(query)
+    named = all(isinstance(name, str) for name in gate.params.get("told", ()))
+    if not (sound and fits and named):
         raise MismatchError(
             "a 'sight' gate needs one or more rising times with one query and one offset each",
             "make the erasure again",
@@ -77,8 +81,11 @@ def between(asked: Tensor, times: Tensor, values: Tensor) -> Tensor:
     return values[left] + part * (values[right] - values[left])
 
 
-def scores(gate: Gate, seen: Tensor, times: Tensor) -> Tensor:
-    """What a gate compares with its threshold, for `pooled` activations [rows, channels]: [rows]."""
+def scores(gate: Gate, seen: Tensor, times: Tensor, told: Tensor | None = None) -> Tensor:
+    """What a gate compares with its threshold, for `pooled` activations [rows, channels]: [rows].
+
+    `told` [rows]: which rows' texts the gate is told to watch closer; None: no row's.
+    """
     query, offset = (gate.tensors[slot].float() for slot in ("query", "offset"))
     if seen.shape[-1] != query.shape[-1]:
         raise MismatchError(
@@ -89,6 +96,9 @@ def scores(gate: Gate, seen: Tensor, times: Tensor) -> Tensor:
     known = gate.tensors["times"].float()
     q = between(times, known, query.view(len(query), -1, query.shape[-1]))  # [rows, probes, channels]
     far = between(times, known, offset.view(len(offset), -1))  # [rows, probes]
+    if told is not None and "eased" in gate.tensors:
+        eased = between(times, known, gate.tensors["eased"].float().view(len(offset), -1))
+        far = torch.where(told.to(far.device)[:, None], eased, far)
     return ((q.to(seen.device) * seen[:, None]).sum(-1) - far.to(seen.device)).amax(-1)
 
 
@@ -138,12 +148,15 @@ class Sight:
         with torch.set_grad_enabled(attacked and torch.is_grad_enabled()):
             self._outputs.setdefault(site, []).append(pooled(output))
 
-    def decide(self) -> bool:
-        """Open what the call has shown; whether anything opened. One decision a call."""
+    def decide(self, told: Tensor) -> bool:
+        """Open what the call has shown; whether anything opened. One decision a call.
+
+        `told` [gates, rows]: where a text says what to watch for.
+        """
         if not self.looking:
             return False
         self.looking = False
-        run, margins = self._runs[get_ident()], self._margins()
+        run, margins = self._runs[get_ident()], self._margins(told)
         now = hard(margins).cpu() * self._reads()  # [gates, rows]
         fresh = self._alike(now.detach() > 0) & ~run.opened
         self.factors = torch.where(run.opened | (fresh & (now == 0)), 1.0, now)
@@ -155,7 +168,7 @@ class Sight:
         run = self._runs[get_ident()]
         return ~run.opened & (run.times >= self._low)
 
-    def _margins(self) -> Tensor:
+    def _margins(self, told: Tensor) -> Tensor:
         """How far above its threshold each gate is, [gates, rows]."""
         seen = {site: torch.cat(parts) for site, parts in self._outputs.items()}
         self._outputs, times = {}, self._runs[get_ident()].times
@@ -163,8 +176,8 @@ class Sight:
             if len(seen.get(site, ())) != len(times):
                 raise SilentEditError(f"{site} did not run, so no gate could look at the picture", SKIPPED)
         found = [
-            scores(gate, torch.cat([seen[path] for path in gate.modules], -1), times) - threshold
-            for gate, threshold in zip(self.gates, self._thresholds, strict=True)
+            scores(gate, torch.cat([seen[path] for path in gate.modules], -1), times, rows) - threshold
+            for gate, threshold, rows in zip(self.gates, self._thresholds, told, strict=True)
         ]
         margins = torch.stack(found)  # [gates, rows]
         if (asked := SEEN.get()) is not None:

@@ -35,7 +35,7 @@ from conceptzap.runtime.sight import pooled, scores
 from conceptzap.training import memory
 
 SITES = ("unet.up_blocks.0", "unet.up_blocks.1")
-DENOISING, LOOKED = 10, 8  # steps of a walk, and how many of them are looked at: down to t = 201
+DENOISING, LOOKED = 10, 7  # steps of a walk, and how many of them are looked at: down to t = 301
 GUIDANCE = 4.0
 ROWS = 16  # pictures watched together, where they fit
 RIDGE = 0.1  # of the mean variance of a channel
@@ -133,14 +133,16 @@ def _walked(base: Base, cond: Cond, seeds: range, edits: Sequence[Edit], ends: b
     return Seen(halves[:, 1], halves[:, 0], times, latents, steps[-1][1] if ends else None)
 
 
-def fit_gate(groups: Sequence[Seen], others: Seen) -> Gate:
+def fit_gate(groups: Sequence[Seen], others: Seen, gone: int = 0, told: Sequence[str] = ()) -> Gate:
     """A calibrated `sight` gate that opens where any of its probes does; its params hold both error rates.
 
     Each group of pictures of the concept is told from the others by a probe of its own. Groups of fewer than
     `FOLDS` pictures get none; the first, by which the rate of what it misses is judged, always does.
+    The last so many of the others, `gone`, were asked for by the concept's name and are erased: where one of
+    the text gates `told` by name is open, no others have to stay shut.
     """
     known = [groups[0], *(group for group in groups[1:] if len(group) >= FOLDS)]
-    found = [_calibrated(group, others) for group in known]
+    found = [_calibrated(group, others, gone) for group in known]
     rising = others.times.argsort()
     tensors = {
         "times": others.times[rising],
@@ -152,38 +154,52 @@ def fit_gate(groups: Sequence[Seen], others: Seen) -> Gate:
         "false_open": _rate((torch.stack([one.no for one in found]) > 0).any(0)),
         "false_shut": _rate(found[0].yes <= 0),
     }  # fmt: skip
+    if told:
+        params["told"] = list(told)
+        tensors["eased"] = torch.stack([one.eased for one in found], 1)[rising].float()
     return Gate("sight", params, tensors)
 
 
 @dataclass(frozen=True)
 class _Probe:
-    """A query [steps, channels] and its offset [steps]; how far pictures that it had not seen are above it.
+    """A query [steps, channels], its offset [steps] and the one that is `eased`, where a text has named it.
 
-    `yes` [n] of the concept and `no` [m] of the others, in the step that says it most clearly.
+    How far pictures that it had not seen are above it: `yes` [n] of the concept and `no` [m] of the others,
+    in the step that says it most clearly.
     """
 
     query: Tensor
     offset: Tensor
+    eased: Tensor
     yes: Tensor
     no: Tensor
 
 
-def _calibrated(concept: Seen, others: Seen) -> _Probe:
+def _calibrated(concept: Seen, others: Seen, gone: int) -> _Probe:
     # 1. scores of every picture by probes that have not seen it
     yes, no = _held_out(concept, others)  # [steps, n of the concept], [steps, n of the others]
     # 2. a threshold for each step, between the two; in the file it is part of the offset
-    bottom, top = yes.amin(1), no.amax(1)  # [steps]
-    level = top + (SAFETY * (bottom - top)).clamp(min=MARGIN)
+    level, eased = _level(yes, no), _level(yes, no[:, -gone:])
     # 3. the probe, on everything
     query, offset = _fit(concept, others)
-    return _Probe(query, offset + level, (yes - level[:, None]).amax(0), (no - level[:, None]).amax(0))
+    above = [(scored - level[:, None]).amax(0) for scored in (yes, no)]
+    return _Probe(query, offset + level, offset + eased, *above)
 
 
-def looks(gate: Gate, seen: Seen) -> tuple[Tensor, Tensor]:
-    """How far the gate is from shut in each look at each picture, with the prompt and without: [steps, n]."""
+def _level(yes: Tensor, no: Tensor) -> Tensor:
+    """Thresholds [steps] between scores [steps, n] of the concept and of what stays, above all of that."""
+    bottom, top = yes.amin(1), no.amax(1)  # [steps]
+    return top + (SAFETY * (bottom - top)).clamp(min=MARGIN)
+
+
+def looks(gate: Gate, seen: Seen, told: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """How far the gate is from shut in each look at each picture, with the prompt and without: [steps, n].
+
+    `told` [n]: whose text opens a gate that this one is told by; None: no one's.
+    """
     margins = [
-        [scores(gate, look, t.expand(len(look))) for look, t in zip(half, seen.times, strict=True)]
-        for half in (seen.given, seen.without)
+        [scores(gate, look, t.expand(len(look)), said) for look, t in zip(half, seen.times, strict=True)]
+        for half, said in ((seen.given, told), (seen.without, None))
     ]
     given, without = (torch.stack(half) - gate.params["threshold"] for half in margins)
     return given, without
