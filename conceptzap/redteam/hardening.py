@@ -7,17 +7,18 @@ random, with the embeddings moved by gradients through the text encoder and the 
 
     min_v || eps(x_t, t, c(v); edits) - eps_base(x_t, t, c) ||^2 + w sum_g relu(margin_g + slack)
 
-x_t the base's own latents on the way to pictures of the concept c, g all gates: the text's, and the
-one that looks; w is 0 in the first rounds, which only have to draw. What it finds is drawn from noise.
-It is the concept where the base itself says so (`training/recognition.py`), for the gate cannot tell
-what it does not see; and it came through where no look of the first half had opened the gate. What is
-the concept joins what the same kind of search has found before, which has a probe of its own, so that the
-next search has to get past all of them (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of the
-weights). The probe of the concept as the base draws it sees none of that: tokens that evade draw what is half
-something else, and dull it. A search may also put tokens in front of the name, for every prompt its own, as
-UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end. Before all that
-comes what takes no search, the name written wrongly. And where the text does open a gate, what is drawn has
-only to stay as what was erased looks: there words that hide a half-erased concept stand out.
+x_t the base's own latents on the way to pictures of the concept c, g all gates: the text's, and the one that
+looks; w is 0 in the rounds that only have to draw, and those that evade go on from there. What a round finds
+is drawn from noise. It is the concept where the base itself says so (`training/recognition.py`), for the gate
+cannot tell what it does not see; and it came through where no look of the first half had opened the gate.
+What is the concept joins what the same kind of search has found before, which has a probe of its own, so that
+the next search has to get past all of them (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of
+the weights). The probe of the concept as the base draws it sees none of that: tokens that evade draw what is
+half something else, and dull it. A search may also put tokens in front of the name, for every prompt its own,
+as UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end.
+
+Before all that comes what takes no search, the name written wrongly. And where the text does open a gate,
+what is drawn has only to stay as what was erased looks: words that hide a half-erased concept stand out.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ def harden(
 class _Known:
     """Pictures of the concept, of everything else, and by kinds of search of what they found.
 
-    The last so many of the others, `gone`, are what is drawn for the concept's name; `told`: the text gates.
+    The last so many of the others, `gone`, are what is drawn for the concept's name; `told`: the text gates;
+    `drew`: the tokens that a search came to that evades nothing, by their number.
     """
 
     concept: Seen
@@ -123,6 +125,7 @@ class _Known:
     gone: int
     told: tuple[str, ...]
     found: dict[Search, Seen] = field(default_factory=dict)
+    drew: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gate = self._fitted()
@@ -230,7 +233,10 @@ def _search(
     seen, gate = known.concept, known.gate
     carrier, asked = search.carrier(acting, prompts, lesson.names), base.encode(list(prompts))
     generator = torch.Generator().manual_seed(report.seed * 7919 + number)
-    v = nn.Parameter(_start(base, lesson, len(prompts) if search.before else 1, carrier.free, generator))
+    begin = known.drew.get(search.free) if search.evade and not search.before else None
+    if begin is None:
+        begin = _start(base, lesson, len(prompts) if search.before else 1, carrier.free, generator)
+    v = nn.Parameter(begin.clone())
     adam = torch.optim.Adam([v], lr=search.lr, foreach=False, fused=False)
     label = f"attacking, round {number + 1} of {size.rounds}"
     for _ in report.count(range(size.steps), size.steps, label):
@@ -249,6 +255,8 @@ def _search(
             adam.zero_grad()
             torch.autograd.backward(loss, inputs=[v])
         adam.step()
+    if not search.evade:
+        known.drew[search.free] = v.detach()
     with torch.no_grad():
         return carrier.states(split(base, v.detach().expand(len(prompts), -1, -1)))
 
@@ -257,7 +265,7 @@ def _start(base: Base, lesson: Lesson, n: int, free: int, generator: torch.Gener
     """Embeddings of words at random, all encoders' side by side: [n, free, d]."""
     words = common(base, lesson.names).nonzero()[:, 0]
     joined = torch.cat(tables(base), -1)  # [vocabulary, d]
-    return joined[words[torch.randint(len(words), (n, free), generator=generator)]].clone()
+    return joined[words[torch.randint(len(words), (n, free), generator=generator)]]
 
 
 def _shutting(edits: Sequence[Edit], cond: Cond, looks: Tensor) -> Tensor:
