@@ -97,6 +97,19 @@ def test_what_was_erased_alone_sets_the_threshold_where_the_text_names_it() -> N
     assert "eased" not in probe.fit_gate([concept], near.joined(gone)).tensors
 
 
+def test_what_was_erased_is_all_that_the_texts_gate_opens_for(sd1: Base) -> None:
+    """The prompts of the concept, and those of another that share its gate; a soft gate tells nothing."""
+    lesson, edits = next(iter(lessons.lessons(sd1, TASK))), some.eraser(sd1)
+    beside, report = [some.ASKED[1], some.OTHER[1]], Report()
+    known = hardening._watched(sd1, sd1, lesson, some.ASKED[:2], beside, edits, SMALL, report)
+    assert known.gone == 3 and [gate.name for gate in known.told] == [some.gate(sd1).name]
+    assert known.gate.params["told"] == [some.gate(sd1).name]
+    soft = replace(some.gate(sd1), kind="similar", params={"threshold": 1.0, "full": 1.1})
+    vague = [replace(edit, gates=(soft,)) for edit in edits]
+    known = hardening._watched(sd1, sd1, lesson, some.ASKED[:2], beside, vague, SMALL, report)
+    assert known.gone == 2 and "told" not in known.gate.params
+
+
 def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
     """From the same tokens: nearer to what the base draws for the name, with the gates further shut."""
     lesson = next(iter(lessons.lessons(sd1, TASK)))

@@ -105,8 +105,10 @@ def harden(
 ) -> Hardened:
     """The edits and, for each concept of the task, rows behind a gate that has seen it attacked."""
     size, more, record = BUDGETS[budget], [], {}
-    for lesson in lessons.lessons(base, task, report):
-        new, rounds = _hardened(base, lesson, edits, size, report)
+    every = list(lessons.lessons(base, task, report))
+    for lesson in every:
+        beside = [prompt for other in every if other is not lesson for prompt in other.prompts]
+        new, rounds = _hardened(base, lesson, beside, edits, size, report)
         more += new
         record[lesson.concept] = rounds
     return Hardened((*edits, *more), {"budget": budget, "rounds": record})
@@ -116,14 +118,14 @@ def harden(
 class _Known:
     """Pictures of the concept, of everything else, and by kinds of search of what they found.
 
-    The last so many of the others, `gone`, are what is drawn for the concept's name; `told`: the text gates;
-    `drew`: the tokens that a search came to that evades nothing, by their number.
+    The last so many of the others, `gone`, are what is drawn under the edits where one of the text gates is
+    open that are `told` of the concept. `drew`: what a search came to that evades nothing, by its tokens.
     """
 
     concept: Seen
     others: Seen
     gone: int
-    told: tuple[str, ...]
+    told: tuple[Gate, ...]
     found: dict[Search, Seen] = field(default_factory=dict)
     drew: dict[int, Tensor] = field(default_factory=dict)
 
@@ -135,16 +137,18 @@ class _Known:
         self.gate = self._fitted()
 
     def _fitted(self) -> Gate:
-        return probe.fit_gate([self.concept, *self.found.values()], self.others, self.gone, self.told)
+        names = [gate.name for gate in self.told]
+        return probe.fit_gate([self.concept, *self.found.values()], self.others, self.gone, names)
 
 
 def _hardened(
-    base: Base, lesson: Lesson, edits: Sequence[Edit], size: Budget, report: Report
+    base: Base, lesson: Lesson, beside: Sequence[str], edits: Sequence[Edit], size: Budget, report: Report
 ) -> tuple[list[Edit], list[Json]]:
+    """The rows behind the gate, and the record; `beside`: prompts of the concepts that are erased with it."""
     # 1. what the concept looks like on its way, and what else must not open the gate
     acting, edits = texts.baked(base, edits)
     prompts = objectives.subset(report.seed, lesson.prompts, size.concept)
-    known = _watched(base, acting, lesson, prompts, edits, size, report)
+    known = _watched(base, acting, lesson, prompts, beside, edits, size, report)
     # 2. look at what slips of the finger draw; then attack, look, fit again
     meant, wrong = _misspelt(lesson, prompts)
     rounds = [_round(base, acting, lesson, MISSPELT, meant, acting.encode(wrong), known, edits, report)]
@@ -177,7 +181,7 @@ def _round(
     label, seed = "looking at what was found", report.seed + 2900 + 100 * number
     found = probe.watch(acting, cond, seed, report, label, edits, ends=True)
     drawn = _drawn(base, lesson, asked, found, report.seed + number)
-    through = drawn & ~_opened(known.gate, found, _told(edits, cond))
+    through = drawn & ~_opened(known.gate, found, _told(known.told, cond))
     if drawn.any():
         known.learn(search, found.rows(drawn))
     return {
@@ -188,17 +192,20 @@ def _round(
 
 
 def _watched(
-    base: Base, acting: Base, lesson: Lesson, prompts: Sequence[str], edits: Sequence[Edit], size: Budget,
-    report: Report,
+    base: Base, acting: Base, lesson: Lesson, prompts: Sequence[str], beside: Sequence[str],
+    edits: Sequence[Edit], size: Budget, report: Report,
 ) -> _Known:  # fmt: skip
     """The concept as the base draws it, and under the edits what stays, the anchor and what is erased."""
     seed, anchors = report.seed, objectives.subset(report.seed, lesson.anchors, size.others // 8)
     shut = [*lesson.kept(size.others), *lesson.beside, *anchors]  # beside: every word at least once
     concept = probe.watch(base, prompts, seed, report, f"looking at {lesson.concept}")
     others = probe.watch(acting, shut, seed + 1000, report, "looking at what stays", edits)
-    asked, label = prompts[: size.erased], "looking at what is erased"
-    gone = probe.watch(acting, asked, seed + 2000, report, label, edits)
-    return _Known(concept, others.joined(gone), len(gone), tuple(gate.name for gate in _whole(edits)))
+    told = [gate for gate in _text_gates(edits) if _told([gate], acting.encode(prompts)).any()]
+    beside = objectives.subset(seed, beside, size.erased)
+    heard = _told(told, acting.encode(beside)).tolist() if beside else []
+    asked = [*prompts[: size.erased], *(one for one, opens in zip(beside, heard, strict=True) if opens)]
+    gone = probe.watch(acting, asked, seed + 2000, report, "looking at what is erased", edits)
+    return _Known(concept, others.joined(gone), len(gone), tuple(told))
 
 
 def _drawn(base: Base, lesson: Lesson, prompts: Sequence[str], found: Seen, seed: int) -> Tensor:
@@ -250,7 +257,7 @@ def _search(
             cond = carrier.rows(rows).states(split(base, free))
             with gates.straight_through(), attached(base, edits), probe.looking(base) as looks:
                 error = (base.predict(x, t, cond) - target).pow(2).mean()
-            margin = sight.scores(gate, looks[0], t.float().cpu(), _told(edits, cond))
+            margin = sight.scores(gate, looks[0], t.float().cpu(), _told(known.told, cond))
             loss = error + search.evade * _shutting(edits, cond, margin - gate.params["threshold"])
             adam.zero_grad()
             torch.autograd.backward(loss, inputs=[v])
@@ -275,14 +282,10 @@ def _shutting(edits: Sequence[Edit], cond: Cond, looks: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _told(edits: Sequence[Edit], cond: Cond) -> Tensor:
-    """For which of n texts a gate is open that reads all of it, [n]."""
-    margins = [gates.margins(gate, cond.states) for gate in _whole(edits)]
+def _told(told: Sequence[Gate], cond: Cond) -> Tensor:
+    """For which of n texts one of these gates is open, if it is a hard one that reads the whole text, [n]."""
+    margins = [gates.margins(gate, cond.states) for gate in told if gate.kind == "match"]
     return (torch.stack(margins) > 0).any(0) if margins else torch.zeros(len(cond), dtype=torch.bool)
-
-
-def _whole(edits: Sequence[Edit]) -> list[Gate]:
-    return [gate for gate in _text_gates(edits) if gate.kind in gates.WHOLE]
 
 
 def _text_gates(edits: Sequence[Edit]) -> list[Gate]:
