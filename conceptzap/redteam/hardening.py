@@ -83,7 +83,8 @@ class Budget:
     steps: int
     searches: tuple[Search, ...] = SEARCHES
     batch: int = 6
-    found: int = 12  # prompts that what was found is watched in
+    own: int = 12  # prompts, where each gets tokens of its own
+    found: int = 36  # pictures in which what was found is looked at
 
 
 BUDGETS = {
@@ -137,8 +138,11 @@ class _Known:
         self.gate = self._fitted()
 
     def _fitted(self) -> Gate:
-        names = [gate.name for gate in self.told]
-        return probe.fit_gate([self.concept, *self.found.values()], self.others, self.gone, names)
+        names, few = [gate.name for gate in self.told], probe.FOLDS
+        rare = [seen for seen in self.found.values() if len(seen) < few]  # these share one
+        groups = [seen for seen in self.found.values() if len(seen) >= few]
+        groups += [rare[0].joined(*rare[1:])] if rare else []
+        return probe.fit_gate([self.concept, *groups], self.others, self.gone, names)
 
 
 def _hardened(
@@ -155,10 +159,10 @@ def _hardened(
     idle = 0
     for number in range(size.rounds):
         search = size.searches[number % len(size.searches)]
-        asked = prompts[: size.found] if search.before else prompts
+        asked = prompts[: size.own] if search.before else prompts
         cond = _search(base, acting, lesson, asked, known, edits, search, size, number, report)
-        asked = asked[: size.found]
-        cond = cond[list(range(len(asked)))]
+        drawn = [index % len(asked) for index in range(size.found)]
+        asked, cond = [asked[index] for index in drawn], cond[drawn]
         rounds.append(_round(base, acting, lesson, search, asked, cond, known, edits, report, number + 1))
         idle = 0 if rounds[-1]["through"] else idle + 1
         if idle == len(size.searches):
