@@ -65,13 +65,14 @@ def sampled(victim: Victim, rows: Tensor, generator: torch.Generator) -> list[Te
 
 
 def alike(found: Cond, wanted: Cond) -> Tensor:
-    """Cosine of the last token's state, which sums the text up, with another text's: [n].
+    """Cosine of what sums a text up with the same of another: [n].
 
-    Where an encoder has pooled text, that; else the state at the end of the padded text.
+    Where an encoder has pooled text, that; else the mean of all states, which are what is attended to. The
+    last of the padding says little: on the built-in checkpoint a cat's is as near a church's as a chapel's.
     """
     if found.pooled is not None and wanted.pooled is not None:
         return cosine_similarity(found.pooled, wanted.pooled, dim=-1)
-    return cosine_similarity(found.states[:, -1], wanted.states[:, -1], dim=-1)
+    return cosine_similarity(found.states.mean(1), wanted.states.mean(1), dim=-1)
 
 
 def joined(victim: Victim, ids: Tensor) -> Tensor:
