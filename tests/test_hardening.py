@@ -41,6 +41,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+def recognised(monkeypatch: pytest.MonkeyPatch, found: float) -> None:
+    """The base knows the concept from what was erased; so far, -1 to 1, are pictures that are found on the way."""
+    says = iter((1.0, -1.0))
+    monkeypatch.setattr(
+        hardening.recognition, "rather", lambda base, clean, *_: torch.full((len(clean),), next(says, found))
+    )
+
+
 def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> None:
     edits = some.eraser(sd1)
     done = hardening.harden(sd1, TASK, edits, "quick", Report())
@@ -63,10 +71,7 @@ def test_what_was_found_gets_a_probe_of_its_own_if_it_is_the_concept(
     fit = probe.fit_gate
     monkeypatch.setattr(probe, "fit_gate", lambda c, *o: fitted.append([len(one) for one in c]) or fit(c, *o))
     for drawn in (False, True):
-        said = 1.0 if drawn else -1.0
-        monkeypatch.setattr(
-            hardening.recognition, "rather", lambda base, clean, *_, said=said: torch.full((len(clean),), said)
-        )
+        recognised(monkeypatch, 0.5 if drawn else -0.5)
         hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report())
     wrong = len(spelling.misspelt("van gogh"))
     assert fitted == [[4], [4], [4, wrong], [4, wrong, SMALL.found], [4, wrong, SMALL.found, SMALL.found]]
@@ -75,7 +80,7 @@ def test_what_was_found_gets_a_probe_of_its_own_if_it_is_the_concept(
 def test_what_the_same_search_finds_later_shares_its_probe(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardening, "BUDGETS", {"quick": replace(SMALL, rounds=4)})
     monkeypatch.setattr(hardening, "_opened", lambda gate, seen, told: torch.zeros(len(seen), dtype=torch.bool))
-    monkeypatch.setattr(hardening.recognition, "rather", lambda base, clean, *_: torch.ones(len(clean)))
+    recognised(monkeypatch, 1.0)
     *_, edit = hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report()).edits
     assert edit.gates[0].tensors["query"].shape[1] == 4  # the concept's, of slips, of two searches
 
@@ -158,7 +163,7 @@ def test_the_base_says_what_was_drawn(sd1: Base, monkeypatch: pytest.MonkeyPatch
     prompts = lesson.prompts[:2]
     found = probe.watch(sd1, prompts, 0, Report(), "looking", ends=True)
     monkeypatch.setattr(hardening.recognition, "rather", lambda *given: asked.append(given) or torch.ones(2))
-    assert hardening._drawn(sd1, lesson, prompts, found, 7).all()
+    assert (hardening._likeness(sd1, lesson, prompts, found, 7) == 1).all()
     (_, ends, concept, anchor, seed), = asked
     assert ends.equal(found.ends) and seed == 7
     assert concept.states.equal(sd1.encode(prompts).states)

@@ -9,9 +9,10 @@ random, with the embeddings moved by gradients through the text encoder and the 
 
 x_t the base's own latents on the way to pictures of the concept c, g all gates: the text's, and the one that
 looks; w is 0 in the rounds that only have to draw, and those that evade go on from there. What a round finds
-is drawn from noise. It is the concept where the base itself says so (`training/recognition.py`), for the gate
-cannot tell what it does not see; and it came through where no look of the first half had opened the gate.
-What is the concept joins what the same kind of search has found before, which has a probe of its own, so that
+is drawn from noise. It shows the concept where the base itself says so (`training/recognition.py`): where it
+is more than `SHOWN` of the way from what was erased to the concept; for the gate cannot tell what it does not
+see. And it came through where no look of the first half had opened the gate.
+What shows it joins what the same number of tokens has come to before, which has a probe of its own, so that
 the next search has to get past all of them (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of
 the weights). The probe of the concept as the base draws it sees none of that: tokens that evade draw what is
 half something else, and dull it. A search may also put tokens in front of the name, for every prompt its own,
@@ -44,6 +45,7 @@ from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
 
 ROWS = 8  # the anchor's states that stand in place of the text
+SHOWN = 0.3  # of the way from what was erased to the concept: what the base says from there on shows it
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
 
 
@@ -117,24 +119,27 @@ def harden(
 
 @dataclass
 class _Known:
-    """Pictures of the concept, of everything else, and by kinds of search of what they found.
+    """Pictures of the concept, of everything else, and of what was found, by the tokens and where they stand.
 
     The last so many of the others, `gone`, are what is drawn under the edits where one of the text gates is
-    open that are `told` of the concept. `drew`: what a search came to that evades nothing, by its tokens.
+    open that are `told` of the concept. Above `shown` the base says that a picture shows it. `drew`: what a
+    search came to that evades nothing, by its tokens.
     """
 
     concept: Seen
     others: Seen
     gone: int
     told: tuple[Gate, ...]
-    found: dict[Search, Seen] = field(default_factory=dict)
+    shown: float = 0.0
+    found: dict[tuple[int, bool], Seen] = field(default_factory=dict)
     drew: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gate = self._fitted()
 
     def learn(self, search: Search, found: Seen) -> None:
-        self.found[search] = self.found[search].joined(found) if search in self.found else found
+        kind = search.free, search.before
+        self.found[kind] = self.found[kind].joined(found) if kind in self.found else found
         self.gate = self._fitted()
 
     def _fitted(self) -> Gate:
@@ -184,7 +189,7 @@ def _round(
     """Look at what was found in place of prompts; what shows the concept is learned, what came of it told."""
     label, seed = "looking at what was found", report.seed + 2900 + 100 * number
     found = probe.watch(acting, cond, seed, report, label, edits, ends=True)
-    drawn = _drawn(base, lesson, asked, found, report.seed + number)
+    drawn = _likeness(base, lesson, asked, found, report.seed + number) > known.shown
     through = drawn & ~_opened(known.gate, found, _told(known.told, cond))
     if drawn.any():
         known.learn(search, found.rows(drawn))
@@ -202,21 +207,25 @@ def _watched(
     """The concept as the base draws it, and under the edits what stays, the anchor and what is erased."""
     seed, anchors = report.seed, objectives.subset(report.seed, lesson.anchors, size.others // 8)
     shut = [*lesson.kept(size.others), *lesson.beside, *anchors]  # beside: every word at least once
-    concept = probe.watch(base, prompts, seed, report, f"looking at {lesson.concept}")
+    concept = probe.watch(base, prompts, seed, report, f"looking at {lesson.concept}", ends=True)
     others = probe.watch(acting, shut, seed + 1000, report, "looking at what stays", edits)
     told = [gate for gate in _text_gates(edits) if _told([gate], acting.encode(prompts)).any()]
     beside = objectives.subset(seed, beside, size.erased)
     heard = _told(told, acting.encode(beside)).tolist() if beside else []
-    asked = [*prompts[: size.erased], *(one for one, opens in zip(beside, heard, strict=True) if opens)]
-    gone = probe.watch(acting, asked, seed + 2000, report, "looking at what is erased", edits)
-    return _Known(concept, others.joined(gone), len(gone), tuple(told))
+    label, own = "looking at what is erased", prompts[: size.erased]
+    gone = probe.watch(acting, own, seed + 2000, report, label, edits, ends=True)
+    ends = [_likeness(base, lesson, *one, seed).median() for one in ((prompts, concept), (own, gone))]
+    shown = float(ends[1] + SHOWN * (ends[0] - ends[1]))
+    if more := [one for one, opens in zip(beside, heard, strict=True) if opens]:
+        gone = gone.joined(probe.watch(acting, more, seed + 2500, report, label, edits))
+    return _Known(concept, others.joined(gone), len(gone), tuple(told), shown)
 
 
-def _drawn(base: Base, lesson: Lesson, prompts: Sequence[str], found: Seen, seed: int) -> Tensor:
-    """Which of the pictures that were found instead of these prompts' show the concept, [n]."""
+def _likeness(base: Base, lesson: Lesson, prompts: Sequence[str], found: Seen, seed: int) -> Tensor:
+    """How much more the concept than its anchor pictures are, drawn in place of these prompts': [n]."""
     anchors = {pair.concept: pair.anchor for pair in lesson.pairs}
     asked = base.encode(prompts), base.encode([anchors[prompt] for prompt in prompts])
-    return recognition.rather(base, found.ends, *asked, seed) > 0
+    return recognition.rather(base, found.ends, *asked, seed)
 
 
 def _opened(gate: Gate, seen: Seen, told: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from conceptzap.runtime.sight import pooled, scores
 from conceptzap.training import memory
 
 SITES = ("unet.up_blocks.0", "unet.up_blocks.1")
-DENOISING, LOOKED = 10, 6  # steps of a walk, and how many of them are looked at: down to t = 401
+DENOISING, LOOKED = 10, 8  # steps of a walk, and how many of them are looked at: down to t = 201
 GUIDANCE = 4.0
 ROWS = 16  # pictures watched together, where they fit
 RIDGE = 0.1  # of the mean variance of a channel
