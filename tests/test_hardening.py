@@ -21,6 +21,7 @@ from conceptzap.redteam.hardening import Budget, Search
 from conceptzap.report import Report
 from conceptzap.task import Task
 from conceptzap.training import lessons, probe
+from conceptzap.training.wordings import Pair
 from conceptzap.trust import canary
 from conceptzap.verbs import erasing
 from conceptzap.verbs import hardening as verb
@@ -119,13 +120,14 @@ def test_rare_finds_share_a_probe(sd1: Base, monkeypatch: pytest.MonkeyPatch) ->
 def test_what_was_erased_is_all_that_the_texts_gate_opens_for(sd1: Base) -> None:
     """The prompts of the concept, and those of another that share its gate; a soft gate tells nothing."""
     lesson, edits = next(iter(lessons.lessons(sd1, TASK))), some.eraser(sd1)
-    beside, report = [some.ASKED[1], some.OTHER[1]], Report()
-    known = hardening._watched(sd1, sd1, lesson, some.ASKED[:2], beside, edits, SMALL, report)
+    lesson = replace(lesson, pairs=tuple(Pair(prompt, "a painting") for prompt in some.ASKED))
+    case, beside = hardening._Case(sd1, sd1, lesson, tuple(edits), SMALL, Report()), [some.ASKED[1], some.OTHER[1]]
+    known = hardening._watched(case, some.ASKED[:2], beside)
     assert known.gone == 3 and [gate.name for gate in known.told] == [some.gate(sd1).name]
     assert known.gate.params["told"] == [some.gate(sd1).name]
     soft = replace(some.gate(sd1), kind="similar", params={"threshold": 1.0, "full": 1.1})
-    vague = [replace(edit, gates=(soft,)) for edit in edits]
-    known = hardening._watched(sd1, sd1, lesson, some.ASKED[:2], beside, vague, SMALL, report)
+    vague = tuple(replace(edit, gates=(soft,)) for edit in edits)
+    known = hardening._watched(replace(case, edits=vague), some.ASKED[:2], beside)
     assert known.gone == 2 and "told" not in known.gate.params
 
 
@@ -138,12 +140,13 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
 
     def searched(steps: int) -> float:
         size, search = replace(SMALL, steps=steps, batch=4), Search(2, 0.1, lr=0.05)
-        cond = hardening._search(sd1, sd1, lesson, prompts, known, (), search, size, 0, Report())
+        case = hardening._Case(sd1, sd1, lesson, (), size, Report())
+        cond = hardening._search(case, known, search, prompts, 0)
         x, t = seen.latents[0], int(seen.times[0])
         with torch.no_grad(), probe.looking(sd1) as looks:
             error = (sd1.predict(x, t, cond) - sd1.predict(x, t, sd1.encode(prompts))).pow(2).mean()
         margin = hardening.sight.scores(known.gate, looks[0], seen.times[:1].expand(4))
-        return float(error + search.evade * hardening._shutting((), cond, margin))
+        return float(error + search.evade * hardening._shutting([margin]))
 
     assert searched(12) < searched(0)
 
@@ -163,7 +166,8 @@ def test_the_base_says_what_was_drawn(sd1: Base, monkeypatch: pytest.MonkeyPatch
     prompts = lesson.prompts[:2]
     found = probe.watch(sd1, prompts, 0, Report(), "looking", ends=True)
     monkeypatch.setattr(hardening.recognition, "rather", lambda *given: asked.append(given) or torch.ones(2))
-    assert (hardening._likeness(sd1, lesson, prompts, found, 7) == 1).all()
+    case = hardening._Case(sd1, sd1, lesson, (), SMALL, Report())
+    assert (case.likeness(prompts, found, 7) == 1).all()
     (_, ends, concept, anchor, seed), = asked
     assert ends.equal(found.ends) and seed == 7
     assert concept.states.equal(sd1.encode(prompts).states)

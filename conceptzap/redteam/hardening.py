@@ -107,14 +107,42 @@ def harden(
     base: Base, task: Task, edits: Sequence[Edit], budget: str, report: Report
 ) -> Hardened:
     """The edits and, for each concept of the task, rows behind a gate that has seen it attacked."""
-    size, more, record = BUDGETS[budget], [], {}
-    every = list(lessons.lessons(base, task, report))
+    more, record, every = [], {}, list(lessons.lessons(base, task, report))
+    acting, baked = texts.baked(base, edits)
     for lesson in every:
         beside = [prompt for other in every if other is not lesson for prompt in other.prompts]
-        new, rounds = _hardened(base, lesson, beside, edits, size, report)
-        more += new
-        record[lesson.concept] = rounds
+        case = _Case(base, acting, lesson, tuple(baked), BUDGETS[budget], report)
+        edit, record[lesson.concept] = _hardened(case, beside)
+        more.append(edit)
     return Hardened((*edits, *more), {"budget": budget, "rounds": record})
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A concept under attack: `base` knows it, `acting` has the erasure's part in its text encoder."""
+
+    base: Base
+    acting: Base
+    lesson: Lesson
+    edits: tuple[Edit, ...]
+    size: Budget
+    report: Report
+
+    def watch(self, asked: Sequence[str] | Cond, seed: int, label: str, ends: bool = False) -> Seen:
+        """Pictures under the edits; see `probe.watch`."""
+        return probe.watch(self.acting, asked, self.report.seed + seed, self.report, label, self.edits, ends)
+
+    def likeness(self, prompts: Sequence[str], seen: Seen, seed: int) -> Tensor:
+        """How much more the concept than its anchor pictures are, drawn in place of these prompts': [n]."""
+        anchors = {pair.concept: pair.anchor for pair in self.lesson.pairs}
+        asked = self.base.encode(prompts), self.base.encode([anchors[prompt] for prompt in prompts])
+        return recognition.rather(self.base, seen.ends, *asked, self.report.seed + seed)
+
+    @property
+    def text_gates(self) -> list[Gate]:
+        """The gates of the edits that read text, each once."""
+        every = (gate for edit in self.edits for gate in edit.gates if gate.kind in gates.TEXT)
+        return list({gate.name: gate for gate in every}.values())
 
 
 @dataclass
@@ -150,29 +178,25 @@ class _Known:
         return probe.fit_gate([self.concept, *groups], self.others, self.gone, names)
 
 
-def _hardened(
-    base: Base, lesson: Lesson, beside: Sequence[str], edits: Sequence[Edit], size: Budget, report: Report
-) -> tuple[list[Edit], list[Json]]:
+def _hardened(case: _Case, beside: Sequence[str]) -> tuple[Edit, list[Json]]:
     """The rows behind the gate, and the record; `beside`: prompts of the concepts that are erased with it."""
     # 1. what the concept looks like on its way, and what else must not open the gate
-    acting, edits = texts.baked(base, edits)
-    prompts = objectives.subset(report.seed, lesson.prompts, size.concept)
-    known = _watched(base, acting, lesson, prompts, beside, edits, size, report)
+    size, rounds, idle = case.size, [], 0
+    prompts = objectives.subset(case.report.seed, case.lesson.prompts, size.concept)
+    known = _watched(case, prompts, beside)
     # 2. look at what slips of the finger draw; then attack, look, fit again
-    meant, wrong = _misspelt(lesson, prompts)
-    rounds = [_round(base, acting, lesson, MISSPELT, meant, acting.encode(wrong), known, edits, report)]
-    idle = 0
+    meant, wrong = _misspelt(case.lesson, prompts)
+    rounds.append(_round(case, known, MISSPELT, meant, case.acting.encode(wrong)))
     for number in range(size.rounds):
         search = size.searches[number % len(size.searches)]
         asked = prompts[: size.own] if search.before else prompts
-        cond = _search(base, acting, lesson, asked, known, edits, search, size, number, report)
+        cond = _search(case, known, search, asked, number)
         drawn = [index % len(asked) for index in range(size.found)]
-        asked, cond = [asked[index] for index in drawn], cond[drawn]
-        rounds.append(_round(base, acting, lesson, search, asked, cond, known, edits, report, number + 1))
+        rounds.append(_round(case, known, search, [asked[i] for i in drawn], cond[drawn], number + 1))
         idle = 0 if rounds[-1]["through"] else idle + 1
         if idle == len(size.searches):
             break
-    return [_stand_in(base, lesson, known.gate)], rounds
+    return _stand_in(case, known.gate), rounds
 
 
 def _misspelt(lesson: Lesson, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -183,13 +207,11 @@ def _misspelt(lesson: Lesson, prompts: Sequence[str]) -> tuple[list[str], list[s
 
 
 def _round(
-    base: Base, acting: Base, lesson: Lesson, search: Search, asked: Sequence[str], cond: Cond, known: _Known,
-    edits: Sequence[Edit], report: Report, number: int = 0,
-) -> dict[str, Json]:  # fmt: skip
+    case: _Case, known: _Known, search: Search, asked: Sequence[str], cond: Cond, number: int = 0
+) -> dict[str, Json]:
     """Look at what was found in place of prompts; what shows the concept is learned, what came of it told."""
-    label, seed = "looking at what was found", report.seed + 2900 + 100 * number
-    found = probe.watch(acting, cond, seed, report, label, edits, ends=True)
-    drawn = _likeness(base, lesson, asked, found, report.seed + number) > known.shown
+    found = case.watch(cond, 2900 + 100 * number, "looking at what was found", ends=True)
+    drawn = case.likeness(asked, found, number) > known.shown
     through = drawn & ~_opened(known.gate, found, _told(known.told, cond))
     if drawn.any():
         known.learn(search, found.rows(drawn))
@@ -200,32 +222,24 @@ def _round(
     }  # fmt: skip
 
 
-def _watched(
-    base: Base, acting: Base, lesson: Lesson, prompts: Sequence[str], beside: Sequence[str],
-    edits: Sequence[Edit], size: Budget, report: Report,
-) -> _Known:  # fmt: skip
+def _watched(case: _Case, prompts: Sequence[str], beside: Sequence[str]) -> _Known:
     """The concept as the base draws it, and under the edits what stays, the anchor and what is erased."""
-    seed, anchors = report.seed, objectives.subset(report.seed, lesson.anchors, size.others // 8)
-    shut = [*lesson.kept(size.others), *lesson.beside, *anchors]  # beside: every word at least once
-    concept = probe.watch(base, prompts, seed, report, f"looking at {lesson.concept}", ends=True)
-    others = probe.watch(acting, shut, seed + 1000, report, "looking at what stays", edits)
-    told = [gate for gate in _text_gates(edits) if _told([gate], acting.encode(prompts)).any()]
-    beside = objectives.subset(seed, beside, size.erased)
-    heard = _told(told, acting.encode(beside)).tolist() if beside else []
+    lesson, size, seed = case.lesson, case.size, case.report.seed
+    # 1. the concept, and what stays: every word `beside` at least once
+    label = f"looking at {lesson.concept}"
+    concept = probe.watch(case.base, prompts, seed, case.report, label, ends=True)
+    anchors = objectives.subset(seed, lesson.anchors, size.others // 8)
+    others = case.watch([*lesson.kept(size.others), *lesson.beside, *anchors], 1000, "looking at what stays")
+    # 2. what is erased: what the base says of that and of the concept is what it says of all else by
     label, own = "looking at what is erased", prompts[: size.erased]
-    gone = probe.watch(acting, own, seed + 2000, report, label, edits, ends=True)
-    ends = [_likeness(base, lesson, *one, seed).median() for one in ((prompts, concept), (own, gone))]
-    shown = float(ends[1] + SHOWN * (ends[0] - ends[1]))
-    if more := [one for one, opens in zip(beside, heard, strict=True) if opens]:
-        gone = gone.joined(probe.watch(acting, more, seed + 2500, report, label, edits))
-    return _Known(concept, others.joined(gone), len(gone), tuple(told), shown)
-
-
-def _likeness(base: Base, lesson: Lesson, prompts: Sequence[str], found: Seen, seed: int) -> Tensor:
-    """How much more the concept than its anchor pictures are, drawn in place of these prompts': [n]."""
-    anchors = {pair.concept: pair.anchor for pair in lesson.pairs}
-    asked = base.encode(prompts), base.encode([anchors[prompt] for prompt in prompts])
-    return recognition.rather(base, found.ends, *asked, seed)
+    gone = case.watch(own, 2000, label, ends=True)
+    low, high = (case.likeness(*one, 0).median() for one in ((own, gone), (prompts, concept)))
+    # 3. and what else is erased behind the same gates
+    told = tuple(gate for gate in case.text_gates if _told([gate], case.acting.encode(prompts)).any())
+    heard = [one for one in beside if _told(told, case.acting.encode([one])).any()]
+    if heard:
+        gone = gone.joined(case.watch(objectives.subset(seed, heard, size.erased), 2500, label))
+    return _Known(concept, others.joined(gone), len(gone), told, float(low + SHOWN * (high - low)))
 
 
 def _opened(gate: Gate, seen: Seen, told: Tensor) -> Tensor:
@@ -233,33 +247,31 @@ def _opened(gate: Gate, seen: Seen, told: Tensor) -> Tensor:
     return (torch.maximum(*probe.looks(gate, seen, told))[: len(seen.times) // 2] > 0).any(0)
 
 
-def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:
+def _stand_in(case: _Case, gate: Gate) -> Edit:
     """The first states of the anchor's plainest prompt, in place of the text, behind the gate."""
-    text = lesson.anchors[1] if len(lesson.anchors) > 1 else lesson.anchor
+    base, anchors = case.base, case.lesson.anchors
+    text = anchors[1] if len(anchors) > 1 else case.lesson.anchor
     rows = base.encode([text]).states[0, :ROWS].to("cpu", torch.float16)  # [ROWS, width]
     return Edit(
         "tokens", base.sites(CROSS), {"prompt_k": rows, "prompt_v": rows.clone()}, {"alone": True}, (gate,)
     )
 
 
-def _search(
-    base: Base, acting: Base, lesson: Lesson, prompts: Sequence[str], known: _Known, edits: Sequence[Edit],
-    search: Search, size: Budget, number: int, report: Report,
-) -> Cond:  # fmt: skip
+def _search(case: _Case, known: _Known, search: Search, prompts: Sequence[str], number: int) -> Cond:
     """Text states, by the base that acts, of prompts with what was found in them.
 
     Text gates have a straight-through gradient: where they are shut, the concept is drawn.
     """
-    seen, gate = known.concept, known.gate
-    carrier, asked = search.carrier(acting, prompts, lesson.names), base.encode(list(prompts))
-    generator = torch.Generator().manual_seed(report.seed * 7919 + number)
+    base, size, seen, gate = case.base, case.size, known.concept, known.gate
+    carrier, asked = search.carrier(case.acting, prompts, case.lesson.names), base.encode(list(prompts))
+    generator = torch.Generator().manual_seed(case.report.seed * 7919 + number)
     begin = known.drew.get(search.free) if search.evade and not search.before else None
     if begin is None:
-        begin = _start(base, lesson, len(prompts) if search.before else 1, carrier.free, generator)
+        begin = _start(base, case.lesson, len(prompts) if search.before else 1, carrier.free, generator)
     v = nn.Parameter(begin.clone())
     adam = torch.optim.Adam([v], lr=search.lr, foreach=False, fused=False)
     label = f"attacking, round {number + 1} of {size.rounds}"
-    for _ in report.count(range(size.steps), size.steps, label):
+    for _ in case.report.count(range(size.steps), size.steps, label):
         rows = torch.randint(len(prompts), (size.batch,), generator=generator)
         steps = torch.randint(len(seen.times), (size.batch,), generator=generator)
         x, t = seen.latents[steps, rows].to(base.device), seen.times[steps].long()
@@ -268,10 +280,12 @@ def _search(
         with torch.enable_grad():
             free = v[rows] if search.before else v.expand(size.batch, -1, -1)  # [batch, free, d]
             cond = carrier.rows(rows).states(split(base, free))
-            with gates.straight_through(), attached(base, edits), probe.looking(base) as looks:
+            with gates.straight_through(), attached(base, case.edits), probe.looking(base) as looks:
                 error = (base.predict(x, t, cond) - target).pow(2).mean()
             margin = sight.scores(gate, looks[0], t.float().cpu(), _told(known.told, cond))
-            loss = error + search.evade * _shutting(edits, cond, margin - gate.params["threshold"])
+            margin = margin - gate.params["threshold"]
+            margins = [*(gates.margins(one, cond.states) for one in case.text_gates), margin]
+            loss = error + search.evade * _shutting(margins)
             adam.zero_grad()
             torch.autograd.backward(loss, inputs=[v])
         adam.step()
@@ -288,19 +302,14 @@ def _start(base: Base, lesson: Lesson, n: int, free: int, generator: torch.Gener
     return joined[words[torch.randint(len(words), (n, free), generator=generator)]]
 
 
-def _shutting(edits: Sequence[Edit], cond: Cond, looks: Tensor) -> Tensor:
-    """How far the gates are from shut, mean over rows: the text's, and the one that looks, [rows]."""
-    margins = [*(gates.margins(gate, cond.states) for gate in _text_gates(edits)), looks]
+def _shutting(margins: Sequence[Tensor]) -> Tensor:
+    """How far gates are from shut, mean over rows of their margins [rows], in all."""
     return sum((margin + SLACK).relu().mean() for margin in margins)
 
 
 @torch.no_grad()
 def _told(told: Sequence[Gate], cond: Cond) -> Tensor:
-    """For which of n texts one of these gates is open, if it is a hard one that reads the whole text, [n]."""
+    """For which of n texts one of these gates is open that is hard and reads the whole text, [n]."""
     margins = [gates.margins(gate, cond.states) for gate in told if gate.kind == "match"]
     return (torch.stack(margins) > 0).any(0) if margins else torch.zeros(len(cond), dtype=torch.bool)
 
-
-def _text_gates(edits: Sequence[Edit]) -> list[Gate]:
-    """The gates of the edits that read text, each once."""
-    return list({g.name: g for edit in edits for g in edit.gates if g.kind in gates.TEXT}.values())
