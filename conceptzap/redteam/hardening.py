@@ -9,10 +9,9 @@ random, with the embeddings moved by gradients through the text encoder and the 
 
 x_t the base's own latents on the way to pictures of the concept c, g all gates: the text's, and the one that
 looks; w is 0 in the rounds that only have to draw, and those that evade go on from there. What a round finds
-is drawn from noise. It shows the concept where the base itself says so (`training/recognition.py`): where it
-is more than `SHOWN` of the way from what was erased to the concept; for the gate cannot tell what it does not
-see. And it came through where no look of the first half had opened the gate.
-What shows it joins what the same number of tokens has come to before, which has a probe of its own, so that
+is drawn from noise. It is the concept where the base itself says so (`training/recognition.py`), for the gate
+cannot tell what it does not see; and it came through where no look of the first half had opened the gate.
+What is the concept joins what the same kind of search has found before, which has a probe of its own, so that
 the next search has to get past all of them (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of
 the weights). The probe of the concept as the base draws it sees none of that: tokens that evade draw what is
 half something else, and dull it. A search may also put tokens in front of the name, for every prompt its own,
@@ -45,7 +44,6 @@ from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
 
 ROWS = 8  # the anchor's states that stand in place of the text
-SHOWN = 0.3  # of the way from what was erased to the concept: what the base says from there on shows it
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
 
 
@@ -147,27 +145,24 @@ class _Case:
 
 @dataclass
 class _Known:
-    """Pictures of the concept, of everything else, and of what was found, by the tokens and where they stand.
+    """Pictures of the concept, of everything else, and by kinds of search of what they found.
 
     The last so many of the others, `gone`, are what is drawn under the edits where one of the text gates is
-    open that are `told` of the concept. Above `shown` the base says that a picture shows it. `drew`: what a
-    search came to that evades nothing, by its tokens.
+    open that are `told` of the concept. `drew`: what a search came to that evades nothing, by its tokens.
     """
 
     concept: Seen
     others: Seen
     gone: int
     told: tuple[Gate, ...]
-    shown: float = 0.0
-    found: dict[tuple[int, bool], Seen] = field(default_factory=dict)
+    found: dict[Search, Seen] = field(default_factory=dict)
     drew: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gate = self._fitted()
 
     def learn(self, search: Search, found: Seen) -> None:
-        kind = search.free, search.before
-        self.found[kind] = self.found[kind].joined(found) if kind in self.found else found
+        self.found[search] = self.found[search].joined(found) if search in self.found else found
         self.gate = self._fitted()
 
     def _fitted(self) -> Gate:
@@ -211,7 +206,7 @@ def _round(
 ) -> dict[str, Json]:
     """Look at what was found in place of prompts; what shows the concept is learned, what came of it told."""
     found = case.watch(cond, 2900 + 100 * number, "looking at what was found", ends=True)
-    drawn = case.likeness(asked, found, number) > known.shown
+    drawn = case.likeness(asked, found, number) > 0
     through = drawn & ~_opened(known.gate, found, _told(known.told, cond))
     if drawn.any():
         known.learn(search, found.rows(drawn))
@@ -227,19 +222,17 @@ def _watched(case: _Case, prompts: Sequence[str], beside: Sequence[str]) -> _Kno
     lesson, size, seed = case.lesson, case.size, case.report.seed
     # 1. the concept, and what stays: every word `beside` at least once
     label = f"looking at {lesson.concept}"
-    concept = probe.watch(case.base, prompts, seed, case.report, label, ends=True)
+    concept = probe.watch(case.base, prompts, seed, case.report, label)
     anchors = objectives.subset(seed, lesson.anchors, size.others // 8)
     others = case.watch([*lesson.kept(size.others), *lesson.beside, *anchors], 1000, "looking at what stays")
-    # 2. what is erased: what the base says of that and of the concept is what it says of all else by
-    label, own = "looking at what is erased", prompts[: size.erased]
-    gone = case.watch(own, 2000, label, ends=True)
-    low, high = (case.likeness(*one, 0).median() for one in ((own, gone), (prompts, concept)))
-    # 3. and what else is erased behind the same gates
+    # 2. what is erased, and what else is behind the same gates
+    label = "looking at what is erased"
+    gone = case.watch(prompts[: size.erased], 2000, label)
     told = tuple(gate for gate in case.text_gates if _told([gate], case.acting.encode(prompts)).any())
     heard = [one for one in beside if _told(told, case.acting.encode([one])).any()]
     if heard:
         gone = gone.joined(case.watch(objectives.subset(seed, heard, size.erased), 2500, label))
-    return _Known(concept, others.joined(gone), len(gone), told, float(low + SHOWN * (high - low)))
+    return _Known(concept, others.joined(gone), len(gone), told)
 
 
 def _opened(gate: Gate, seen: Seen, told: Tensor) -> Tensor:
