@@ -112,6 +112,9 @@ def test_rare_finds_share_a_probe(sd1: Base, monkeypatch: pytest.MonkeyPatch) ->
         known.learn(Search(free), seen.rows(few))
     assert fitted[1:] == [[len(seen), 3], [len(seen), 4], [len(seen), 5, 4]]
     assert known.gate.tensors["query"].shape[1] == 3
+    monkeypatch.setattr(hardening, "PROBES", 1)
+    known.learn(Search(4), seen.rows([0, 1, 2, 3]))
+    assert fitted[-1] == [len(seen), 13]  # no more probes than a file should hold
 
 
 def test_what_was_erased_is_all_that_the_texts_gate_opens_for(sd1: Base) -> None:

@@ -235,13 +235,6 @@ def test_of_several_probes_the_highest_counts() -> None:
     assert len({int(one) for one in torch.stack(apart).argmax(0)}) > 1
 
 
-def test_it_does_not_look_above_its_highest_step(sd1: Base) -> None:
-    gate = some.always(sd1, (1.0,))
-    gate = replace(gate, params=gate.params | {"high": 700})
-    with attached(sd1.unet, [some.tokens(sd1, gates=[gate])]):
-        assert [open_at(sd1, t) for t in (900, 701, 700)] == [False, False, True]
-
-
 def closer(base: Base) -> Gate:
     """Shut for whatever is drawn, and open where the text opens `some.gate`."""
     shut = some.always(base, (-1.0,))

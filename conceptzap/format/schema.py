@@ -116,17 +116,17 @@ GATES = {
     # factor by linear interpolation over the timestep: values [times], or [times, sites] in their order
     "curve": Kind(_sets("times values")),
     # open, for the rest of the run, from where q(t) . u - offset(t) of any probe is above the threshold at a
-    # t from low to high, u the unit means of the outputs of the site and of those beside it, joined;
+    # t that is not below low, u the unit means of the outputs of the site and of those beside it, joined;
     # times [k], query [k, probes, channels of all], offset [k, probes], or without probes where there is one;
     # eased: the offset of rows whose text opens one of the gates that are told by name
     "sight": Kind(
         _sets("times query offset", "times query offset eased"),
         params={
-            "site": (str,), "beside": (list,), "threshold": (float,), "low": (int,), "high": (int,),
-            "told": (list,), "false_open": (dict,), "false_shut": (dict,),
+            "site": (str,), "beside": (list,), "threshold": (float,), "low": (int,), "told": (list,),
+            "false_open": (dict,), "false_shut": (dict,),
         },
         required=frozenset({"site", "threshold"}),
-        ranges={"low": (0, 999), "high": (0, 999)},
+        ranges={"low": (0, 999)},
     ),
     # factor per text position (K/V weight edits only)
     "token": Kind(

@@ -8,7 +8,7 @@ random, with the embeddings moved by gradients through the text encoder and the 
     min_v || eps(x_t, t, c(v); edits) - eps_base(x_t, t, c) ||^2 + w sum_g relu(margin_g + slack)
 
 x_t the base's own latents on the way to pictures of the concept c, g all gates: the text's, and the one that
-looks; w is 0 in the rounds that only have to draw, and those that evade go on from there. What a round finds
+looks; w is 0 in the first rounds, which only have to draw. What a round finds
 is drawn from noise. It is the concept where the base itself says so (`training/recognition.py`), for the gate
 cannot tell what it does not see; and it came through where no look of the first half had opened the gate.
 What is the concept joins what the same kind of search has found before, which has a probe of its own, so that
@@ -44,6 +44,7 @@ from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
 
 ROWS = 8  # the anchor's states that stand in place of the text
+PROBES = 5  # of what was found, at most: the rarest finds share one, so that the file stays small
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
 
 
@@ -84,7 +85,7 @@ class Budget:
     searches: tuple[Search, ...] = SEARCHES
     batch: int = 6
     own: int = 12  # prompts, where each gets tokens of its own
-    found: int = 36  # pictures in which what was found is looked at
+    found: int = 24  # pictures in which what was found is looked at
 
 
 BUDGETS = {
@@ -148,7 +149,7 @@ class _Known:
     """Pictures of the concept, of everything else, and by kinds of search of what they found.
 
     The last so many of the others, `gone`, are what is drawn under the edits where one of the text gates is
-    open that are `told` of the concept. `drew`: what a search came to that evades nothing, by its tokens.
+    open that are `told` of the concept.
     """
 
     concept: Seen
@@ -156,7 +157,6 @@ class _Known:
     gone: int
     told: tuple[Gate, ...]
     found: dict[Search, Seen] = field(default_factory=dict)
-    drew: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gate = self._fitted()
@@ -166,10 +166,11 @@ class _Known:
         self.gate = self._fitted()
 
     def _fitted(self) -> Gate:
-        names, few = [gate.name for gate in self.told], probe.FOLDS
-        rare = [seen for seen in self.found.values() if len(seen) < few]  # these share one
-        groups = [seen for seen in self.found.values() if len(seen) >= few]
-        groups += [rare[0].joined(*rare[1:])] if rare else []
+        groups = sorted(self.found.values(), key=len, reverse=True)
+        while len(groups) > PROBES or len(groups) > 1 and len(groups[-1]) < probe.FOLDS:
+            rare = groups.pop()
+            groups[-1] = groups[-1].joined(rare)
+        names = [gate.name for gate in self.told]
         return probe.fit_gate([self.concept, *groups], self.others, self.gone, names)
 
 
@@ -258,10 +259,7 @@ def _search(case: _Case, known: _Known, search: Search, prompts: Sequence[str], 
     base, size, seen, gate = case.base, case.size, known.concept, known.gate
     carrier, asked = search.carrier(case.acting, prompts, case.lesson.names), base.encode(list(prompts))
     generator = torch.Generator().manual_seed(case.report.seed * 7919 + number)
-    begin = known.drew.get(search.free) if search.evade and not search.before else None
-    if begin is None:
-        begin = _start(base, case.lesson, len(prompts) if search.before else 1, carrier.free, generator)
-    v = nn.Parameter(begin.clone())
+    v = nn.Parameter(_start(base, case.lesson, len(prompts) if search.before else 1, carrier.free, generator))
     adam = torch.optim.Adam([v], lr=search.lr, foreach=False, fused=False)
     label = f"attacking, round {number + 1} of {size.rounds}"
     for _ in case.report.count(range(size.steps), size.steps, label):
@@ -282,8 +280,6 @@ def _search(case: _Case, known: _Known, search: Search, prompts: Sequence[str], 
             adam.zero_grad()
             torch.autograd.backward(loss, inputs=[v])
         adam.step()
-    if not search.evade:
-        known.drew[search.free] = v.detach()
     with torch.no_grad():
         return carrier.states(split(base, v.detach().expand(len(prompts), -1, -1)))
 

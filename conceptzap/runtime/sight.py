@@ -4,9 +4,9 @@ score = q(t) . u - offset(t), u the mean of a module's output over all positions
 those of several modules side by side; q and offset are linear between the gate's times and constant
 beyond them. Of several probes the highest score counts. Where it is above the threshold the gate
 opens, in that very call, which is then made again under the edits behind it; and it stays open for that
-row until its denoising run is over. Where t is not from `low` to `high` it does not look. So the text may be
-anything: what counts is what the UNet is about to draw. Where the text itself opens one of the gates that
-are `told` it, that is watched closer, by the offset that is `eased`.
+row until its denoising run is over. So the text may be anything: what counts is what the UNet is about
+to draw. Where the text itself opens one of the gates that are `told` it, that is watched closer, by the
+offset that is `eased`.
 
 A run of a row is over when its timestep rises, when a call has another number of rows, or when the
 pipeline that the edits were applied to is called anew. Rows of equal latents are one picture (the
@@ -117,7 +117,6 @@ class Sight:
         self.gates = tuple(gates)
         self.sites = tuple(dict.fromkeys(path for gate in gates for path in gate.modules))
         self._low = torch.tensor([[float(gate.params.get("low", 0))] for gate in gates])  # [gates, 1]
-        self._high = torch.tensor([[float(gate.params.get("high", torch.inf))] for gate in gates])
         self._thresholds = [gate.params["threshold"] for gate in gates]
         self._runs: dict[int, Run] = {}
         self._outputs: dict[str, list[Tensor]] = {}
@@ -167,7 +166,7 @@ class Sight:
     def _reads(self) -> Tensor:
         """Which gates are still shut and look at these timesteps, [gates, rows]."""
         run = self._runs[get_ident()]
-        return ~run.opened & (run.times >= self._low) & (run.times <= self._high)
+        return ~run.opened & (run.times >= self._low)
 
     def _margins(self, told: Tensor) -> Tensor:
         """How far above its threshold each gate is, [gates, rows]."""

@@ -35,8 +35,7 @@ from conceptzap.runtime.sight import pooled, scores
 from conceptzap.training import memory
 
 SITES = ("unet.up_blocks.0", "unet.up_blocks.1")
-DENOISING = 10  # steps of a walk
-FIRST, LOOKED = 1, 6  # of these, which is looked at first, and how many are: from t = 801 down to 301
+DENOISING, LOOKED = 10, 7  # steps of a walk, and how many of them are looked at: down to t = 301
 GUIDANCE = 4.0
 ROWS = 16  # pictures watched together, where they fit
 RIDGE = 0.1  # of the mean variance of a channel
@@ -127,11 +126,10 @@ def _walked(base: Base, cond: Cond, seeds: range, edits: Sequence[Edit], ends: b
     with attached(base, edits), looking(base) as outputs:
         walk = denoise(base, cond, uncond, settings, base.noise(seeds))
         # the call of a step is made when the next one is asked for
-        steps = [(t, x.cpu()) for t, x in islice(walk, None if ends else FIRST + LOOKED + 1)]
-    seen = slice(FIRST, FIRST + LOOKED)
-    halves = torch.stack(outputs[seen]).cpu().unflatten(1, (2, -1))  # [steps, 2, n, channels]
-    times = torch.tensor([t for t, _ in steps[seen]], dtype=torch.float32)
-    latents = torch.stack([x for _, x in steps[seen]])
+        steps = [(t, x.cpu()) for t, x in islice(walk, None if ends else LOOKED + 1)]
+    halves = torch.stack(outputs[:LOOKED]).cpu().unflatten(1, (2, -1))  # [steps, 2, n, channels]
+    times = torch.tensor([t for t, _ in steps[:LOOKED]], dtype=torch.float32)
+    latents = torch.stack([x for _, x in steps[:LOOKED]])
     return Seen(halves[:, 1], halves[:, 0], times, latents, steps[-1][1] if ends else None)
 
 
@@ -153,7 +151,6 @@ def fit_gate(groups: Sequence[Seen], others: Seen, gone: int = 0, told: Sequence
     }
     params = {
         "site": SITES[0], "beside": list(SITES[1:]), "threshold": 0.0, "low": int(others.times.min()),
-        "high": int(others.times.max()),
         "false_open": _rate((torch.stack([one.no for one in found]) > 0).any(0)),
         "false_shut": _rate(found[0].yes <= 0),
     }  # fmt: skip
