@@ -148,13 +148,13 @@ class _Case:
 class _Known:
     """Pictures of the concept, of everything else, and by kinds of search of what they found.
 
-    The last so many of the others, `gone`, are what is drawn under the edits where one of the text gates is
-    open that are `told` of the concept.
+    `gone`: what is drawn under the edits where one of the text gates is open that are `told` of the concept;
+    if there is none, that is among the others.
     """
 
     concept: Seen
     others: Seen
-    gone: int
+    gone: Seen | None
     told: tuple[Gate, ...]
     found: dict[Search, Seen] = field(default_factory=dict)
 
@@ -233,7 +233,7 @@ def _watched(case: _Case, prompts: Sequence[str], beside: Sequence[str]) -> _Kno
     heard = [one for one in beside if _told(told, case.acting.encode([one])).any()]
     if heard:
         gone = gone.joined(case.watch(objectives.subset(seed, heard, size.erased), 2500, label))
-    return _Known(concept, others.joined(gone), len(gone), told)
+    return _Known(concept, others, gone, told) if told else _Known(concept, others.joined(gone), None, ())
 
 
 def _opened(gate: Gate, seen: Seen, told: Tensor) -> Tensor:
