@@ -85,7 +85,7 @@ class Budget:
     searches: tuple[Search, ...] = SEARCHES
     batch: int = 6
     own: int = 12  # prompts, where each gets tokens of its own
-    found: int = 24  # pictures in which what was found is looked at
+    found: int = 12  # pictures in which what was found is looked at
 
 
 BUDGETS = {
@@ -148,13 +148,13 @@ class _Case:
 class _Known:
     """Pictures of the concept, of everything else, and by kinds of search of what they found.
 
-    `gone`: what is drawn under the edits where one of the text gates is open that are `told` of the concept;
-    if there is none, that is among the others.
+    The last so many of the others, `gone`, are what is drawn under the edits where one of the text gates is
+    open that are `told` of the concept.
     """
 
     concept: Seen
     others: Seen
-    gone: Seen | None
+    gone: int
     told: tuple[Gate, ...]
     found: dict[Search, Seen] = field(default_factory=dict)
 
@@ -166,8 +166,9 @@ class _Known:
         self.gate = self._fitted()
 
     def _fitted(self) -> Gate:
-        groups = sorted(self.found.values(), key=len, reverse=True)
-        while len(groups) > PROBES or len(groups) > 1 and len(groups[-1]) < probe.FOLDS:
+        groups = [seen for seen in self.found.values() if len(seen) >= probe.FOLDS]
+        while len(groups) > PROBES:
+            groups.sort(key=len, reverse=True)
             rare = groups.pop()
             groups[-1] = groups[-1].joined(rare)
         names = [gate.name for gate in self.told]
@@ -233,7 +234,7 @@ def _watched(case: _Case, prompts: Sequence[str], beside: Sequence[str]) -> _Kno
     heard = [one for one in beside if _told(told, case.acting.encode([one])).any()]
     if heard:
         gone = gone.joined(case.watch(objectives.subset(seed, heard, size.erased), 2500, label))
-    return _Known(concept, others, gone, told) if told else _Known(concept, others.joined(gone), None, ())
+    return _Known(concept, others.joined(gone), len(gone), told)
 
 
 def _opened(gate: Gate, seen: Seen, told: Tensor) -> Tensor:

@@ -133,15 +133,13 @@ def _walked(base: Base, cond: Cond, seeds: range, edits: Sequence[Edit], ends: b
     return Seen(halves[:, 1], halves[:, 0], times, latents, steps[-1][1] if ends else None)
 
 
-def fit_gate(
-    groups: Sequence[Seen], others: Seen, gone: Seen | None = None, told: Sequence[str] = ()
-) -> Gate:
+def fit_gate(groups: Sequence[Seen], others: Seen, gone: int = 0, told: Sequence[str] = ()) -> Gate:
     """A calibrated `sight` gate that opens where any of its probes does; its params hold both error rates.
 
     Each group of pictures of the concept is told from the others by a probe of its own. Groups of fewer than
     `FOLDS` pictures get none; the first, by which the rate of what it misses is judged, always does.
-    Where one of the text gates `told` by name is open, what has to stay shut are not the others but `gone`:
-    pictures that were asked for by the concept's name, and erased.
+    The last so many of the others, `gone`, were asked for by the concept's name and are erased: where one of
+    the text gates `told` by name is open, no others have to stay shut.
     """
     known = [groups[0], *(group for group in groups[1:] if len(group) >= FOLDS)]
     found = [_calibrated(group, others, gone) for group in known]
@@ -156,7 +154,7 @@ def fit_gate(
         "false_open": _rate((torch.stack([one.no for one in found]) > 0).any(0)),
         "false_shut": _rate(found[0].yes <= 0),
     }  # fmt: skip
-    if gone is not None:
+    if told:
         params["told"] = list(told)
         tensors["eased"] = torch.stack([one.eased for one in found], 1)[rising].float()
     return Gate("sight", params, tensors)
@@ -177,16 +175,13 @@ class _Probe:
     no: Tensor
 
 
-def _calibrated(concept: Seen, others: Seen, gone: Seen | None) -> _Probe:
+def _calibrated(concept: Seen, others: Seen, gone: int) -> _Probe:
     # 1. scores of every picture by probes that have not seen it
     yes, no = _held_out(concept, others)  # [steps, n of the concept], [steps, n of the others]
     # 2. a threshold for each step, between the two; in the file it is part of the offset
-    level = eased = _level(yes, no)
-    # 3. the probe, on everything; of what was erased it knows nothing
+    level, eased = _level(yes, no), _level(yes, no[:, -gone:])
+    # 3. the probe, on everything
     query, offset = _fit(concept, others)
-    if gone is not None:
-        both = [_scores(part, query, offset) for part in (gone.given, gone.without)]
-        eased = _level(yes, torch.maximum(*both))
     above = [(scored - level[:, None]).amax(0) for scored in (yes, no)]
     return _Probe(query, offset + level, offset + eased, *above)
 
