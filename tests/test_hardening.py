@@ -100,20 +100,6 @@ def test_what_was_erased_alone_sets_the_threshold_where_the_text_names_it() -> N
     assert "eased" not in probe.fit_gate([concept], near.joined(gone)).tensors
 
 
-def test_the_rarest_finds_share_a_probe(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more probes than a file should hold; what is too rare for one has none."""
-    fitted: list[list[int]] = []
-    fit = probe.fit_gate
-    monkeypatch.setattr(hardening, "PROBES", 2)
-    monkeypatch.setattr(probe, "fit_gate", lambda c, *o: fitted.append([len(one) for one in c]) or fit(c, *o))
-    seen = probe.watch(sd1, list(some.ASKED) * 3, 0, Report(), "looking")
-    known = hardening._Known(seen, probe.watch(sd1, list(some.OTHER) * 2, 10, Report(), "looking"), 0, ())
-    for free, few in ((1, [0, 1, 2]), (2, [3]), (3, [0, 1, 2, 3, 4]), (4, [0, 1])):
-        known.learn(Search(free), seen.rows(few))
-    assert fitted[1:] == [[len(seen), 3], [len(seen), 3], [len(seen), 3, 5], [len(seen), 5, 5]]
-    assert known.gate.tensors["query"].shape[1] == 3
-
-
 def test_what_was_erased_is_all_that_the_texts_gate_opens_for(sd1: Base) -> None:
     """The prompts of the concept, and those of another that share its gate; a soft gate tells nothing."""
     lesson, edits = next(iter(lessons.lessons(sd1, TASK))), some.eraser(sd1)

@@ -44,7 +44,6 @@ from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
 
 ROWS = 8  # the anchor's states that stand in place of the text
-PROBES = 5  # of what was found, at most: the rarest finds share one, so that the file stays small
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
 
 
@@ -166,13 +165,8 @@ class _Known:
         self.gate = self._fitted()
 
     def _fitted(self) -> Gate:
-        groups = [seen for seen in self.found.values() if len(seen) >= probe.FOLDS]
-        while len(groups) > PROBES:
-            groups.sort(key=len, reverse=True)
-            rare = groups.pop()
-            groups[-1] = groups[-1].joined(rare)
         names = [gate.name for gate in self.told]
-        return probe.fit_gate([self.concept, *groups], self.others, self.gone, names)
+        return probe.fit_gate([self.concept, *self.found.values()], self.others, self.gone, names)
 
 
 def _hardened(case: _Case, beside: Sequence[str]) -> tuple[Edit, list[Json]]:
