@@ -43,7 +43,7 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
             def make(form: str = form, usable: Tensor = usable) -> dict[str, Tensor]:
                 return {"tokens": _searched(victim, cfg, form, carrier, usable, report)}
 
-            kept = victim.once(["mma-mean", form, variant, *vars(cfg).values()], make, form)
+            kept = victim.once(["mma", discrete.MEASURE, form, variant, *vars(cfg).values()], make, form)
             ids = kept["tokens"].cpu()
             shown = carrier.texts(ids)
             yield Attempt(form, variant, shown, cond=carrier.written(ids), found={"tokens": ids})

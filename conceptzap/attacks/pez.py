@@ -45,7 +45,7 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
             def make(form: str = form, usable: Tensor = usable) -> Tensors:
                 return _searched(victim, cfg, form, carrier, usable, report)
 
-            kept = victim.once(["pez-mean", form, variant, *vars(cfg).values()], make, form)
+            kept = victim.once(["pez", discrete.MEASURE, form, variant, *vars(cfg).values()], make, form)
             yield _read(form, variant, carrier, kept)
 
 

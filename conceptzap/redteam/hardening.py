@@ -8,14 +8,14 @@ random, with the embeddings moved by gradients through the text encoder and the 
     min_v || eps(x_t, t, c(v); edits) - eps_base(x_t, t, c) ||^2 + w sum_g relu(margin_g + slack)
 
 x_t the base's own latents on the way to pictures of the concept c, g all gates: the text's, and the one that
-looks; w is 0 in the first rounds, which only have to draw. What a round finds
-is drawn from noise. It is the concept where the base itself says so (`training/recognition.py`), for the gate
-cannot tell what it does not see; and it came through where no look of the first half had opened the gate.
-What is the concept joins what the same kind of search has found before, which has a probe of its own, so that
-the next search has to get past all of them (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of
-the weights). The probe of the concept as the base draws it sees none of that: tokens that evade draw what is
-half something else, and dull it. A search may also put tokens in front of the name, for every prompt its own,
-as UnlearnDiffAtk and P4D do. When every search in turn has found nothing new, that is the end.
+looks; w is 0 in the first rounds, which only have to draw. What a round finds is drawn from noise. It is the
+concept where the base itself says so (`training/recognition.py`), for the gate cannot tell what it does not
+see; and it came through where no look of the first half had opened the gate. What is the concept joins what
+the same kind of search has found before, which has a probe of its own, so that the next search has to get
+past all of them (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of the weights). The probe of
+the concept as the base draws it sees none of that: tokens that evade draw what is half something else, and
+dull it. A search may also put tokens in front of the name, for every prompt its own, as UnlearnDiffAtk and
+P4D do. When every search in turn has found nothing new, that is the end.
 
 Before all that comes what takes no search, the name written wrongly. And where the text does open a gate,
 what is drawn has only to stay as what was erased looks: words that hide a half-erased concept stand out.
@@ -225,8 +225,8 @@ def _watched(case: _Case, prompts: Sequence[str], beside: Sequence[str]) -> _Kno
     label = "looking at what is erased"
     gone = case.watch(prompts[: size.erased], 2000, label)
     told = tuple(gate for gate in case.text_gates if _told([gate], case.acting.encode(prompts)).any())
-    heard = [one for one in beside if _told(told, case.acting.encode([one])).any()]
-    if heard:
+    opens = _told(told, case.acting.encode(list(beside))).tolist() if beside else []
+    if heard := [one for one, open_ in zip(beside, opens, strict=True) if open_]:
         gone = gone.joined(case.watch(objectives.subset(seed, heard, size.erased), 2500, label))
     return _Known(concept, others.joined(gone), len(gone), told)
 

@@ -139,7 +139,7 @@ def fit_gate(groups: Sequence[Seen], others: Seen, gone: int = 0, told: Sequence
     Each group of pictures of the concept is told from the others by a probe of its own. Groups of fewer than
     `FOLDS` pictures get none; the first, by which the rate of what it misses is judged, always does.
     The last so many of the others, `gone`, were asked for by the concept's name and are erased: where one of
-    the text gates `told` by name is open, no others have to stay shut.
+    the text gates `told` by name is open, no others have to stay shut. 0: all of them do, whatever the text.
     """
     known = [groups[0], *(group for group in groups[1:] if len(group) >= FOLDS)]
     found = [_calibrated(group, others, gone) for group in known]
