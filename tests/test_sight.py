@@ -204,6 +204,24 @@ def test_a_probe_of_the_wrong_shape_is_refused(
         Attachment(sd1.unet, [some.tokens(sd1, gates=[gate])])
 
 
+@pytest.mark.parametrize("knots", [(500.0, 100.0), (100.0,), (100.0, 300.0, 500.0)])
+def test_queries_have_a_rising_knot_each(sd1: Base, knots: tuple[float, ...]) -> None:
+    gate = some.probe(torch.zeros(2, 4), torch.zeros(2), (100.0, 500.0))
+    gate = Gate("sight", gate.params, gate.tensors | {"knots": torch.tensor(knots)})
+    with pytest.raises(MismatchError, match="rising times"):
+        Attachment(sd1.unet, [some.tokens(sd1, gates=[gate])])
+
+
+def test_queries_are_linear_between_their_knots_and_offsets_between_their_times() -> None:
+    query, offset = some.randn(2, 4, seed=1), some.randn(3, seed=2)  # [knots, channels], [times]
+    seen, times = some.randn(4, 4, seed=3), torch.tensor([200.0, 300.0, 700.0, 999.0])
+    gate = some.probe(query, offset, (100.0, 500.0, 900.0))
+    gate = Gate("sight", gate.params, gate.tensors | {"knots": torch.tensor([300.0, 900.0])})
+    q = torch.stack([query[0], query[0], (query[0] + 2 * query[1]) / 3, query[1]])
+    far = torch.stack([(3 * offset[0] + offset[1]) / 4, (offset[0] + offset[1]) / 2, (offset[1] + offset[2]) / 2, offset[2]])
+    assert torch.allclose(sight.scores(gate, seen, times), (q * seen).sum(-1) - far, atol=1e-6)
+
+
 @torch.no_grad()
 def test_it_may_look_at_several_modules_side_by_side(sd1: Base) -> None:
     """In the order of the gate, whatever the order they run in; what it reads is each one's unit mean."""

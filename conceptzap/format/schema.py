@@ -118,9 +118,11 @@ GATES = {
     # open, for the rest of the run, from where q(t) . u - offset(t) of any probe is above the threshold at a
     # t that is not below low, u the unit means of the outputs of the site and of those beside it, joined;
     # times [k], query [k, probes, channels of all], offset [k, probes], or without probes where there is one;
+    # knots [m]: the times of the queries, where they are not those of the offsets, query [m, ...];
     # eased: the offset of rows whose text opens one of the gates that are told by name
     "sight": Kind(
-        _sets("times query offset", "times query offset eased"),
+        _sets("times query offset"),
+        frozenset({"knots", "eased"}),
         params={
             "site": (str,), "beside": (list,), "threshold": (float,), "low": (int,), "told": (list,),
             "false_open": (dict,), "false_shut": (dict,),

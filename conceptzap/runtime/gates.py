@@ -205,12 +205,14 @@ class Text:
     """What the text gates say of some text states, whatever the timestep.
 
     `match`: [match gates, rows]; `places`: edit -> [rows, length], the product of its `token` gates,
-    on the device of the states; `peaks`: [edits, rows], the largest of that in each row, else 1.
+    on the device of the states; `peaks`: [edits, rows], the largest of that in each row, else 1; `told`:
+    [sight gates, rows], where it opens a gate that a `sight` gate is told by.
     """
 
     match: Tensor
     places: Mapping[int, Tensor]
     peaks: Tensor
+    told: Tensor
 
 
 @dataclass(frozen=True)
@@ -287,13 +289,10 @@ class Panel:
         peaks = torch.ones(len(self.edits), len(states))
         for index, place in places.items():
             peaks[index] = place.amax(-1).cpu()
-        return Text(match, places, peaks)
-
-    def told(self, text: Text) -> Tensor:
-        """Where a text opens a gate that a `sight` gate is told by, [sight gates, rows]."""
-        order = {name: line for line, name in enumerate(self.match)}
-        named = [[order[n] for n in g.params.get("told", ()) if n in order] for g in self.sight.values()]
-        return torch.stack([(text.match[lines] > 0).any(0) for lines in named])
+        told = torch.zeros(len(self.sight), len(states), dtype=torch.bool)
+        for line, gate in enumerate(self.sight.values()):
+            told[line] = (match[[order[n] for n in gate.params.get("told", ()) if n in order]] > 0).any(0)
+        return Text(match, places, peaks, told)
 
     def strengths(self, text: Text, times: Tensor | None, seen: Tensor | None = None) -> Strengths:
         """Every edit's strength for a text at timesteps [rows] (on the CPU; None without timed gates).

@@ -118,7 +118,7 @@ class Ledger:
 
     def look(self) -> bool:
         """Let the gates decide on what the call has shown; whether it must be made again, with more edits."""
-        if not (self.sight.looking and self.sight.decide(self._panel.told(self._said))):
+        if not (self.sight.looking and self.sight.decide(self._said.told)):
             return False
         call = self.call
         self._check_seen(call)

@@ -1,8 +1,8 @@
 """Gates that look at the picture: linear probes on what some modules of the UNet make of each row.
 
 score = q(t) . u - offset(t), u the mean of a module's output over all positions, at unit length,
-those of several modules side by side; q and offset are linear between the gate's times and constant
-beyond them. Of several probes the highest score counts. Where it is above the threshold the gate
+those of several modules side by side; offset is linear between the gate's times and constant beyond
+them, and so is q between its knots, which are the times where a gate has none. Of several probes the highest score counts. Where it is above the threshold the gate
 opens, in that very call, which is then made again under the edits behind it; and it stays open for that
 row until its denoising run is over. So the text may be anything: what counts is what the UNet is about
 to draw. Where the text itself opens one of the gates that are `told` it, that is watched closer, by the
@@ -51,11 +51,12 @@ def margins_seen() -> Iterator[list[Tensor]]:
 def check(gate: Gate) -> None:
     """Raise `MismatchError` unless the probes have rising times, a query and an offset each."""
     times, query, offset = (gate.tensors[slot] for slot in ("times", "query", "offset"))
-    sound = times.ndim == 1 and query.ndim in (2, 3) and query.numel() > 0 and bool((times.diff() > 0).all())
-    offsets = [offset, gate.tensors.get("eased", offset)]
-    fits = all(one.shape == query.shape[:-1] for one in offsets) and len(times) == len(query)
+    knots, eased = gate.tensors.get("knots", times), gate.tensors.get("eased", offset)
+    rising = all(one.ndim == 1 and bool((one.diff() > 0).all()) for one in (times, knots))
+    sound = rising and query.ndim in (2, 3) and query.numel() > 0
+    fits = sound and len(query) == len(knots) and offset.shape == eased.shape == (len(times), *query.shape[1:-1])
     named = all(isinstance(name, str) for name in gate.params.get("told", ()))
-    if not (sound and fits and named):
+    if not (fits and named):
         raise MismatchError(
             "a 'sight' gate needs one or more rising times with one query and one offset each",
             "make the erasure again",
@@ -94,7 +95,8 @@ def scores(gate: Gate, seen: Tensor, times: Tensor, told: Tensor | None = None) 
             "the erasure was made for another architecture",
         )
     known = gate.tensors["times"].float()
-    q = between(times, known, query.view(len(query), -1, query.shape[-1]))  # [rows, probes, channels]
+    knots = gate.tensors.get("knots", known).float()
+    q = between(times, knots, query.view(len(query), -1, query.shape[-1]))  # [rows, probes, channels]
     far = between(times, known, offset.view(len(offset), -1))  # [rows, probes]
     if told is not None and "eased" in gate.tensors:
         eased = between(times, known, gate.tensors["eased"].float().view(len(offset), -1))
