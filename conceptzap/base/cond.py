@@ -45,6 +45,14 @@ class Cond:
         pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
         return Cond(torch.zeros_like(self.states), pooled, self.time_ids)
 
+    def towards(self, other: Cond, parts: Tensor) -> Cond:
+        """Each row a part [n] of the way to the other's; what is no text stays."""
+        parts = parts.to(self.states)
+        pooled = self.pooled
+        if pooled is not None:
+            pooled = pooled.lerp(other.pooled, parts[:, None].to(pooled))
+        return Cond(self.states.lerp(other.states, parts[:, None, None]), pooled, self.time_ids)
+
     @staticmethod
     def cat(conds: Sequence[Cond]) -> Cond:
         """The rows of all, in order."""

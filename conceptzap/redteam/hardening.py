@@ -43,6 +43,8 @@ from conceptzap.training.carrier import Carrier, split, tables
 from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
 
+SHARES = (0.7, 0.6, 0.5)  # of the concept in a mixture
+MIXED = 8  # others of its kind that it is mixed with
 ROWS = 8  # the anchor's states that stand in place of the text
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
 
@@ -83,6 +85,7 @@ class Budget:
     steps: int
     searches: tuple[Search, ...] = SEARCHES
     batch: int = 6
+    mixed: int = 54  # mixtures that are looked at
     own: int = 12  # prompts, where each gets tokens of its own
     found: int = 12  # pictures in which what was found is looked at
 
@@ -145,13 +148,14 @@ class _Case:
 
 @dataclass
 class _Known:
-    """Pictures of the concept, of everything else, and by kinds of search of what they found.
+    """Pictures of the concept, of mixtures of it, of all else, and by kinds of search of what they found.
 
     The last so many of the others, `gone`, are what is drawn under the edits where one of the text gates is
     open that are `told` of the concept.
     """
 
     concept: Seen
+    mixed: Seen
     others: Seen
     gone: int
     told: tuple[Gate, ...]
@@ -166,7 +170,7 @@ class _Known:
 
     def _fitted(self) -> Gate:
         names = [gate.name for gate in self.told]
-        return probe.fit_gate([self.concept, *self.found.values()], self.others, self.gone, names)
+        return probe.fit_gate([self.concept, self.mixed, *self.found.values()], self.others, self.gone, names)
 
 
 def _hardened(case: _Case, beside: Sequence[str]) -> tuple[Edit, list[Json]]:
@@ -219,6 +223,7 @@ def _watched(case: _Case, prompts: Sequence[str], beside: Sequence[str]) -> _Kno
     # 1. the concept, and what stays: every word `beside` at least once
     label = f"looking at {lesson.concept}"
     concept = probe.watch(case.base, prompts, seed, case.report, label)
+    mixed = probe.watch(case.base, _mixed(case, prompts), seed + 500, case.report, label)
     anchors = objectives.subset(seed, lesson.anchors, size.others // 8)
     others = case.watch([*lesson.kept(size.others), *lesson.beside, *anchors], 1000, "looking at what stays")
     # 2. what is erased, and what else is behind the same gates
@@ -228,7 +233,18 @@ def _watched(case: _Case, prompts: Sequence[str], beside: Sequence[str]) -> _Kno
     opens = _told(told, case.acting.encode(list(beside))).tolist() if beside else []
     if heard := [one for one, open_ in zip(beside, opens, strict=True) if open_]:
         gone = gone.joined(case.watch(objectives.subset(seed, heard, size.erased), 2500, label))
-    return _Known(concept, others.joined(gone), len(gone), told)
+    return _Known(concept, mixed, others.joined(gone), len(gone), told)
+
+
+def _mixed(case: _Case, prompts: Sequence[str]) -> Cond:
+    """Prompts on the way from the concept to others of its kind, and to its anchor, in their place."""
+    lesson, size = case.lesson, case.size
+    names = [lesson.anchor, *lessons.alike(case.base, lesson.concept, lesson.kind)[:MIXED]]
+    meant = [prompts[i % len(prompts)] for i in range(size.mixed)]
+    turns = [names[i // len(SHARES) % len(names)] for i in range(size.mixed)]
+    other = [spelling.reworded(*one) for one in zip(meant, repeat(lesson.names), turns)]
+    parts = 1 - torch.tensor(SHARES)[torch.arange(size.mixed) % len(SHARES)]
+    return case.base.encode(meant).towards(case.base.encode(other), parts)
 
 
 def _opened(gate: Gate, seen: Seen, told: Tensor) -> Tensor:

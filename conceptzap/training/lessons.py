@@ -111,11 +111,16 @@ def nearest(base: Base, concept: str, kind: str, concepts: Iterable[str] = ()) -
 
     What is unsafe becomes a thing.
     """
+    return next(iter(alike(base, concept, kind, concepts)), "")
+
+
+def alike(base: Base, concept: str, kind: str, concepts: Iterable[str] = ()) -> list[str]:
+    """The concepts of its kind that are no synonyms, nearest by text first; of things, if it is unsafe."""
     gone = {word.lower() for name in (concept, *concepts) for word in (name, *name.split())}
     known = known_names(base, kind)
     others = [name for name in known if not gone & {name.lower(), *name.lower().split()}]
     near = neighbours.neighbours(base, concept, others)
-    return next((name for name, cosine in near if name in others and cosine <= neighbours.SYNONYM), "")
+    return [name for name, cosine in near if name in others and cosine <= neighbours.SYNONYM]
 
 
 def known_names(base: Base, kind: str) -> list[str]:
