@@ -28,8 +28,9 @@ from conceptzap.verbs import hardening as verb
 
 TASK = Task(("van gogh",), ("painting",), ("monet", "cat"), ("style",))
 SMALL = Budget(
-    concept=4, others=8, erased=2, rounds=2, steps=2, searches=(Search(1), Search(2, 0.3, True)), batch=2, found=2
-)
+    concept=4, others=8, erased=2, rounds=2, steps=2, searches=(Search(1), Search(2, 0.3, True)), batch=2, found=2,
+    mixed=3,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +73,8 @@ def test_what_was_found_gets_a_probe_of_its_own_if_it_is_the_concept(
         recognised(monkeypatch, 0.5 if drawn else -0.5)
         hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report())
     wrong = len(spelling.misspelt("van gogh"))
-    assert fitted == [[4], [4], [4, wrong], [4, wrong, SMALL.found], [4, wrong, SMALL.found, SMALL.found]]
+    start, two = [4, SMALL.mixed], SMALL.found
+    assert fitted == [start, start, [*start, wrong], [*start, wrong, two], [*start, wrong, two, two]]
 
 
 def test_what_the_same_search_finds_later_shares_its_probe(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +82,21 @@ def test_what_the_same_search_finds_later_shares_its_probe(sd1: Base, monkeypatc
     monkeypatch.setattr(hardening, "_opened", lambda gate, seen, told: torch.zeros(len(seen), dtype=torch.bool))
     recognised(monkeypatch, 1.0)
     *_, edit = hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report()).edits
-    assert edit.gates[0].tensors["query"].shape[1] == 4  # the concept's, of slips, of two searches
+    assert edit.gates[0].tensors["query"].shape[1] == 5  # the concept's, of mixtures, of slips, of two searches
+
+
+def test_a_mixture_is_between_the_concept_and_others_of_its_kind(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each word with each share in turn, in the concept's place in the prompt."""
+    lesson = replace(next(iter(lessons.lessons(sd1, TASK))), pairs=(Pair("a van gogh", "a painting"),))
+    monkeypatch.setattr(lessons, "alike", lambda *_: ["monet", "hokusai"])
+    case = hardening._Case(sd1, sd1, lesson, (), replace(SMALL, mixed=7), Report())
+    found = hardening._mixed(case, ["a van gogh"])
+    assert len(found) == 7
+    concept = sd1.encode(["a van gogh"]).states
+    for at, word in enumerate(["a painting"] * 3 + ["a monet"] * 3 + ["a hokusai"]):
+        share = hardening.SHARES[at % 3]
+        wanted = share * concept + (1 - share) * sd1.encode([word]).states
+        assert torch.allclose(found.states[at], wanted[0], atol=1e-5)
 
 
 def test_what_was_erased_alone_sets_the_threshold_where_the_text_names_it() -> None:
@@ -95,7 +111,7 @@ def test_what_was_erased_alone_sets_the_threshold_where_the_text_names_it() -> N
     gate = probe.fit_gate([concept], near.joined(gone), len(gone), ["named"])
     assert gate.params["told"] == ["named"] and (gate.tensors["eased"] < gate.tensors["offset"] - 0.3).all()
     for these, told, opens in ((concept, False, True), (near, False, False), (near, True, True), (gone, True, False)):
-        found = torch.maximum(*probe.looks(gate, these, torch.full((len(these),), told)))
+        found = probe.looks(gate, these, torch.full((len(these),), told))
         assert (found > 0).any(0).eq(opens).all(), (len(these), told)
     assert "eased" not in probe.fit_gate([concept], near.joined(gone)).tensors
 
@@ -119,7 +135,7 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
     lesson = next(iter(lessons.lessons(sd1, TASK)))
     prompts = lesson.prompts[:4]
     seen = probe.watch(sd1, prompts, 0, Report(), "looking")
-    known = hardening._Known(seen, probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"), 2, ())
+    known = hardening._Known(seen, seen.rows([0]), probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"), 2, ())
 
     def searched(steps: int) -> float:
         size, search = replace(SMALL, steps=steps, batch=4), Search(2, 0.1, lr=0.05)
@@ -128,19 +144,19 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
         x, t = seen.latents[0], int(seen.times[0])
         with torch.no_grad(), probe.looking(sd1) as looks:
             error = (sd1.predict(x, t, cond) - sd1.predict(x, t, sd1.encode(prompts))).pow(2).mean()
-        margin = hardening.sight.scores(known.gate, looks[0], seen.times[:1].expand(4))
+        pairs = torch.cat([looks[0], seen.without[0]], -1)
+        margin = hardening.sight.scores(known.gate, pairs, seen.times[:1].expand(4))
         return float(error + search.evade * hardening._shutting([margin]))
 
     assert searched(12) < searched(0)
 
 
 def test_what_opens_late_came_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen early, seen in the end only, never; and seen early by the half with the prompt alone."""
-    without = torch.tensor([[1.0, -1, -1, -1], [1, -1, -1, -1], [1, 1, -1, -1], [1, 1, -1, -1]])
-    given = torch.tensor([[1.0, -1, -1, 1], [1, -1, -1, 1], [1, 1, -1, 1], [1, 1, -1, 1]])
-    monkeypatch.setattr(probe, "looks", lambda *_: (given, without))
-    seen = probe.Seen(given[..., None], without[..., None], torch.arange(4), torch.zeros(4, 4))
-    assert hardening._opened(None, seen, torch.zeros(4)).tolist() == [True, False, False, True]  # type: ignore[arg-type]
+    """Seen early, seen in the end only, never."""
+    found = torch.tensor([[1.0, -1, -1], [1, -1, -1], [1, 1, -1], [1, 1, -1]])
+    monkeypatch.setattr(probe, "looks", lambda *_: found)
+    seen = probe.Seen(found[..., None], found[..., None], torch.arange(4), torch.zeros(4, 3))
+    assert hardening._opened(None, seen, torch.zeros(3)).tolist() == [True, False, False]  # type: ignore[arg-type]
 
 
 def test_the_base_says_what_was_drawn(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,12 @@ import edits as some
 import pytest
 import torch
 
-from conceptzap.base import Base
+from conceptzap.base import Base, Cond
 from conceptzap.report import Report
 from conceptzap.result import Settings
 from conceptzap.runtime import sight
 from conceptzap.runtime.attach import attached
+from conceptzap.runtime.guides import Guidance
 from conceptzap.runtime.sampler import denoise
 from conceptzap.training import probe
 from conceptzap.training.probe import Seen
@@ -35,16 +36,34 @@ def test_what_is_apart_is_told_apart() -> None:
     assert gate.params["false_open"] | {"high": 0} == {"rate": 0.0, "low": 0.0, "high": 0, "n": 40}
     assert gate.params["false_shut"]["rate"] == 0.0 and gate.params["low"] == 500
     sight.check(gate)
-    opens, _ = probe.looks(gate, seen(8, 3.0, 9))
-    assert opens.min() > 0 > max(half.max() for half in probe.looks(gate, seen(8, -3.0, 11)))
+    assert probe.looks(gate, seen(8, 3.0, 9)).min() > 0 > probe.looks(gate, seen(8, -3.0, 11)).max()
+
+
+def test_what_one_half_hides_the_other_shows() -> None:
+    """The rows with the prompt are like those of the others; behind them the unconditional ones are not."""
+    concept, others = seen(24, 3.0, 0), seen(40, -3.0, 2)
+    concept = replace(concept, given=others.given[:, :24], without=concept.without + 0.5)
+    gate = probe.fit_gate([concept], others)
+    assert gate.params["false_open"]["rate"] == gate.params["false_shut"]["rate"] == 0.0
+    assert probe.looks(gate, concept).min() > 0 > probe.looks(gate, others).max()
+
+
+def test_rows_that_stand_alone_have_a_threshold_of_their_own() -> None:
+    concept, others = seen(24, 3.0, 0), seen(40, -3.0, 2)
+    gate = probe.fit_gate([concept], others)
+    for these, opens in ((seen(8, 3.0, 9).given, True), (seen(8, -3.0, 11).given, False), (others.without, False)):
+        pairs, alone = sight.in_pairs(these[0], 0)
+        assert alone.all() and pairs.equal(torch.cat([these[0], these[0]], -1))
+        found = sight.scores(gate, pairs, torch.full((len(pairs),), 900.0), None, alone)
+        assert ((found > 0) == opens).all()
 
 
 def test_one_doubtful_look_dulls_no_other() -> None:
     others = seen(40, -3.0, 2)
     others.given[0, 7, 0] = 3.0  # looks like the concept in the first step
     gate = probe.fit_gate([seen(24, 3.0, 0)], others)
-    given, _ = probe.looks(gate, seen(8, 3.0, 9))
-    assert gate.params["false_open"]["rate"] == 0.0 and (given[1:] > 0.2).all()
+    found = probe.looks(gate, seen(8, 3.0, 9))
+    assert gate.params["false_open"]["rate"] == 0.0 and (found[1:] > 0.2).all()
 
 
 def test_a_group_has_a_probe_of_its_own() -> None:
@@ -56,9 +75,8 @@ def test_a_group_has_a_probe_of_its_own() -> None:
     assert [len(gate.tensors["query"][0]) for gate in (alone, both, few)] == [1, 2, 1]
     assert few == alone and both.params["false_shut"] == alone.params["false_shut"]
     found = across(8, 20)
-    assert (torch.maximum(*probe.looks(alone, found)) > 0).float().mean() < 0.5
-    assert (torch.maximum(*probe.looks(both, found)) > 0).all()
-    assert max(half.max() for half in probe.looks(both, seen(8, -3.0, 11))) <= 0
+    assert (probe.looks(alone, found) > 0).float().mean() < 0.5
+    assert (probe.looks(both, found) > 0).all() and probe.looks(both, seen(8, -3.0, 11)).max() <= 0
 
 
 def across(n: int, seed: int) -> Seen:
@@ -75,12 +93,13 @@ def test_what_cannot_be_told_apart_is_said() -> None:
     assert gate.params["false_open"]["rate"] == 0.0 and gate.params["false_shut"]["rate"] > 0.05
 
 
-def test_the_unconditional_half_counts_where_the_gate_must_stay_shut() -> None:
+def test_an_unconditional_row_alone_must_not_open_the_gate() -> None:
     others = seen(40, -3.0, 2)
     alike = others.without.clone()
     alike[..., 0] += 6.0
     gate = probe.fit_gate([seen(24, 3.0, 0)], replace(others, without=alike))
-    assert gate.params["false_open"]["rate"] == 0.0 and gate.params["false_shut"]["rate"] > 0.5
+    pairs, alone = sight.in_pairs(alike[0], 0)
+    assert (sight.scores(gate, pairs, torch.full((40,), 900.0), None, alone) < 0).all()
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -116,11 +135,16 @@ def test_looks_at_text_states_and_under_edits(sd1: Base) -> None:
 
 
 def test_what_is_learned_opens_where_it_is_attached(sd1: Base) -> None:
-    """The same numbers in the gate of an attachment as in the fit."""
+    """The same numbers in the gate of an attachment as in the fit: of pairs, and of what stands alone."""
     given = probe.watch(sd1, some.ASKED, 0, Report(), "looking")
     gate = probe.fit_gate([given], probe.watch(sd1, some.OTHER, 50, Report(), "looking"))
     edit = some.tokens(sd1, gates=[gate])
+    x, cond, without = given.latents[0], sd1.encode(some.ASKED), sd1.unconditional()[[0] * 3]
     with torch.no_grad(), sight.margins_seen() as margins, attached(sd1.unet, [edit]):
-        sd1.predict(given.latents[0], given.times[0], sd1.encode(some.ASKED))
-    wanted = sight.scores(gate, given.given[0], given.times[:1].expand(3)) - gate.params["threshold"]
-    assert torch.allclose(margins[0][0], wanted, atol=1e-5)
+        with Guidance(lambda rows: rows // 2).told():
+            sd1.predict(x.repeat(2, 1, 1, 1), given.times[0], Cond.cat([without, cond]))
+        sd1.predict(x, given.times[0], cond)
+    assert torch.allclose(margins[0][0, 3:], probe.looks(gate, given)[0], atol=1e-5)
+    for rows, pairs in ((margins[1][0], given.alone[0]), (margins[0][0, :3], given.alone[1])):
+        wanted = sight.scores(gate, pairs[0], given.times[:1].expand(3), None, torch.ones(3, dtype=torch.bool))
+        assert torch.allclose(rows, wanted - gate.params["threshold"], atol=1e-5)

@@ -119,10 +119,12 @@ GATES = {
     # t that is not below low, u the unit means of the outputs of the site and of those beside it, joined;
     # times [k], query [k, probes, channels of all], offset [k, probes], or without probes where there is one;
     # knots [m]: the times of the queries, where they are not those of the offsets, query [m, ...];
-    # eased: the offset of rows whose text opens one of the gates that are told by name
+    # eased: the offset of rows whose text opens one of the gates that are told by name;
+    # alone: the offset of rows without an unconditional one of the same picture; with it u is a pair's, each
+    # row's own means and behind them those of its unconditional one, without which they are its own again
     "sight": Kind(
         _sets("times query offset"),
-        frozenset({"knots", "eased"}),
+        frozenset({"knots", "eased", "alone"}),
         params={
             "site": (str,), "beside": (list,), "threshold": (float,), "low": (int,), "told": (list,),
             "false_open": (dict,), "false_shut": (dict,),

@@ -249,7 +249,7 @@ def _mixed(case: _Case, prompts: Sequence[str]) -> Cond:
 
 def _opened(gate: Gate, seen: Seen, told: Tensor) -> Tensor:
     """For which of n pictures, by texts that are `told` of or are not, it opens in half of its looks, [n]."""
-    return (torch.maximum(*probe.looks(gate, seen, told))[: len(seen.times) // 2] > 0).any(0)
+    return (probe.looks(gate, seen, told)[: len(seen.times) // 2] > 0).any(0)
 
 
 def _stand_in(case: _Case, gate: Gate) -> Edit:
@@ -284,7 +284,8 @@ def _search(case: _Case, known: _Known, search: Search, prompts: Sequence[str], 
             cond = carrier.rows(rows).states(split(base, free))
             with gates.straight_through(), attached(base, case.edits), probe.looking(base) as looks:
                 error = (base.predict(x, t, cond) - target).pow(2).mean()
-            margin = sight.scores(gate, looks[0], t.float().cpu(), _told(known.told, cond))
+            pairs = torch.cat([looks[0], seen.without[steps, rows].to(looks[0])], -1)  # [batch, 2 channels]
+            margin = sight.scores(gate, pairs, t.float().cpu(), _told(known.told, cond))
             margin = margin - gate.params["threshold"]
             margins = [*(gates.margins(one, cond.states) for one in case.text_gates), margin]
             loss = error + search.evade * _shutting(margins)

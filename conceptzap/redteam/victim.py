@@ -25,6 +25,7 @@ from conceptzap.report import Report
 from conceptzap.result import Probe, Settings
 from conceptzap.runtime import gates, sight, texts
 from conceptzap.runtime.attach import attached
+from conceptzap.runtime.guides import Guidance
 from conceptzap.runtime.sampler import denoise
 
 KIND = "attacks"
@@ -198,10 +199,18 @@ class Victim:
 
     def eps(self, form: str, x: Tensor, t: Tensor, cond: Cond, more: Sequence[Edit] = ()) -> Tensor:
         """The noise [n, c, h, w] seen in x at t [n], by what this form searches on; gradients flow."""
+        beside = self.watched and form != TRANSFER  # a gate that looks at pairs has to be shown them
         with self.acting(form, more), sight.margins_seen() as seen:
-            found = self.base.eps(x, t, cond)
-        self._seen[:] = seen
+            found = self._guided(x, t, cond) if beside else self.base.eps(x, t, cond)
+        self._seen[:] = [margins[:, -len(x) :] for margins in seen]
         return found
+
+    def _guided(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The noise seen in x with the prompts, in a call that has rows without them, as a sampler makes it."""
+        without = self.base.unconditional(self.settings.negative)[[0] * len(x)]
+        both = Cond.cat([without.to(cond.states.device, cond.states.dtype), cond])
+        with Guidance(lambda rows: rows // 2).told():
+            return self.base.eps(torch.cat([x, x]), torch.cat([t, t]), both)[len(x) :]
 
     def evasion(self, form: str, cond: Cond, slack: float = 0.2) -> Tensor:
         """relu(how far each gate is from shutting), summed over gates: [n]; 0 where not asked for.

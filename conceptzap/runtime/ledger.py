@@ -104,11 +104,11 @@ class Ledger:
         times = None
         if self._timed:
             times = torch.as_tensor(timestep).detach().float().cpu().reshape(-1).expand(rows)
-        below = guides.unconditional(rows, self._ours) if self._partial else 0
+        below = guides.unconditional(rows, self._ours) if self._partial or self._panel.sight else 0
         if below != self._unconditional:
             self._unconditional, self._text = below, None
         if self._panel.sight:
-            self.sight.begin(times, sample)
+            self.sight.begin(times, sample, below or 0)
         reading = self._read(states, times)
         self._call = Call(rows, reading, states, times, below or 0)
         if model is not None and reading is self._whole and not torch.is_grad_enabled():

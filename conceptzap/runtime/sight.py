@@ -5,7 +5,9 @@ those of several modules side by side; offset is linear between the gate's times
 them, and so is q between its knots, which are the times where a gate has none. Of several probes the highest score counts. Where it is above the threshold the gate
 opens, in that very call, which is then made again under the edits behind it; and it stays open for that
 row until its denoising run is over. So the text may be anything: what counts is what the UNet is about
-to draw. Where the text itself opens one of the gates that are `told` it, that is watched closer, by the
+to draw. A gate with an offset for rows that are `alone` reads pairs: behind u of a conditional row
+stands that of the unconditional row of its picture, which no text can mislead; behind that of any
+other row, its own again. Where the text itself opens one of the gates that are `told` it, that is watched closer, by the
 offset that is `eased`.
 
 A run of a row is over when its timestep rises, when a call has another number of rows, or when the
@@ -30,6 +32,7 @@ from conceptzap.edit import Gate
 from conceptzap.errors import MismatchError, SilentEditError
 from conceptzap.runtime.gates import SLOPE, hard
 
+OFFSETS = ("offset", "eased", "alone")  # of any row; where a text is told; without an unconditional row
 SKIPPED = "something replaced or bypassed the module; undo it and attach again"
 SEEN: ContextVar[list[Tensor] | None] = ContextVar("seen", default=None)
 
@@ -51,10 +54,12 @@ def margins_seen() -> Iterator[list[Tensor]]:
 def check(gate: Gate) -> None:
     """Raise `MismatchError` unless the probes have rising times, a query and an offset each."""
     times, query, offset = (gate.tensors[slot] for slot in ("times", "query", "offset"))
-    knots, eased = gate.tensors.get("knots", times), gate.tensors.get("eased", offset)
+    knots = gate.tensors.get("knots", times)
+    offsets = [gate.tensors.get(slot, offset) for slot in OFFSETS]
     rising = all(one.ndim == 1 and bool((one.diff() > 0).all()) for one in (times, knots))
     sound = rising and query.ndim in (2, 3) and query.numel() > 0
-    fits = sound and len(query) == len(knots) and offset.shape == eased.shape == (len(times), *query.shape[1:-1])
+    shape = (len(times), *query.shape[1:-1])
+    fits = sound and len(query) == len(knots) and all(one.shape == shape for one in offsets)
     named = all(isinstance(name, str) for name in gate.params.get("told", ()))
     if not (fits and named):
         raise MismatchError(
@@ -73,6 +78,17 @@ def pooled(output: Tensor | tuple) -> Tensor:
     return normalize(mean, dim=-1)
 
 
+def in_pairs(seen: Tensor, below: int) -> tuple[Tensor, Tensor]:
+    """Rows [rows, channels] with those of their unconditional ones, [rows, 2 channels]; which are alone [rows].
+
+    The first `below` rows are unconditional, and those of the pictures of the others where they are as many.
+    """
+    if 2 * below != len(seen):
+        return torch.cat([seen, seen], -1), torch.ones(len(seen), dtype=torch.bool)
+    beside = torch.cat([seen[:below], seen[:below]])
+    return torch.cat([seen, beside], -1), torch.arange(len(seen)) < below
+
+
 def between(asked: Tensor, times: Tensor, values: Tensor) -> Tensor:
     """Rows of `values` [k, ...] at `asked` [n], linear between the rising times [k]: [n, ...]."""
     right = torch.searchsorted(times, asked.contiguous()).clamp(max=len(times) - 1)
@@ -82,12 +98,15 @@ def between(asked: Tensor, times: Tensor, values: Tensor) -> Tensor:
     return values[left] + part * (values[right] - values[left])
 
 
-def scores(gate: Gate, seen: Tensor, times: Tensor, told: Tensor | None = None) -> Tensor:
+def scores(
+    gate: Gate, seen: Tensor, times: Tensor, told: Tensor | None = None, alone: Tensor | None = None
+) -> Tensor:
     """What a gate compares with its threshold, for `pooled` activations [rows, channels]: [rows].
 
-    `told` [rows]: which rows' texts the gate is told to watch closer; None: no row's.
+    `told` [rows]: which rows' texts the gate is told to watch closer; None: no row's. `alone` [rows]: which
+    of the pairs, if it reads pairs, are a row and itself; None: none.
     """
-    query, offset = (gate.tensors[slot].float() for slot in ("query", "offset"))
+    query = gate.tensors["query"].float()
     if seen.shape[-1] != query.shape[-1]:
         raise MismatchError(
             f"a 'sight' gate reads {query.shape[-1]} channels, of {' and '.join(gate.modules)} it is given "
@@ -97,10 +116,11 @@ def scores(gate: Gate, seen: Tensor, times: Tensor, told: Tensor | None = None) 
     known = gate.tensors["times"].float()
     knots = gate.tensors.get("knots", known).float()
     q = between(times, knots, query.view(len(query), -1, query.shape[-1]))  # [rows, probes, channels]
-    far = between(times, known, offset.view(len(offset), -1))  # [rows, probes]
-    if told is not None and "eased" in gate.tensors:
-        eased = between(times, known, gate.tensors["eased"].float().view(len(offset), -1))
-        far = torch.where(told.to(far.device)[:, None], eased, far)
+    far = None
+    for slot, rows in zip(OFFSETS, (None, told, alone), strict=True):
+        if slot in gate.tensors and (far is None or rows is not None):
+            offset = between(times, known, gate.tensors[slot].float().view(len(known), -1))  # [rows, probes]
+            far = offset if far is None else torch.where(rows.to(offset.device)[:, None], offset, far)
     return ((q.to(seen.device) * seen[:, None]).sum(-1) - far.to(seen.device)).amax(-1)
 
 
@@ -123,6 +143,7 @@ class Sight:
         self._runs: dict[int, Run] = {}
         self._outputs: dict[str, list[Tensor]] = {}
         self._sample: Tensor | None = None
+        self._below = 0  # of the rows, how many are unconditional
         self.looking = False
         self.factors = torch.zeros(len(self.gates), 0)  # [gates, rows] on the CPU
 
@@ -130,15 +151,18 @@ class Sight:
         """What this thread draws next is another picture."""
         self._runs.pop(get_ident(), None)
 
-    def begin(self, times: Tensor, sample: Tensor) -> None:
-        """A call at timesteps [rows] (on the CPU) for latents [rows, c, h, w]."""
+    def begin(self, times: Tensor, sample: Tensor, below: int) -> None:
+        """A call at timesteps [rows] (on the CPU) for latents [rows, c, h, w].
+
+        The first `below` rows are unconditional; 0 where nobody said so.
+        """
         run = self._runs.get(get_ident())
         if run is None or len(run.times) != len(times):
             run = Run(times, torch.zeros(len(self.gates), len(times), dtype=torch.bool))
         else:
             run = Run(times, run.opened & (times <= run.times))  # a timestep that rises begins anew
         self._runs[get_ident()] = run
-        self._sample, self._outputs = sample, {}
+        self._sample, self._below, self._outputs = sample, below, {}
         self.factors = run.opened.float()
         self.looking = bool(self._reads().any())
 
@@ -177,10 +201,12 @@ class Sight:
         for site in self.sites:
             if len(seen.get(site, ())) != len(times):
                 raise SilentEditError(f"{site} did not run, so no gate could look at the picture", SKIPPED)
-        found = [
-            scores(gate, torch.cat([seen[path] for path in gate.modules], -1), times, rows) - threshold
-            for gate, threshold, rows in zip(self.gates, self._thresholds, told, strict=True)
-        ]
+        found = []
+        for gate, threshold, rows in zip(self.gates, self._thresholds, told, strict=True):
+            each, alone = torch.cat([seen[path] for path in gate.modules], -1), None  # [rows, channels]
+            if "alone" in gate.tensors:
+                each, alone = in_pairs(each, self._below)
+            found.append(scores(gate, each, times, rows, alone) - threshold)
         margins = torch.stack(found)  # [gates, rows]
         if (asked := SEEN.get()) is not None:
             asked.append(margins.masked_fill(~self._reads().to(margins.device), -torch.inf))

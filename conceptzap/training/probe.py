@@ -4,14 +4,14 @@ One linear probe a step, by ridge regression on the means of the outputs of the 
 blocks side by side (see `runtime.sight`), between pictures of the concept and pictures of everything
 else, both on the way from noise. On the built-in checkpoint the second sees a style, from t = 700 on in the
 unconditional half alone, which no text can mislead, but takes a house with a steeple for a house; the
-first is the other way round, and together they tell both. What tells the concept changes little from step
+first is the other way round, and together they tell both. So both halves of guidance are read side by side,
+and each by itself only where there is one half. What tells the concept changes little from step
 to step, so the queries are stored at `KNOTS` times alone. Each step has a threshold of its own: one
 picture that is doubtful early on must not dull the looks that come later.
 
 Contract: `watch` draws the first steps of some prompts, or of given text states, and returns what
-the blocks made of them; `fit_gate` takes what was seen with and without the concept. Both halves of
-guidance count: what opens in one opens the picture. Thresholds stand between the classes by scores
-of probes that had not seen the picture (`FOLDS` parts in turn), which also give both error rates; and
+the blocks made of them; `fit_gate` takes what was seen with and without the concept. Thresholds stand
+between the classes by scores of probes that had not seen the picture (`FOLDS` parts in turn), which also give both error rates; and
 above all that must stay shut, for the text gates are there, too.
 """
 
@@ -30,9 +30,10 @@ from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit, Gate, Json
 from conceptzap.report import Report
 from conceptzap.result import Settings, wilson
+from conceptzap.runtime import sight
 from conceptzap.runtime.attach import attached
 from conceptzap.runtime.sampler import denoise
-from conceptzap.runtime.sight import between, pooled, scores
+from conceptzap.runtime.sight import pooled
 from conceptzap.training import memory
 
 SITES = ("unet.up_blocks.0", "unet.up_blocks.1")
@@ -60,6 +61,16 @@ class Seen:
     times: Tensor
     latents: Tensor
     ends: Tensor | None = None
+
+    @property
+    def pairs(self) -> Tensor:
+        """The rows with the prompt, behind them those without: [steps, n, 2 channels]."""
+        return torch.cat([self.given, self.without], -1)
+
+    @property
+    def alone(self) -> tuple[Tensor, Tensor]:
+        """Rows with the prompt and without, each behind itself: [steps, n, 2 channels] twice."""
+        return torch.cat([self.given] * 2, -1), torch.cat([self.without] * 2, -1)
 
     def joined(self, *others: Seen) -> Seen:
         """These pictures and others that were looked at in the same steps."""
@@ -150,7 +161,10 @@ def fit_gate(groups: Sequence[Seen], others: Seen, gone: int = 0, told: Sequence
         "times": others.times[rising],
         "knots": _knots(others.times),
         "query": torch.stack([one.query for one in found], 1).half(),  # [knots, probes, channels]
-        "offset": torch.stack([one.offset for one in found], 1)[rising].float(),
+        **{
+            slot: torch.stack([getattr(one, slot) for one in found], 1)[rising].float()
+            for slot in (sight.OFFSETS if told else ("offset", "alone"))
+        },
     }
     params = {
         "site": SITES[0], "beside": list(SITES[1:]), "threshold": 0.0, "low": int(others.times.min()),
@@ -159,13 +173,12 @@ def fit_gate(groups: Sequence[Seen], others: Seen, gone: int = 0, told: Sequence
     }  # fmt: skip
     if told:
         params["told"] = list(told)
-        tensors["eased"] = torch.stack([one.eased for one in found], 1)[rising].float()
     return Gate("sight", params, tensors)
 
 
 @dataclass(frozen=True)
 class _Probe:
-    """A query [knots, channels], its offset [steps] and the one that is `eased`, where a text has named it.
+    """A query [knots, 2 channels] and offsets [steps]: of pairs, where a text has named it, and of rows alone.
 
     How far pictures that it had not seen are above it: `yes` [n] of the concept and `no` [m] of the others,
     in the step that says it most clearly.
@@ -174,19 +187,20 @@ class _Probe:
     query: Tensor
     offset: Tensor
     eased: Tensor
+    alone: Tensor
     yes: Tensor
     no: Tensor
 
 
 def _calibrated(concept: Seen, others: Seen, gone: int) -> _Probe:
-    # 1. scores of every picture by probes that have not seen it
-    yes, no = _held_out(concept, others)  # [steps, n of the concept], [steps, n of the others]
+    # 1. scores of every picture by probes that have not seen it: [steps, n of the concept or of the others]
+    yes, no, alone = _held_out(concept, others)
     # 2. a threshold for each step, between the two; in the file it is part of the offset
     level, eased = _level(yes, no), _level(yes, no[:, -gone:])
     # 3. the probe, on everything
     query, offset = _fit(concept, others)
     above = [(scored - level[:, None]).amax(0) for scored in (yes, no)]
-    return _Probe(query, offset + level, offset + eased, *above)
+    return _Probe(query, offset + level, offset + eased, offset + _level(*alone), *above)
 
 
 def _level(yes: Tensor, no: Tensor) -> Tensor:
@@ -195,39 +209,35 @@ def _level(yes: Tensor, no: Tensor) -> Tensor:
     return top + (SAFETY * (bottom - top)).clamp(min=MARGIN)
 
 
-def looks(gate: Gate, seen: Seen, told: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """How far the gate is from shut in each look at each picture, with the prompt and without: [steps, n].
+def looks(gate: Gate, seen: Seen, told: Tensor | None = None) -> Tensor:
+    """How far the gate is from shut in each look at each picture: [steps, n].
 
     `told` [n]: whose text opens a gate that this one is told by; None: no one's.
     """
-    margins = [
-        [scores(gate, look, t.expand(len(look)), said) for look, t in zip(half, seen.times, strict=True)]
-        for half, said in ((seen.given, told), (seen.without, None))
-    ]
-    given, without = (torch.stack(half) - gate.params["threshold"] for half in margins)
-    return given, without
+    steps = zip(seen.pairs, seen.times, strict=True)
+    return torch.stack([sight.scores(gate, look, t.expand(len(look)), told) for look, t in steps]) - gate.params["threshold"]
 
 
-def _held_out(concept: Seen, others: Seen) -> tuple[Tensor, Tensor]:
-    """Scores [steps, n] of the concept's pictures and [steps, m] of the others', each held out once."""
-    yes = torch.zeros(concept.given.shape[:2])
-    no = torch.zeros(others.given.shape[:2])
+def _held_out(concept: Seen, others: Seen) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Scores [steps, n] of the concept's pictures and [steps, m] of the others', each held out once.
+
+    And the same of rows alone, of the others the higher of the two.
+    """
+    n, m = len(concept), len(others)
+    yes, no, own, far = (torch.zeros(len(concept.times), size) for size in (n, m, n, m))
     for fold in range(FOLDS):
-        train, held = [], []
-        for seen in (concept, others):
-            out = torch.arange(len(seen)) % FOLDS == fold
-            train.append(seen.rows(~out))
-            held.append(out)
-        probe = _fit(*train)
-        yes[:, held[0]] = _scores(concept.given[:, held[0]], concept.times, *probe)
-        both = [_scores(part[:, held[1]], others.times, *probe) for part in (others.given, others.without)]
-        no[:, held[1]] = torch.maximum(*both)
-    return yes, no
+        i, j = torch.arange(n) % FOLDS == fold, torch.arange(m) % FOLDS == fold
+        probe = concept.times, *_fit(concept.rows(~i), others.rows(~j))
+        shown, rest = concept.rows(i), others.rows(j)
+        yes[:, i], no[:, j] = _scores(shown.pairs, *probe), _scores(rest.pairs, *probe)
+        own[:, i] = _scores(shown.alone[0], *probe)
+        far[:, j] = torch.maximum(*(_scores(half, *probe) for half in rest.alone))
+    return yes, no, (own, far)
 
 
 def _scores(seen: Tensor, times: Tensor, query: Tensor, offset: Tensor) -> Tensor:
-    """[steps, n] of activations [steps, n, channels] at times [steps]."""
-    query = between(times, _knots(times), query)  # [steps, channels]
+    """[steps, n] of activations [steps, n, 2 channels] at times [steps]."""
+    query = sight.between(times, _knots(times), query)  # [steps, 2 channels]
     return torch.einsum("snc,sc->sn", seen.float(), query) - offset[:, None]
 
 
@@ -237,19 +247,18 @@ def _knots(times: Tensor) -> Tensor:
 
 
 def _fit(concept: Seen, others: Seen) -> tuple[Tensor, Tensor]:
-    """Queries [knots, channels], offsets [steps]: 1 for the concept, -1 for others, classes weigh alike."""
-    no = torch.cat([others.given, others.without], 1)
-    seen = torch.cat([concept.given, no], 1).double()  # [steps, n, channels]
-    wanted = torch.cat([torch.ones(len(concept)), -torch.ones(no.shape[1])]).double()
-    weight = torch.where(wanted > 0, 0.5 / len(concept), 0.5 / no.shape[1])[:, None]
+    """Queries [knots, 2 channels], offsets [steps]: 1 for the concept, -1 for others, classes weigh alike."""
+    seen = torch.cat([concept.pairs, others.pairs], 1).double()  # [steps, n, 2 channels]
+    wanted = torch.cat([torch.ones(len(concept)), -torch.ones(len(others))]).double()
+    weight = torch.where(wanted > 0, 0.5 / len(concept), 0.5 / len(others))[:, None]
     mean = seen.mean(1, keepdim=True)
     seen = seen - mean
-    gram = seen.mT @ (weight * seen)  # [steps, channels, channels]
+    gram = seen.mT @ (weight * seen)  # [steps, 2 channels, 2 channels]
     ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
-    query = torch.linalg.solve(gram + ridge * eye, seen.mT @ (weight[:, 0] * wanted))  # [steps, channels]
+    query = torch.linalg.solve(gram + ridge * eye, seen.mT @ (weight[:, 0] * wanted))  # [steps, 2 channels]
     # the lines between the knots that are nearest to them
-    lines = between(concept.times, _knots(concept.times), torch.eye(KNOTS)).double()  # [steps, knots]
+    lines = sight.between(concept.times, _knots(concept.times), torch.eye(KNOTS)).double()  # [steps, knots]
     query = torch.linalg.pinv(lines) @ query
     return query.float(), (lines @ query * mean[:, 0]).sum(-1).float()
 
