@@ -14,7 +14,7 @@ from victims import GRADIENT, attempts, small, victim
 
 from conceptzap.attacks import inpaint
 from conceptzap.base import Base
-from conceptzap.edit import Edit
+from conceptzap.edit import Edit, Gate
 from conceptzap.redteam import discrete, search
 from conceptzap.redteam.carrier import allowed, without
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, STRAIGHT, TRANSFER, Victim
@@ -186,6 +186,25 @@ def test_evasion_counts_only_where_it_is_asked_for(sd1: Base) -> None:
     assert on.evasion(EVADE, cond).item() > 0 and on.evasion(CONTINUOUS, cond).item() > 0
     assert on.evasion(TRANSFER, cond).item() == on.evasion(STRAIGHT, cond).item() == 0
     assert victim(sd1, ()).evasion(EVADE, cond).item() == 0
+
+
+def test_a_gate_that_looks_is_shown_pairs_as_a_sampler_shows_them(sd1: Base) -> None:
+    """By what searches through the gate: its prediction is of the rows with the prompt, erased or not."""
+    shut = some.always(sd1, (-1.0,))
+    pairs = {"query": torch.zeros(1, 2 * shut.tensors["query"].shape[1]), "alone": shut.tensors["offset"]}
+    for level, opens in ((1.0, True), (-1.0, False)):
+        offset = torch.tensor([-level])
+        gate = Gate("sight", shut.params, shut.tensors | pairs | {"offset": offset})
+        edit = some.tokens(sd1, gates=[gate])
+        on = victim(sd1, (edit,))
+        prompts, t = ["a church", "a cat"], torch.tensor([some.TIME] * 2)
+        x, cond = sd1.noise([0, 1]), sd1.encode(prompts)
+        with torch.no_grad():
+            plain, found = (on.eps(form, x, t, cond) for form in (TRANSFER, EVADE))
+        erased = some.eps(sd1, prompts, [dataclasses.replace(edit, gates=())])
+        assert torch.allclose(found, erased if opens else plain, atol=1e-4)
+        assert not torch.allclose(erased, plain, atol=1e-3)
+        assert on.evasion(EVADE, cond).tolist() == pytest.approx([1.2, 1.2] if opens else [0.0, 0.0])
 
 
 def test_evading_lowers_the_gates_margins(sd1: Base) -> None:
