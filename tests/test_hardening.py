@@ -54,10 +54,10 @@ def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> Non
     *old, new = done.edits
     assert tuple(old) == edits and [gate.kind for gate in new.gates] == ["sight"]
     assert new.params == {"alone": True}
-    assert new.tensors["prompt_k"].equal(sd1.encode(["a painting"]).states[0, : hardening.ROWS].half())
+    assert new.tensors["prompt"].equal(sd1.encode(["a painting"]).states[0, : hardening.ROWS].half())
     rounds = done.record["rounds"]["van gogh"]
-    told = [(one["tokens"], one["before"], one["evades"]) for one in rounds]
-    assert told == [(0, False, False), (1, False, False), (2, True, True)]
+    told = [rounds[name] for name in ("tokens", "before", "evades", "drawn", "through")]
+    assert told == [[0, 1, 2], [False, False, True], [False, False, True], [0, 0, 0], [0, 0, 0]]
     assert done.record["budget"] == "quick"
     again = hardening.harden(sd1, TASK, edits, "quick", Report())
     assert [edit.name for edit in again.edits] == [edit.name for edit in done.edits]

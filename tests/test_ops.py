@@ -231,6 +231,15 @@ def test_learned_rows_stand_behind_the_text(base: Base) -> None:
         assert torch.allclose(longer[:, -3:], rows.expand(2, -1, -1), atol=1e-5)
 
 
+def test_rows_may_be_the_same_for_keys_and_values(base: Base) -> None:
+    """Once in the file, and what is drawn is what two copies of them draw."""
+    twice = some.tokens(base, n=3)
+    twice = replace(twice, tensors={slot: twice.tensors["prompt_k"] for slot in ("prompt_k", "prompt_v")})
+    once = replace(twice, tensors={"prompt": twice.tensors["prompt_k"]})
+    assert some.eps(base, PROMPTS, [once]).equal(some.eps(base, PROMPTS, [twice]))
+    assert not some.eps(base, PROMPTS, [once]).equal(some.eps(base, PROMPTS))
+
+
 def test_rows_in_key_and_value_space_are_written_as_they_are(base: Base) -> None:
     edit = some.key_values(base)
     for letter in "kv":
@@ -257,6 +266,7 @@ def test_strength_runs_from_absent_to_whole(base: Base) -> None:
 
 WRONG = {
     "a row too wide": ("tokens", CROSS, {"prompt_k": (2, 7), "prompt_v": (2, 7)}),
+    "a row of both too wide": ("tokens", CROSS, {"prompt": (2, 7)}),
     "rows at a layer": ("tokens", CROSS_K, {"prompt_k": (2, 32), "prompt_v": (2, 32)}),
     "a weight at an attention": ("weight", CROSS, {"delta": (32, 32)}),
     "a pair of other widths": ("weight", CROSS_K, {"into": (7, 1), "down": (1, 7)}),

@@ -173,8 +173,11 @@ class _Known:
         return probe.fit_gate([self.concept, self.mixed, *self.found.values()], self.others, self.gone, names)
 
 
-def _hardened(case: _Case, beside: Sequence[str]) -> tuple[Edit, list[Json]]:
-    """The rows behind the gate, and the record; `beside`: prompts of the concepts that are erased with it."""
+def _hardened(case: _Case, beside: Sequence[str]) -> tuple[Edit, dict[str, Json]]:
+    """The rows behind the gate, and what came of the rounds, column by column, one of each a round.
+
+    `beside`: prompts of the concepts that are erased with it.
+    """
     # 1. what the concept looks like on its way, and what else must not open the gate
     size, rounds, idle = case.size, [], 0
     prompts = objectives.subset(case.report.seed, case.lesson.prompts, size.concept)
@@ -191,7 +194,7 @@ def _hardened(case: _Case, beside: Sequence[str]) -> tuple[Edit, list[Json]]:
         idle = 0 if rounds[-1]["through"] else idle + 1
         if idle == len(size.searches):
             break
-    return _stand_in(case, known.gate), rounds
+    return _stand_in(case, known.gate), {name: [one[name] for one in rounds] for name in rounds[0]}
 
 
 def _misspelt(lesson: Lesson, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -212,8 +215,7 @@ def _round(
         known.learn(search, found.rows(drawn))
     return {
         "tokens": search.free, "before": search.before, "evades": search.evade > 0, "n": len(found),
-        "drawn": round(float(drawn.float().mean()), 3),
-        "through": round(float(through.float().mean()), 3),
+        "drawn": int(drawn.sum()), "through": int(through.sum()),
     }  # fmt: skip
 
 
@@ -257,9 +259,7 @@ def _stand_in(case: _Case, gate: Gate) -> Edit:
     base, anchors = case.base, case.lesson.anchors
     text = anchors[1] if len(anchors) > 1 else case.lesson.anchor
     rows = base.encode([text]).states[0, :ROWS].to("cpu", torch.float16)  # [ROWS, width]
-    return Edit(
-        "tokens", base.sites(CROSS), {"prompt_k": rows, "prompt_v": rows.clone()}, {"alone": True}, (gate,)
-    )
+    return Edit("tokens", base.sites(CROSS), {"prompt": rows}, {"alone": True}, (gate,))
 
 
 def _search(case: _Case, known: _Known, search: Search, prompts: Sequence[str], number: int) -> Cond:

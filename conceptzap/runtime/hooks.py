@@ -303,10 +303,11 @@ class LayerHook(Hook):
 
         Those in key or value space are written after the projection; here they are zeros, too.
         """
-        part, name = self.ledger.parts[index], f"prompt_{self.letter}"
-        if name not in part.edit.tensors:
-            return x.new_zeros(len(x), ops.token_count(part.edit), x.shape[2])
-        return self._where_open(call, index, part.slot(name, x).expand(len(x), -1, -1))
+        part = self.ledger.parts[index]
+        for name in (f"prompt_{self.letter}", "prompt"):
+            if name in part.edit.tensors:
+                return self._where_open(call, index, part.slot(name, x).expand(len(x), -1, -1))
+        return x.new_zeros(len(x), ops.token_count(part.edit), x.shape[2])
 
     def _where_open(self, call: Call, index: int, rows: Tensor) -> Tensor:
         """Zeros in shut rows: a key that overflows must not meet their mask of -inf, as NaN."""

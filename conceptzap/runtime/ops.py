@@ -250,7 +250,8 @@ def _expected(edit: Edit, module: nn.Module) -> dict[str, tuple[int | None, ...]
     if edit.op == "tokens":
         inner = (None, module.to_k.weight.shape[0])
         context = (None, module.to_k.weight.shape[1])
-        return {"prompt_k": context, "prompt_v": context, "tokens_k": inner, "tokens_v": inner}
+        spaces = {"prompt": context, "tokens": inner}
+        return {f"{slot}{of}": space for slot, space in spaces.items() for of in ("", "_k", "_v")}
     out, width, *kernel = module.weight.shape
     ones = (1,) * len(kernel)
     return {

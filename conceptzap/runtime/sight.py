@@ -6,8 +6,8 @@ them, and so is q between its knots, which are the times where a gate has none. 
 opens, in that very call, which is then made again under the edits behind it; and it stays open for that
 row until its denoising run is over. So the text may be anything: what counts is what the UNet is about
 to draw. A gate with an offset for rows that are `alone` reads pairs: behind u of a conditional row
-stands that of the unconditional row of its picture, which no text can mislead; behind that of any
-other row, its own again. Where the text itself opens one of the gates that are `told` it, that is watched closer, by the
+stands that of the unconditional row of its picture, which no text can mislead and which is not read by
+itself then; where there are no pairs, behind u of each row stands the same again. Where the text itself opens one of the gates that are `told` it, that is watched closer, by the
 offset that is `eased`.
 
 A run of a row is over when its timestep rises, when a call has another number of rows, or when the
@@ -83,10 +83,9 @@ def in_pairs(seen: Tensor, below: int) -> tuple[Tensor, Tensor]:
 
     The first `below` rows are unconditional, and those of the pictures of the others where they are as many.
     """
-    if 2 * below != len(seen):
-        return torch.cat([seen, seen], -1), torch.ones(len(seen), dtype=torch.bool)
-    beside = torch.cat([seen[:below], seen[:below]])
-    return torch.cat([seen, beside], -1), torch.arange(len(seen)) < below
+    half = below if 2 * below == len(seen) else 0
+    beside = torch.cat([seen[:half], seen[:half]]) if half else seen
+    return torch.cat([seen, beside], -1), torch.full((len(seen),), not half)
 
 
 def between(asked: Tensor, times: Tensor, values: Tensor) -> Tensor:
@@ -139,6 +138,7 @@ class Sight:
         self.gates = tuple(gates)
         self.sites = tuple(dict.fromkeys(path for gate in gates for path in gate.modules))
         self._low = torch.tensor([[float(gate.params.get("low", 0))] for gate in gates])  # [gates, 1]
+        self._paired = torch.tensor([["alone" in gate.tensors] for gate in gates])  # [gates, 1]
         self._thresholds = [gate.params["threshold"] for gate in gates]
         self._runs: dict[int, Run] = {}
         self._outputs: dict[str, list[Tensor]] = {}
@@ -190,9 +190,11 @@ class Sight:
         return bool(fresh.any())
 
     def _reads(self) -> Tensor:
-        """Which gates are still shut and look at these timesteps, [gates, rows]."""
+        """Which gates are still shut and look at these timesteps, at these rows, [gates, rows]."""
         run = self._runs[get_ident()]
-        return ~run.opened & (run.times >= self._low)
+        rows = len(run.times)
+        behind = torch.arange(rows) < (self._below if 2 * self._below == rows else 0)  # in a pair, as its second
+        return ~run.opened & (run.times >= self._low) & ~(behind & self._paired)
 
     def _margins(self, told: Tensor) -> Tensor:
         """How far above its threshold each gate is, [gates, rows]."""

@@ -45,6 +45,7 @@ RIDGE = 0.1  # of the mean variance of a channel
 FOLDS = 4
 SAFETY = 0.2  # where between the two classes a step's threshold stands; attacks came close below .35
 MARGIN = 0.05  # above what must stay shut, at least
+ALONE = 0.15  # the same, of rows that stand alone, which probes of pairs tell less surely
 
 
 @dataclass(frozen=True)
@@ -200,13 +201,13 @@ def _calibrated(concept: Seen, others: Seen, gone: int) -> _Probe:
     # 3. the probe, on everything
     query, offset = _fit(concept, others)
     above = [(scored - level[:, None]).amax(0) for scored in (yes, no)]
-    return _Probe(query, offset + level, offset + eased, offset + _level(*alone), *above)
+    return _Probe(query, offset + level, offset + eased, offset + _level(*alone, ALONE), *above)
 
 
-def _level(yes: Tensor, no: Tensor) -> Tensor:
+def _level(yes: Tensor, no: Tensor, margin: float = MARGIN) -> Tensor:
     """Thresholds [steps] between scores [steps, n] of the concept and of what stays, above all of that."""
     bottom, top = yes.amin(1), no.amax(1)  # [steps]
-    return top + (SAFETY * (bottom - top)).clamp(min=MARGIN)
+    return top + (SAFETY * (bottom - top)).clamp(min=margin)
 
 
 def looks(gate: Gate, seen: Seen, told: Tensor | None = None) -> Tensor:

@@ -33,7 +33,10 @@ ENDING = "-hardened"
 
 @dataclass(frozen=True)
 class HardenedFile:
-    """What `harden` wrote. `rounds`: concept -> what each round of attacks came to."""
+    """What `harden` wrote. `rounds`: concept -> what the rounds of attacks came to, column -> one of each.
+
+    `n` pictures of what was found, `drawn` of them the concept, `through` of those past the gate till then.
+    """
 
     path: Path
     bytes: int
