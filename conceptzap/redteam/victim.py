@@ -206,7 +206,7 @@ class Victim:
         return found
 
     def _guided(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The noise seen in x with the prompts, in a call that has rows without them, as a sampler makes it."""
+        """The noise seen in x with the prompts, in a call that has rows without them, too, as a sampler's."""
         without = self.base.unconditional(self.settings.negative)[[0] * len(x)]
         both = Cond.cat([without.to(cond.states.device, cond.states.dtype), cond])
         with Guidance(lambda rows: rows // 2).told():

@@ -2,13 +2,15 @@
 
 score = q(t) . u - offset(t), u the mean of a module's output over all positions, at unit length,
 those of several modules side by side; offset is linear between the gate's times and constant beyond
-them, and so is q between its knots, which are the times where a gate has none. Of several probes the highest score counts. Where it is above the threshold the gate
-opens, in that very call, which is then made again under the edits behind it; and it stays open for that
-row until its denoising run is over. So the text may be anything: what counts is what the UNet is about
-to draw. A gate with an offset for rows that are `alone` reads pairs: behind u of a conditional row
-stands that of the unconditional row of its picture, which no text can mislead and which is not read by
-itself then; where there are no pairs, behind u of each row stands the same again. Where the text itself opens one of the gates that are `told` it, that is watched closer, by the
-offset that is `eased`.
+them, and so is q between its knots, which are the times where a gate has none. Of several probes the
+highest score counts. Where it is above the threshold the gate opens, in that very call, which is then
+made again under the edits behind it; and it stays open for that row until its denoising run is over. So
+the text may be anything: what counts is what the UNet is about to draw.
+
+A gate with an offset for rows that are `alone` reads pairs: behind u of a conditional row stands that of
+the unconditional row of its picture, which no text can mislead and which is not read by itself then;
+where there are no pairs, behind u of each row stands the same again. Where the text itself opens one of
+the gates that are `told` it, that is watched closer, by the offset that is `eased`.
 
 A run of a row is over when its timestep rises, when a call has another number of rows, or when the
 pipeline that the edits were applied to is called anew. Rows of equal latents are one picture (the
@@ -79,7 +81,7 @@ def pooled(output: Tensor | tuple) -> Tensor:
 
 
 def in_pairs(seen: Tensor, below: int) -> tuple[Tensor, Tensor]:
-    """Rows [rows, channels] with those of their unconditional ones, [rows, 2 channels]; which are alone [rows].
+    """Rows [rows, channels], each with its unconditional one, [rows, 2 channels]; which are alone [rows].
 
     The first `below` rows are unconditional, and those of the pictures of the others where they are as many.
     """
@@ -193,7 +195,7 @@ class Sight:
         """Which gates are still shut and look at these timesteps, at these rows, [gates, rows]."""
         run = self._runs[get_ident()]
         rows = len(run.times)
-        behind = torch.arange(rows) < (self._below if 2 * self._below == rows else 0)  # in a pair, as its second
+        behind = torch.arange(rows) < (self._below if 2 * self._below == rows else 0)  # second in a pair
         return ~run.opened & (run.times >= self._low) & ~(behind & self._paired)
 
     def _margins(self, told: Tensor) -> Tensor:

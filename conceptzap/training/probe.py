@@ -2,17 +2,17 @@
 
 One linear probe a step, by ridge regression on the means of the outputs of the decoder's first two
 blocks side by side (see `runtime.sight`), between pictures of the concept and pictures of everything
-else, both on the way from noise. On the built-in checkpoint the second sees a style, from t = 700 on in the
-unconditional half alone, which no text can mislead, but takes a house with a steeple for a house; the
-first is the other way round, and together they tell both. So both halves of guidance are read side by side,
-and each by itself only where there is one half. What tells the concept changes little from step
-to step, so the queries are stored at `KNOTS` times alone. Each step has a threshold of its own: one
-picture that is doubtful early on must not dull the looks that come later.
+else, both on the way from noise. On the built-in checkpoint the second sees a style, from t = 700 on in
+the unconditional half alone, which no text can mislead, but takes a house with a steeple for a house; the
+first is the other way round, and together they tell both. So both halves of guidance are read side by
+side, and each by itself only where there is one half. What tells the concept changes little from step to
+step, so queries are stored at `KNOTS` times alone. Each step has a threshold of its own: one picture that
+is doubtful early on must not dull the looks that come later.
 
 Contract: `watch` draws the first steps of some prompts, or of given text states, and returns what
 the blocks made of them; `fit_gate` takes what was seen with and without the concept. Thresholds stand
-between the classes by scores of probes that had not seen the picture (`FOLDS` parts in turn), which also give both error rates; and
-above all that must stay shut, for the text gates are there, too.
+between the classes by scores of probes that had not seen the picture (`FOLDS` parts in turn), which
+also give both error rates; and above all that must stay shut, for the text gates are there, too.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def fit_gate(groups: Sequence[Seen], others: Seen, gone: int = 0, told: Sequence
 
 @dataclass(frozen=True)
 class _Probe:
-    """A query [knots, 2 channels] and offsets [steps]: of pairs, where a text has named it, and of rows alone.
+    """A query [knots, 2 channels], offsets [steps]: of pairs, where a text has named it, of rows alone.
 
     How far pictures that it had not seen are above it: `yes` [n] of the concept and `no` [m] of the others,
     in the step that says it most clearly.
@@ -216,7 +216,8 @@ def looks(gate: Gate, seen: Seen, told: Tensor | None = None) -> Tensor:
     `told` [n]: whose text opens a gate that this one is told by; None: no one's.
     """
     steps = zip(seen.pairs, seen.times, strict=True)
-    return torch.stack([sight.scores(gate, look, t.expand(len(look)), told) for look, t in steps]) - gate.params["threshold"]
+    found = [sight.scores(gate, look, t.expand(len(look)), told) for look, t in steps]
+    return torch.stack(found) - gate.params["threshold"]
 
 
 def _held_out(concept: Seen, others: Seen) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
