@@ -17,8 +17,10 @@ the concept as the base draws it sees none of that: tokens that evade draw what 
 dull it. A search may also put tokens in front of the name, for every prompt its own, as UnlearnDiffAtk and
 P4D do. When every search in turn has found nothing new, that is the end.
 
-Before all that comes what takes no search, the name written wrongly. And where the text does open a gate,
-what is drawn has only to stay as what was erased looks: words that hide a half-erased concept stand out.
+Before all that comes what takes no search: mixtures of the concept's text states with those of others of
+its kind, since what evades a gate draws what is half the concept; they have a probe of their own, too. And
+the name written wrongly. Where the text does open a gate, what is drawn has only to stay as what was erased
+looks: words that hide a half-erased concept stand out.
 """
 
 from __future__ import annotations
