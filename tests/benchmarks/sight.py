@@ -38,9 +38,10 @@ def row(
     pictures = np.stack([np.asarray(one.picture) for one in drawn])  # [n, h, w, 3]
     noted, _ = annotate([judge.predict(pictures) for judge in judges])
     seen = sum(one.seen(target.kind, target.name) for one in noted)
-    opened = sum(bool(one.fired) for one in drawn)
+    prompts = [probe.prompt for probe, one in zip(asked, drawn, strict=True) if one.fired]
+    opened = len(prompts)
     return {"n": len(asked), "seen": seen, "seen 95 %": wilson(seen, len(asked)), "opened": opened,
-            "opened 95 %": wilson(opened, len(asked))}  # fmt: skip
+            "opened 95 %": wilson(opened, len(asked)), "opened for": prompts}  # fmt: skip
 
 
 def main() -> None:
