@@ -10,6 +10,7 @@ from pathlib import Path
 import edits as some
 import pytest
 import torch
+from command import conceptzap as run
 
 import conceptzap
 from conceptzap import format
@@ -199,6 +200,23 @@ def test_a_file_is_hardened_into_another(
     assert {gate["kind"] for gate in shown.gates.values()} == {"match", "sight"}
     with pytest.raises(UsageError, match="hardened already"):
         conceptzap.harden(made.path, base=sd1, report=Report())
+
+
+def test_the_command_says_what_came_through_each_round(
+    sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "find_base", lambda *_: sd1)
+    fit = probe.fit_gate
+    monkeypatch.setattr(probe, "fit_gate", lambda *given: opening(fit(*given)))
+    recognised(monkeypatch, 1.0)
+    monkeypatch.setattr(hardening, "_opened", lambda gate, seen, told: torch.arange(len(seen)) > 0)
+    conceptzap.save(some.erasure(sd1), tmp_path / "vg")
+    wrong, two = len(spelling.misspelt("van gogh")), SMALL.found
+    told = run("harden", tmp_path / "vg", "-o", tmp_path / "text")
+    assert told.code == 0 and f"van gogh: came through, round by round: 1 of {wrong}, 1 of {two}, 1 of {two}" in told.err
+    assert told.out.strip() == str(tmp_path / f"text{format.SUFFIX}")
+    record = run("harden", tmp_path / "vg", "-o", tmp_path / "json", "--json").json
+    assert record["rounds"]["van gogh"]["through"] == [1, 1, 1] and record["rounds"]["van gogh"]["n"] == [wrong, two, two]
 
 
 def test_erase_hardens_what_it_makes(

@@ -52,7 +52,8 @@ def run(
         show.emit("harden", {**record, "rounds": dict(made.rounds)})
         return
     for concept, rounds in made.rounds.items():
-        through = ", ".join(f"{one['through']:.0%}" for one in rounds)
-        show.note(f"{concept}: came through the rounds of attacks: {through}")
+        pictures = zip(rounds["through"], rounds["n"], strict=True)
+        through = ", ".join(f"{through} of {n}" for through, n in pictures)
+        show.note(f"{concept}: came through, round by round: {through}")
     show.note(f"{show.size(made.bytes)}, digest {made.digest[:12]}")
     show.lines([show.full(made.path)])
