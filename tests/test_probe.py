@@ -52,9 +52,7 @@ def test_rows_that_stand_alone_have_a_threshold_of_their_own() -> None:
     concept, others = seen(24, 3.0, 0), seen(40, -3.0, 2)
     gate = probe.fit_gate([concept], others)
     for these, opens in ((seen(8, 3.0, 9).given, True), (seen(8, -3.0, 11).given, False), (others.without, False)):
-        pairs, alone = sight.in_pairs(these[0], 0)
-        assert alone.all() and pairs.equal(torch.cat([these[0], these[0]], -1))
-        found = sight.scores(gate, pairs, torch.full((len(pairs),), 900.0), None, alone)
+        found = sight.paired(gate, these[0], torch.full((these.shape[1],), 900.0), None, 0)
         assert ((found > 0) == opens).all()
 
 
@@ -98,8 +96,7 @@ def test_an_unconditional_row_alone_must_not_open_the_gate() -> None:
     alike = others.without.clone()
     alike[..., 0] += 6.0
     gate = probe.fit_gate([seen(24, 3.0, 0)], replace(others, without=alike))
-    pairs, alone = sight.in_pairs(alike[0], 0)
-    assert (sight.scores(gate, pairs, torch.full((40,), 900.0), None, alone) < 0).all()
+    assert (sight.paired(gate, alike[0], torch.full((40,), 900.0), None, 0) < 0).all()
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -144,8 +141,20 @@ def test_what_is_learned_opens_where_it_is_attached(sd1: Base) -> None:
         with Guidance(lambda rows: rows // 2).told():
             sd1.predict(x.repeat(2, 1, 1, 1), given.times[0], Cond.cat([without, cond]))
         sd1.predict(x, given.times[0], cond)
-    assert torch.allclose(margins[0][0, 3:], probe.looks(gate, given)[0], atol=1e-5)
-    assert margins[0][0, :3].eq(-torch.inf).all()  # behind these no text stands
-    pairs, alone = sight.in_pairs(given.given[0], 0)
-    wanted = sight.scores(gate, pairs, given.times[:1].expand(3), None, alone) - gate.params["threshold"]
-    assert torch.allclose(margins[1][0], wanted, atol=1e-5)
+    lone = sight.paired(gate, given.given[0], given.times[:1].expand(3), None, 0) - gate.params["threshold"]
+    assert torch.allclose(margins[1][0], lone, atol=1e-5)
+    assert torch.allclose(margins[0][0, 3:], torch.maximum(lone, probe.looks(gate, given)[0]), atol=1e-5)
+    assert margins[0][0, :3].eq(-torch.inf).all()  # behind these no prompt stands
+
+
+def test_a_negative_prompt_does_not_shut_the_gate() -> None:
+    """Whatever the unconditional row shows, the concept's own row opens it by itself."""
+    gate = probe.fit_gate([seen(24, 3.0, 0)], seen(40, -3.0, 2))
+    shown, other = seen(4, 3.0, 9), seen(4, -3.0, 11)
+    q = gate.tensors["query"][-1, 0, CHANNELS:].float()  # of the unconditional row
+    against = shown.without[0] - 5 * q / (q @ q)  # turned to shut it
+    times = torch.full((8,), 900.0)
+    assert (probe.looks(gate, replace(shown, without=against[None].expand(3, -1, -1)))[0] < 0).all()
+    for rows, opens in ((shown.given[0], True), (other.given[0], False)):
+        found = sight.paired(gate, torch.cat([against, rows]), times, None, 4)[4:]
+        assert ((found > 0) == opens).all()

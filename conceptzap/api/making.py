@@ -130,7 +130,7 @@ def harden(
     """Attack an erasure and write it again, with a gate that looks at the picture beside its own.
 
     `budget` is "quick" or "full" (minutes); `output` is by default called after the erasure, with
-    `-hardened`. What comes back has the rates of each round of attacks. Raises `UsageError` for what was
+    `-hardened`. What comes back has the counts of each round of attacks. Raises `UsageError` for what was
     hardened already, is a key alone, or would be overwritten.
     """
     report = begun(report)

@@ -33,7 +33,7 @@ class Config:
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     clean = victim.remembered(report)  # [n, c, h, w]
     nothing = victim.base.encode([""]).repeat(len(clean))
-    about = ["null-text", cfg.steps, cfg.lr, inverting.FIXED_POINT]
+    about = ["null-text", "unguided", cfg.steps, cfg.lr, inverting.FIXED_POINT]
     found = victim.once(about, lambda: _tuned(victim, cfg, clean, nothing, report))
     states = found["states"]  # [steps, n, 77, d]
     conds = [Cond(one, nothing.pooled, nothing.time_ids) for one in states]
@@ -50,7 +50,7 @@ def _tuned(victim: Victim, cfg: Config, clean: Tensor, nothing: Cond, report: Re
         t = torch.full((len(x),), times[i], device=x.device)
 
         def moved(value: Tensor, x: Tensor = x, t: Tensor = t, i: int = i) -> Tensor:
-            eps = victim.eps(STRAIGHT, x, t, Cond(value, nothing.pooled, nothing.time_ids))
+            eps = victim.eps(STRAIGHT, x, t, Cond(value, nothing.pooled, nothing.time_ids), guided=False)
             return inverting.step(eps, x, alphas[i], alphas[i + 1])
 
         for _ in range(cfg.steps):

@@ -25,7 +25,7 @@ def inverted(victim: Victim, form: str, clean: Tensor, cond: Cond) -> list[Tenso
         x = after
         for _ in range(FIXED_POINT):
             t = torch.full((len(x),), times[index], device=x.device)
-            eps = victim.eps(form, x, t, cond)
+            eps = victim.eps(form, x, t, cond, guided=False)
             x0 = (after - (1 - alphas[index + 1]).sqrt() * eps) / alphas[index + 1].sqrt()
             x = alphas[index].sqrt() * x0 + (1 - alphas[index]).sqrt() * eps
         trail.insert(0, x)

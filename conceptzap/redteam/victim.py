@@ -197,9 +197,15 @@ class Victim:
                 stack.enter_context(attached(self.base, edits))
             yield
 
-    def eps(self, form: str, x: Tensor, t: Tensor, cond: Cond, more: Sequence[Edit] = ()) -> Tensor:
-        """The noise [n, c, h, w] seen in x at t [n], by what this form searches on; gradients flow."""
-        beside = self.watched and form != TRANSFER  # a gate that looks at pairs has to be shown them
+    def eps(
+        self, form: str, x: Tensor, t: Tensor, cond: Cond, more: Sequence[Edit] = (), guided: bool = True
+    ) -> Tensor:
+        """The noise [n, c, h, w] seen in x at t [n], by what this form searches on; gradients flow.
+
+        `guided`: what is found is drawn with guidance, if the settings have any.
+        """
+        # a gate that looks at pairs has to be shown what it will see
+        beside = self.watched and form != TRANSFER and guided and self.settings.guidance > 1
         with self.acting(form, more), sight.margins_seen() as seen:
             found = self._guided(x, t, cond) if beside else self.base.eps(x, t, cond)
         self._seen[:] = [margins[:, -len(x) :] for margins in seen]
@@ -207,10 +213,16 @@ class Victim:
 
     def _guided(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The noise seen in x with the prompts, in a call that has rows without them, too, as a sampler's."""
-        without = self.base.unconditional(self.settings.negative)[[0] * len(x)]
-        both = Cond.cat([without.to(cond.states.device, cond.states.dtype), cond])
+        without = self._without[[0] * len(x)].to(cond.states.device, cond.states.dtype)
+        both = Cond.cat([without, cond])
         with Guidance(lambda rows: rows // 2).told():
             return self.base.eps(torch.cat([x, x]), torch.cat([t, t]), both)[len(x) :]
+
+    @cached_property
+    def _without(self) -> Cond:
+        """What rows without the prompt are drawn by, one row."""
+        with torch.no_grad():
+            return self.base.unconditional(self.settings.negative)
 
     def evasion(self, form: str, cond: Cond, slack: float = 0.2) -> Tensor:
         """relu(how far each gate is from shutting), summed over gates: [n]; 0 where not asked for.

@@ -8,9 +8,10 @@ made again under the edits behind it; and it stays open for that row until its d
 the text may be anything: what counts is what the UNet is about to draw.
 
 A gate with an offset for rows that are `alone` reads pairs: behind u of a conditional row stands that of
-the unconditional row of its picture, which no text can mislead and which is not read by itself then;
-where there are no pairs, behind u of each row stands the same again. Where the text itself opens one of
-the gates that are `told` it, that is watched closer, by the offset that is `eased`.
+the unconditional row of its picture, which the prompt cannot mislead. A negative prompt can, so the
+conditional row is read alone, too, with the same behind it again; so is every row where nobody says which
+are unconditional, or none is, and that tells less than pairs do. Where the text itself opens one of the
+gates that are `told` it, a pair is watched closer, by the offset that is `eased`.
 
 A run of a row is over when its timestep rises, when a call has another number of rows, or when the
 pipeline that the edits were applied to is called anew. Rows of equal latents are one picture (the
@@ -58,7 +59,7 @@ def check(gate: Gate) -> None:
     times, query, offset = (gate.tensors[slot] for slot in ("times", "query", "offset"))
     knots = gate.tensors.get("knots", times)
     offsets = [gate.tensors.get(slot, offset) for slot in OFFSETS]
-    rising = all(one.ndim == 1 and bool((one.diff() > 0).all()) for one in (times, knots))
+    rising = all(one.ndim == 1 and len(one) and bool((one.diff() > 0).all()) for one in (times, knots))
     sound = rising and query.ndim in (2, 3) and query.numel() > 0
     shape = (len(times), *query.shape[1:-1])
     fits = sound and len(query) == len(knots) and all(one.shape == shape for one in offsets)
@@ -80,14 +81,17 @@ def pooled(output: Tensor | tuple) -> Tensor:
     return normalize(mean, dim=-1)
 
 
-def in_pairs(seen: Tensor, below: int) -> tuple[Tensor, Tensor]:
-    """Rows [rows, channels], each with its unconditional one, [rows, 2 channels]; which are alone [rows].
+def paired(gate: Gate, seen: Tensor, times: Tensor, told: Tensor | None, half: int) -> Tensor:
+    """`scores` of a gate that reads pairs, for rows [rows, channels]: the higher of those alone and in pairs.
 
-    The first `below` rows are unconditional, and those of the pictures of the others where they are as many.
+    The first `half` rows are the unconditional ones of the pictures of the others; 0: there are no pairs.
     """
-    half = below if 2 * below == len(seen) else 0
-    beside = torch.cat([seen[:half], seen[:half]]) if half else seen
-    return torch.cat([seen, beside], -1), torch.full((len(seen),), not half)
+    lone = torch.ones(len(seen), dtype=torch.bool)
+    found = scores(gate, torch.cat([seen, seen], -1), times, None, lone)
+    if not half:
+        return found
+    pairs = scores(gate, torch.cat([seen, seen[:half].repeat(2, 1)], -1), times, told)
+    return torch.maximum(found, pairs)
 
 
 def between(asked: Tensor, times: Tensor, values: Tensor) -> Tensor:
@@ -145,7 +149,7 @@ class Sight:
         self._runs: dict[int, Run] = {}
         self._outputs: dict[str, list[Tensor]] = {}
         self._sample: Tensor | None = None
-        self._below = 0  # of the rows, how many are unconditional
+        self._half = 0  # so many rows are unconditional, each of a picture of those that follow
         self.looking = False
         self.factors = torch.zeros(len(self.gates), 0)  # [gates, rows] on the CPU
 
@@ -164,7 +168,8 @@ class Sight:
         else:
             run = Run(times, run.opened & (times <= run.times))  # a timestep that rises begins anew
         self._runs[get_ident()] = run
-        self._sample, self._below, self._outputs = sample, below, {}
+        self._sample, self._outputs = sample, {}
+        self._half = below if 2 * below == len(times) else 0
         self.factors = run.opened.float()
         self.looking = bool(self._reads().any())
 
@@ -194,8 +199,7 @@ class Sight:
     def _reads(self) -> Tensor:
         """Which gates are still shut and look at these timesteps, at these rows, [gates, rows]."""
         run = self._runs[get_ident()]
-        rows = len(run.times)
-        behind = torch.arange(rows) < (self._below if 2 * self._below == rows else 0)  # second in a pair
+        behind = torch.arange(len(run.times)) < self._half  # the second of a pair
         return ~run.opened & (run.times >= self._low) & ~(behind & self._paired)
 
     def _margins(self, told: Tensor) -> Tensor:
@@ -207,10 +211,10 @@ class Sight:
                 raise SilentEditError(f"{site} did not run, so no gate could look at the picture", SKIPPED)
         found = []
         for gate, threshold, rows in zip(self.gates, self._thresholds, told, strict=True):
-            each, alone = torch.cat([seen[path] for path in gate.modules], -1), None  # [rows, channels]
-            if "alone" in gate.tensors:
-                each, alone = in_pairs(each, self._below)
-            found.append(scores(gate, each, times, rows, alone) - threshold)
+            each = torch.cat([seen[path] for path in gate.modules], -1)  # [rows, channels]
+            pairs = "alone" in gate.tensors
+            score = paired(gate, each, times, rows, self._half) if pairs else scores(gate, each, times, rows)
+            found.append(score - threshold)
         margins = torch.stack(found)  # [gates, rows]
         if (asked := SEEN.get()) is not None:
             asked.append(margins.masked_fill(~self._reads().to(margins.device), -torch.inf))

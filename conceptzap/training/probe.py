@@ -3,7 +3,7 @@
 One linear probe a step, by ridge regression on the means of the outputs of the decoder's first two
 blocks side by side (see `runtime.sight`), between pictures of the concept and pictures of everything
 else, both on the way from noise. On the built-in checkpoint the second sees a style, from t = 700 on in
-the unconditional half alone, which no text can mislead, but takes a house with a steeple for a house; the
+the unconditional half alone, which no prompt can mislead, but takes a house with a steeple for a house; the
 first is the other way round, and together they tell both. So both halves of guidance are read side by
 side, and each by itself only where there is one half. What tells the concept changes little from step to
 step, so queries are stored at `KNOTS` times alone. Each step has a threshold of its own: one picture that
