@@ -84,14 +84,16 @@ def pooled(output: Tensor | tuple) -> Tensor:
 def paired(gate: Gate, seen: Tensor, times: Tensor, told: Tensor | None, half: int) -> Tensor:
     """`scores` of a gate that reads pairs, for rows [rows, channels]: the higher of those alone and in pairs.
 
-    The first `half` rows are the unconditional ones of the pictures of the others; 0: there are no pairs.
+    The first `half` rows are the unconditional ones of the pictures of the others, and not read by
+    themselves; 0: there are no pairs.
     """
-    lone = torch.ones(len(seen), dtype=torch.bool)
-    found = scores(gate, torch.cat([seen, seen], -1), times, None, lone)
     if not half:
-        return found
-    pairs = scores(gate, torch.cat([seen, seen[:half].repeat(2, 1)], -1), times, told)
-    return torch.maximum(found, pairs)
+        return scores(gate, torch.cat([seen, seen], -1), times, None, times == times)
+    given = seen[half:]
+    both = torch.cat([torch.cat([given, given], -1), torch.cat([given, seen[:half]], -1)])
+    told = None if told is None else told[half:].repeat(2)
+    found = scores(gate, both, times[half:].repeat(2), told, torch.arange(2 * half) < half)
+    return torch.cat([seen.new_full((half,), -torch.inf), found.view(2, half).amax(0)])
 
 
 def between(asked: Tensor, times: Tensor, values: Tensor) -> Tensor:
@@ -118,12 +120,13 @@ def scores(
             f"{seen.shape[-1]}",
             "the erasure was made for another architecture",
         )
+    times = times[:1] if bool((times == times[0]).all()) else times  # a sampler's rows are all at one step
     known = gate.tensors["times"].float()
     knots = gate.tensors.get("knots", known).float()
     q = between(times, knots, query.view(len(query), -1, query.shape[-1]))  # [rows, probes, channels]
     far = None
     for slot, rows in zip(OFFSETS, (None, told, alone), strict=True):
-        if slot in gate.tensors and (far is None or rows is not None):
+        if slot in gate.tensors and (far is None or (rows is not None and bool(rows.any()))):
             offset = between(times, known, gate.tensors[slot].float().view(len(known), -1))  # [rows, probes]
             far = offset if far is None else torch.where(rows.to(offset.device)[:, None], offset, far)
     return ((q.to(seen.device) * seen[:, None]).sum(-1) - far.to(seen.device)).amax(-1)
