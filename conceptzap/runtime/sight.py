@@ -88,7 +88,8 @@ def paired(gate: Gate, seen: Tensor, times: Tensor, told: Tensor | None, half: i
     themselves; 0: there are no pairs.
     """
     if not half:
-        return scores(gate, torch.cat([seen, seen], -1), times, None, times == times)
+        lone = torch.ones(len(seen), dtype=torch.bool)
+        return scores(gate, torch.cat([seen, seen], -1), times, None, lone)
     given = seen[half:]
     both = torch.cat([torch.cat([given, given], -1), torch.cat([given, seen[:half]], -1)])
     told = None if told is None else told[half:].repeat(2)
@@ -147,7 +148,6 @@ class Sight:
         self.gates = tuple(gates)
         self.sites = tuple(dict.fromkeys(path for gate in gates for path in gate.modules))
         self._low = torch.tensor([[float(gate.params.get("low", 0))] for gate in gates])  # [gates, 1]
-        self._paired = torch.tensor([["alone" in gate.tensors] for gate in gates])  # [gates, 1]
         self._thresholds = [gate.params["threshold"] for gate in gates]
         self._runs: dict[int, Run] = {}
         self._outputs: dict[str, list[Tensor]] = {}
@@ -200,10 +200,9 @@ class Sight:
         return bool(fresh.any())
 
     def _reads(self) -> Tensor:
-        """Which gates are still shut and look at these timesteps, at these rows, [gates, rows]."""
+        """Which gates are still shut and look at these timesteps, [gates, rows]."""
         run = self._runs[get_ident()]
-        behind = torch.arange(len(run.times)) < self._half  # the second of a pair
-        return ~run.opened & (run.times >= self._low) & ~(behind & self._paired)
+        return ~run.opened & (run.times >= self._low)
 
     def _margins(self, told: Tensor) -> Tensor:
         """How far above its threshold each gate is, [gates, rows]."""

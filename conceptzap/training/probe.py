@@ -5,9 +5,9 @@ blocks side by side (see `runtime.sight`), between pictures of the concept and p
 else, both on the way from noise. On the built-in checkpoint the second sees a style, from t = 700 on in
 the unconditional half alone, which no prompt can mislead, but takes a house with a steeple for a house; the
 first is the other way round, and together they tell both. So both halves of guidance are read side by
-side, and each by itself only where there is one half. What tells the concept changes little from step to
-step, so queries are stored at `KNOTS` times alone. Each step has a threshold of its own: one picture that
-is doubtful early on must not dull the looks that come later.
+side, and rows by themselves with more caution (see `runtime.sight`). What tells the concept changes
+little from step to step, so queries are stored at `KNOTS` times alone. Each step has a threshold of its
+own: one picture that is doubtful early on must not dull the looks that come later.
 
 Contract: `watch` draws the first steps of some prompts, or of given text states, and returns what
 the blocks made of them; `fit_gate` takes what was seen with and without the concept. Thresholds stand
@@ -39,7 +39,7 @@ from conceptzap.training import memory
 SITES = ("unet.up_blocks.0", "unet.up_blocks.1")
 DENOISING, LOOKED = 10, 7  # steps of a walk, and how many of them are looked at: down to t = 301
 GUIDANCE = 4.0
-KNOTS = 3  # times at which a file has queries; with 2 Van Gogh's early looks lose a third of their gap
+KNOTS = 3  # times at which a file has queries; 2 let more of Van Gogh through (docs/figures.md)
 ROWS = 16  # pictures watched together, where they fit
 RIDGE = 0.1  # of the mean variance of a channel
 FOLDS = 4
