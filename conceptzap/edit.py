@@ -24,6 +24,7 @@ MAX_ROWS = 1024  # learned tokens behind the text of one cross-attention that ca
 NAME_DIGITS = 12
 FILE_DTYPES = {
     "torch.float32": "F32", "torch.float16": "F16", "torch.bool": "BOOL", "torch.uint8": "U8",
+    "torch.int8": "I8",
 }  # fmt: skip
 
 

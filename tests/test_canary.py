@@ -202,6 +202,18 @@ def test_any_single_hook_switched_off_is_refused(base: Base, kind: str) -> None:
             attachment.remove()
 
 
+def test_a_gate_of_pairs_is_tested_as_one(sd1: Base) -> None:
+    """It opens beside the unconditional row and not alone, as it may where pictures are drawn."""
+    always = some.always(sd1)
+    double = torch.zeros(1, 2 * always.tensors["query"].shape[-1])
+    shut = {"query": double, "alone": -always.tensors["offset"]}
+    edit = some.tokens(sd1, gates=[replace(always, tensors=always.tensors | shut)])
+    (test,) = canary.make(sd1, [edit], some.ASKED[0]).values()
+    (free,) = canary.make(sd1, [replace(edit, gates=())], some.ASKED[0]).values()
+    assert test["change"].keys() == free["change"].keys()
+    canary.check(sd1, some.erasure(sd1, [edit, some.shared(sd1)]))
+
+
 def _handles(base: Base, edits: tuple[Edit, ...]) -> list[Any]:
     attachment = Attachment(base.unet, edits)
     handles = list(attachment._handles)

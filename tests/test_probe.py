@@ -39,6 +39,15 @@ def test_what_is_apart_is_told_apart() -> None:
     assert probe.looks(gate, seen(8, 3.0, 9)).min() > 0 > probe.looks(gate, seen(8, -3.0, 11)).max()
 
 
+def test_a_query_is_stored_in_a_byte_a_number() -> None:
+    concept, others = seen(24, 3.0, 0), seen(40, -3.0, 2)
+    gate = probe.fit_gate([concept, across(8, 5)], others)
+    query, scale = gate.tensors["query"], gate.tensors["scale"]
+    assert query.dtype == torch.int8 and query.abs().amax(-1).eq(127).all() and scale.shape == query.shape[:-1]
+    exact = torch.stack([probe._fit(group, others)[0] for group in (concept, across(8, 5))], 1)
+    assert ((query * scale[..., None] - exact).abs() <= 0.501 * scale[..., None]).all()
+
+
 def test_what_one_half_hides_the_other_shows() -> None:
     """The rows with the prompt are like those of the others; behind them the unconditional ones are not."""
     concept, others = seen(24, 3.0, 0), seen(40, -3.0, 2)
@@ -151,7 +160,7 @@ def test_a_negative_prompt_does_not_shut_the_gate() -> None:
     """Whatever the unconditional row shows, the concept's own row opens it by itself."""
     gate = probe.fit_gate([seen(24, 3.0, 0)], seen(40, -3.0, 2))
     shown, other = seen(4, 3.0, 9), seen(4, -3.0, 11)
-    q = gate.tensors["query"][-1, 0, CHANNELS:].float()  # of the unconditional row
+    q = (gate.tensors["query"] * gate.tensors["scale"][..., None])[-1, 0, CHANNELS:]  # of the unconditional row
     against = shown.without[0] - 5 * q / (q @ q)  # turned to shut it
     times = torch.full((8,), 900.0)
     assert (probe.looks(gate, replace(shown, without=against[None].expand(3, -1, -1)))[0] < 0).all()

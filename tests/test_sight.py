@@ -204,6 +204,25 @@ def test_a_probe_of_the_wrong_shape_is_refused(
         Attachment(sd1.unet, [some.tokens(sd1, gates=[gate])])
 
 
+def test_queries_of_whole_numbers_have_scales(sd1: Base, tmp_path: Path) -> None:
+    """They read as what they are multiplied to, in a file, too; without a scale each they are refused."""
+    query, scale = torch.tensor([[[127, -3], [0, 64]]]).to(torch.int8), torch.tensor([[0.25, 0.5]])
+    offset, seen, times = torch.zeros(1, 2), some.randn(3, 2, seed=1), torch.full((3,), 5.0)
+    exact = some.probe(query * scale[..., None], offset)
+    whole = replace(exact, tensors=exact.tensors | {"query": query, "scale": scale})
+    assert sight.scores(whole, seen, times).equal(sight.scores(exact, seen, times))
+    for name, gate in (("a", whole), ("b", exact)):
+        format.save(Erasure(header(), (some.tokens(sd1, gates=[gate]),)), tmp_path / name)
+        assert format.load(tmp_path / name).edits[0].gates == (gate,)
+    for tensors in (exact.tensors | {"query": query}, exact.tensors | {"scale": scale}):
+        with pytest.raises(ConceptZapError, match="query is of"):
+            edit = some.tokens(sd1, gates=[replace(exact, tensors=tensors)])
+            format.save(Erasure(header(), (edit,)), tmp_path / "c")
+    odd = replace(whole, tensors=whole.tensors | {"scale": scale[:, :1]})
+    with pytest.raises(MismatchError, match="rising times"):
+        Attachment(sd1.unet, [some.tokens(sd1, gates=[odd])])
+
+
 @pytest.mark.parametrize("knots", [(500.0, 100.0), (100.0,), (100.0, 300.0, 500.0)])
 def test_queries_have_a_rising_knot_each(sd1: Base, knots: tuple[float, ...]) -> None:
     gate = some.probe(torch.zeros(2, 4), torch.zeros(2), (100.0, 500.0))
@@ -268,6 +287,19 @@ def test_where_the_text_names_the_concept_it_looks_closer(base: Base) -> None:
     assert not torch.allclose(found[0], some.eps(base, PROMPTS, [named])[0], atol=1e-3)
     assert torch.allclose(found[1], some.eps(base, PROMPTS)[1], atol=1e-5)
     assert some.eps(base, PROMPTS, [looks]).equal(some.eps(base, PROMPTS))  # no such gate: nobody told it
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_where_the_text_names_the_concept_it_does_not_look_late(sd1: Base, late: bool) -> None:
+    """What the edits behind the text's gate make of a picture is left to them; other texts are looked at."""
+    told = {"told": [some.gate(sd1).name], "told_low": some.TIME + late}
+    opens = some.always(sd1)
+    gate = Gate("sight", opens.params | told, opens.tensors)
+    looks, named = some.tokens(sd1, gates=[gate]), some.shared(sd1, gates=[some.gate(sd1)])
+    whole = some.eps(sd1, PROMPTS, [some.tokens(sd1), named])
+    found = some.eps(sd1, PROMPTS, [looks, named])
+    assert some.far(found[1], whole[1]) < 1e-5
+    assert some.far(found[0], (some.eps(sd1, PROMPTS, [named]) if late else whole)[0]) < 1e-5
 
 
 def test_what_it_is_told_by_is_a_gate_of_its_file(sd1: Base, tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def _unsound_f32(data: bytes) -> int:
 
 
 def _check_values(name: str, tensor: Raw) -> None:
-    if tensor.dtype == "U8":
+    if tensor.dtype in ("U8", "I8"):
         return
     if tensor.dtype == "BOOL":
         unsound, what = _count(tensor.data, NOT_BOOL), "neither 0 nor 1"

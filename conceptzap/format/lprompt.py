@@ -254,6 +254,8 @@ def _tensors(tensors: Tensors) -> dict[str, torch.Tensor]:
 def _tensor(value: Raw) -> torch.Tensor:
     import torch
 
-    dtypes = {"F32": torch.float32, "F16": torch.float16, "BOOL": torch.bool, "U8": torch.uint8}
+    dtypes = {
+        "F32": torch.float32, "F16": torch.float16, "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8,
+    }  # fmt: skip
     dtype = dtypes[value.dtype]
     return torch.frombuffer(bytearray(value.data), dtype=dtype).reshape(value.shape)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 # safetensors name -> bytes an element; floats only, but for the masks of pruning
-DTYPES = {"F32": 4, "F16": 2, "BOOL": 1, "U8": 1}
+DTYPES = {"F32": 4, "F16": 2, "BOOL": 1, "U8": 1, "I8": 1}
 PACKED = {"bits"}  # slots that hold bytes, and no others do
+SCALED = {"query": "scale"}  # slots that hold whole numbers where there is a slot of their scales, and only there
 PATHS = {"beside"}  # parameters that list module paths
 NAMES = {"told"}  # parameters that list gates; other lists are of whole numbers
 
@@ -120,18 +121,20 @@ GATES = {
     # t that is not below low, u the unit means of the outputs of the site and of those beside it, joined;
     # times [k], query [k, probes, channels of all], offset [k, probes], or without probes where there is one;
     # knots [m]: the times of the queries, where they are not those of the offsets, query [m, ...];
-    # eased: the offset of rows whose text opens one of the gates that are told by name;
+    # scale [m, probes]: by which queries of whole numbers, -127 to 127, are multiplied;
+    # eased: the offset of rows whose text opens one of the gates that are told by name, which are looked at
+    # from told_low on alone;
     # alone: the offset of rows without an unconditional one of the same picture; with it u is a pair's, each
     # row's own means and behind them those of its unconditional one, without which they are its own again
     "sight": Kind(
         _sets("times query offset"),
-        frozenset({"knots", "eased", "alone"}),
+        frozenset({"knots", "scale", "eased", "alone"}),
         params={
             "site": (str,), "beside": (list,), "threshold": (float,), "low": (int,), "told": (list,),
-            "false_open": (dict,), "false_shut": (dict,),
+            "told_low": (int,), "false_open": (dict,), "false_shut": (dict,),
         },
         required=frozenset({"site", "threshold"}),
-        ranges={"low": (0, 999)},
+        ranges={"low": (0, 999), "told_low": (0, 999)},
     ),
     # factor per text position (K/V weight edits only)
     "token": Kind(

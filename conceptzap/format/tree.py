@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from conceptzap.edit import ROLES, BaseRef, Edit, Erasure, Gate, Header, Json, Raw
 from conceptzap.errors import FormatError, escape
-from conceptzap.format.schema import GATES, NAMES, OPS, PACKED, PATHS, PHI, PLAIN_PHI, Kind
+from conceptzap.format.schema import GATES, NAMES, OPS, PACKED, PATHS, PHI, PLAIN_PHI, SCALED, Kind
 from conceptzap.format.typed import (
     GET_AGAIN,
     NEWER,
@@ -253,5 +253,6 @@ def _check_slots(where: str, kind: Kind, slots: Mapping[str, Raw]) -> None:
         have = ", ".join(sorted(slots)) or "no tensors"
         raise FormatError(f"{where} has the wrong slots: {escape(have)}", NEWER)
     for slot, tensor in slots.items():
-        if (tensor.dtype == "U8") != (slot in PACKED):
+        whole = SCALED.get(slot) in slots
+        if (tensor.dtype == "U8") != (slot in PACKED) or (tensor.dtype == "I8") != whole:
             raise FormatError(f"{where}: {slot} is of {tensor.dtype}", GET_AGAIN)

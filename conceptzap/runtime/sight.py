@@ -2,16 +2,18 @@
 
 score = q(t) . u - offset(t), u the mean of a module's output over all positions, at unit length,
 those of several modules side by side; offset is linear between the gate's times and constant beyond
-them, and so is q between its knots, which are the times where a gate has none. Of several probes the
-highest score counts. Where it is above the threshold the gate opens, in that very call, which is then
-made again under the edits behind it; and it stays open for that row until its denoising run is over. So
-the text may be anything: what counts is what the UNet is about to draw.
+them, and so is q between its knots, which are the times where a gate has none; whole numbers in q are
+multiplied by their scale. Of several probes the highest score counts. Where it is above the threshold the
+gate opens, in that very call, which is then made again under the edits behind it; and it stays open for
+that row until its denoising run is over. So the text may be anything: what counts is what the UNet is
+about to draw.
 
 A gate with an offset for rows that are `alone` reads pairs: behind u of a conditional row stands that of
 the unconditional row of its picture, which the prompt cannot mislead. A negative prompt can, so the
 conditional row is read alone, too, with the same behind it again; so is every row where nobody says which
 are unconditional, or none is, and that tells less than pairs do. Where the text itself opens one of the
-gates that are `told` it, a pair is watched closer, by the offset that is `eased`.
+gates that are `told` it, a pair is watched closer, by the offset that is `eased`, and below `told_low` not
+at all: what the edits behind the text's gate make of a picture late on is more than what stands here.
 
 A run of a row is over when its timestep rises, when a call has another number of rows, or when the
 pipeline that the edits were applied to is called anew. Rows of equal latents are one picture (the
@@ -62,7 +64,8 @@ def check(gate: Gate) -> None:
     rising = all(one.ndim == 1 and len(one) and bool((one.diff() > 0).all()) for one in (times, knots))
     sound = rising and query.ndim in (2, 3) and query.numel() > 0
     shape = (len(times), *query.shape[1:-1])
-    fits = sound and len(query) == len(knots) and all(one.shape == shape for one in offsets)
+    scaled = "scale" not in gate.tensors or gate.tensors["scale"].shape == query.shape[:-1]
+    fits = sound and scaled and len(query) == len(knots) and all(one.shape == shape for one in offsets)
     named = all(isinstance(name, str) for name in gate.params.get("told", ()))
     if not (fits and named):
         raise MismatchError(
@@ -89,7 +92,7 @@ def paired(gate: Gate, seen: Tensor, times: Tensor, told: Tensor | None, half: i
     """
     if not half:
         lone = torch.ones(len(seen), dtype=torch.bool)
-        return scores(gate, torch.cat([seen, seen], -1), times, None, lone)
+        return scores(gate, torch.cat([seen, seen], -1), times, told, lone)
     given = seen[half:]
     both = torch.cat([torch.cat([given, given], -1), torch.cat([given, seen[:half]], -1)])
     told = None if told is None else told[half:].repeat(2)
@@ -111,10 +114,12 @@ def scores(
 ) -> Tensor:
     """What a gate compares with its threshold, for `pooled` activations [rows, channels]: [rows].
 
-    `told` [rows]: which rows' texts the gate is told to watch closer; None: no row's. `alone` [rows]: which
-    of the pairs, if it reads pairs, are a row and itself; None: none.
+    `told` [rows]: which rows' texts the gate is told to watch closer, and not late; None: no row's. `alone`
+    [rows]: which of the pairs, if it reads pairs, are a row and itself; None: none.
     """
     query = gate.tensors["query"].float()
+    if "scale" in gate.tensors:
+        query = query * gate.tensors["scale"].float()[..., None]
     if seen.shape[-1] != query.shape[-1]:
         raise MismatchError(
             f"a 'sight' gate reads {query.shape[-1]} channels, of {' and '.join(gate.modules)} it is given "
@@ -130,7 +135,10 @@ def scores(
         if slot in gate.tensors and (far is None or (rows is not None and bool(rows.any()))):
             offset = between(times, known, gate.tensors[slot].float().view(len(known), -1))  # [rows, probes]
             far = offset if far is None else torch.where(rows.to(offset.device)[:, None], offset, far)
-    return ((q.to(seen.device) * seen[:, None]).sum(-1) - far.to(seen.device)).amax(-1)
+    found = ((q.to(seen.device) * seen[:, None]).sum(-1) - far.to(seen.device)).amax(-1)
+    if told is None or "told_low" not in gate.params:
+        return found
+    return found.masked_fill((told & (times < gate.params["told_low"])).to(found.device), -torch.inf)
 
 
 @dataclass

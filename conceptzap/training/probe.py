@@ -44,7 +44,9 @@ ROWS = 16  # pictures watched together, where they fit
 RIDGE = 0.1  # of the mean variance of a channel
 FOLDS = 4
 SAFETY = 0.2  # where between the two classes a step's threshold stands; attacks came close below .35
+LEVELS = 127  # to either side, in which a query is stored: scores change by .002 where margins are .05
 MARGIN = 0.05  # above what must stay shut, at least
+TOLD_LOW = 501  # from where on what the text's own edits make of a picture is left to them
 ALONE = 0.15  # the same, of rows that stand alone, which probes of pairs tell less surely
 
 
@@ -158,10 +160,13 @@ def fit_gate(groups: Sequence[Seen], others: Seen, gone: int = 0, told: Sequence
     known = [groups[0], *(group for group in groups[1:] if len(group) >= FOLDS)]
     found = [_calibrated(group, others, gone) for group in known]
     rising = others.times.argsort()
+    query = torch.stack([one.query for one in found], 1)
+    scale = (query.abs().amax(-1, keepdim=True) / LEVELS).clamp(min=1e-12)
     tensors = {
         "times": others.times[rising],
         "knots": _knots(others.times),
-        "query": torch.stack([one.query for one in found], 1).half(),  # [knots, probes, channels]
+        "query": (query / scale).round().to(torch.int8),  # [knots, probes, channels]
+        "scale": scale[..., 0],
         **{
             slot: torch.stack([getattr(one, slot) for one in found], 1)[rising].float()
             for slot in (sight.OFFSETS if told else ("offset", "alone"))
@@ -173,7 +178,7 @@ def fit_gate(groups: Sequence[Seen], others: Seen, gone: int = 0, told: Sequence
         "false_shut": _rate(found[0].yes <= 0),
     }  # fmt: skip
     if told:
-        params["told"] = list(told)
+        params |= {"told": list(told), "told_low": TOLD_LOW}
     return Gate("sight", params, tensors)
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from conceptzap.base import PREFIX, Base, find_module
+from conceptzap.base import PREFIX, Base, Cond, find_module
 from conceptzap.base.modules import plain
 from conceptzap.edit import Edit, Erasure, Json
 from conceptzap.errors import RefusedError, ran_out_of_memory
@@ -144,18 +144,21 @@ def measure(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
 @torch.compiler.set_stance("force_eager")  # one call, for which nobody waits until it is compiled
 def _together(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
     edits = list({edit.name: edit for case in cases for edit in case.edits if edit.scale}.values())
-    rows = [{edit.name for edit in case.edits} for case in cases]
-    only = torch.tensor([[float(edit.name in names) for names in rows] for edit in edits])  # [edits, rows]
-    times = torch.tensor([_timestep(case.edits) for case in cases])
+    n, below = len(cases), len(cases) if _pairs(edits) else 0  # unconditional rows come before those tested
+    names = [set()] * below + [{edit.name for edit in case.edits} for case in cases]
+    only = torch.tensor([[float(edit.name in here) for here in names] for edit in edits])  # [edits, rows]
+    times = torch.tensor([_timestep(case.edits) for case in cases]).repeat(1 + bool(below))
     sites = dict.fromkeys(site for edit in edits for site in edit.sites)
     inside = _only_readers(base, sites) if cases[0].length else nullcontext()
-    with attached(base, edits, only) as receipt, inside:
+    guidance = guides.Guidance(lambda rows: below).told() if below else nullcontext()
+    with attached(base, edits, only) as receipt, inside, guidance:
         watches = {site: _Watch(_module(base, site), site) for site in sites}
         try:
             ids = base.token_ids([case.prompt for case in cases])
             # by the text encoders under the edits
             cond = base.encode_ids([each[:, : cases[0].length or None] for each in ids])
-            base.eps(base.noise([SEED] * len(cases)), times, cond)
+            cond = Cond.cat([base.unconditional()[[0] * n], cond]) if below else cond
+            base.eps(base.noise([SEED] * (below + n)), times, cond)
         finally:
             for watch in watches.values():
                 watch.remove()
@@ -168,8 +171,14 @@ def _together(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
             else 0.0
             for site in sorted({site for edit in case.edits for site in edit.sites})
         }
-        for row, case in enumerate(cases)
+        for row, case in enumerate(cases, below)
     ]
+
+
+def _pairs(edits: Iterable[Edit]) -> bool:
+    """Whether a gate reads the rows with the prompt beside those without."""
+    gates = (gate for edit in edits for gate in edit.gates)
+    return any(gate.kind == SIGHT and "alone" in gate.tensors for gate in gates)
 
 
 @contextmanager
