@@ -24,7 +24,7 @@ from conceptzap.task import Task
 from conceptzap.training import lessons, probe
 from conceptzap.training.wordings import Pair
 from conceptzap.trust import canary
-from conceptzap.verbs import erasing
+from conceptzap.verbs import erasing, planning
 from conceptzap.verbs import hardening as verb
 
 TASK = Task(("van gogh",), ("painting",), ("monet", "cat"), ("style",))
@@ -40,7 +40,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(hardening.recognition, "rather", lambda base, clean, *_: -torch.ones(len(clean)))
     monkeypatch.setattr(probe, "LOOKED", 2)
     monkeypatch.setattr(probe, "FOLDS", 2)
-    monkeypatch.setattr(hardening, "BUDGETS", {"quick": SMALL})
+    monkeypatch.setattr(hardening, "BUDGETS", {"quick": replace(SMALL, rounds=0), "full": SMALL})
     yield
 
 
@@ -51,7 +51,7 @@ def recognised(monkeypatch: pytest.MonkeyPatch, found: float) -> None:
 
 def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> None:
     edits = some.eraser(sd1)
-    done = hardening.harden(sd1, TASK, edits, "quick", Report())
+    done = hardening.harden(sd1, TASK, edits, "full", Report())
     *old, new = done.edits
     assert tuple(old) == edits and [gate.kind for gate in new.gates] == ["sight"]
     assert new.params == {"alone": True}
@@ -59,8 +59,8 @@ def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> Non
     rounds = done.record["rounds"]["van gogh"]
     told = [rounds[name] for name in ("tokens", "before", "evades", "drawn", "through")]
     assert told == [[0, 1, 2], [False, False, True], [False, False, True], [0, 0, 0], [0, 0, 0]]
-    assert done.record["budget"] == "quick"
-    again = hardening.harden(sd1, TASK, edits, "quick", Report())
+    assert done.record["budget"] == "full"
+    again = hardening.harden(sd1, TASK, edits, "full", Report())
     assert [edit.name for edit in again.edits] == [edit.name for edit in done.edits]
 
 
@@ -72,17 +72,17 @@ def test_what_was_found_gets_a_probe_of_its_own_if_it_is_the_concept(
     monkeypatch.setattr(probe, "fit_gate", lambda c, *o: fitted.append([len(one) for one in c]) or fit(c, *o))
     for drawn in (False, True):
         recognised(monkeypatch, 0.5 if drawn else -0.5)
-        hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report())
+        hardening.harden(sd1, TASK, some.eraser(sd1), "full", Report())
     wrong = len(spelling.misspelt("van gogh"))
     start, two = [4, SMALL.mixed], SMALL.found
     assert fitted == [start, start, [*start, wrong], [*start, wrong, two], [*start, wrong, two, two]]
 
 
 def test_what_the_same_search_finds_later_shares_its_probe(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardening, "BUDGETS", {"quick": replace(SMALL, rounds=4)})
+    monkeypatch.setattr(hardening, "BUDGETS", {"full": replace(SMALL, rounds=4)})
     monkeypatch.setattr(hardening, "_opened", lambda gate, seen, told: torch.zeros(len(seen), dtype=torch.bool))
     recognised(monkeypatch, 1.0)
-    *_, edit = hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report()).edits
+    *_, edit = hardening.harden(sd1, TASK, some.eraser(sd1), "full", Report()).edits
     assert edit.gates[0].tensors["query"].shape[1] == 5  # the concept's, of mixtures, of slips, of two searches
 
 
@@ -198,8 +198,31 @@ def test_a_file_is_hardened_into_another(
     canary.check(sd1, back)
     shown = conceptzap.inspect(made.path)
     assert {gate["kind"] for gate in shown.gates.values()} == {"match", "sight"}
-    with pytest.raises(UsageError, match="hardened already"):
-        conceptzap.harden(made.path, base=sd1, report=Report())
+    for budget in ("quick", "full"):
+        with pytest.raises(UsageError, match="hardened already"):
+            conceptzap.harden(made.path, budget, sd1, report=Report())
+
+
+def test_what_was_hardened_quickly_can_be_hardened_fully(
+    sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gate is learned anew: the same edits come of it as of what it was made of."""
+    monkeypatch.chdir(tmp_path)
+    fit = probe.fit_gate
+    monkeypatch.setattr(probe, "fit_gate", lambda *given: opening(fit(*given)))
+    first = some.erasure(sd1)
+    conceptzap.save(replace(first, header=replace(first.header, made=({"method": "x"},))), "vg")
+    quick = conceptzap.harden("vg", "quick", sd1, output="quick", report=Report())
+    assert len(quick.rounds["van gogh"]["n"]) == 1  # the name written wrongly, and no search
+    with pytest.raises(UsageError, match="hardened already") as error:
+        conceptzap.harden("quick", "quick", sd1, output="again", report=Report())
+    assert "--budget full" in error.value.hint
+    full = conceptzap.harden("quick", base=sd1, output="full", report=Report())
+    straight = conceptzap.harden("vg", base=sd1, output="straight", report=Report())
+    assert full.erasure.edits == straight.erasure.edits and full.rounds == straight.rounds
+    assert full.erasure.header.canary == straight.erasure.header.canary
+    assert full.erasure.header.parents[-1] == quick.digest
+    assert {made["harden"]["budget"] for made in full.erasure.header.made} == {"full"}
 
 
 def test_the_command_says_what_came_through_each_round(
@@ -253,7 +276,17 @@ def test_what_cannot_be_meant_is_said_before_anything_is_loaded(sd1: Base, tmp_p
         conceptzap.harden(some.erasure(sd1), "much")
     with pytest.raises(UsageError, match="--harden much"):
         conceptzap.plan("Van Gogh", harden="much")
-    assert conceptzap.plan("Van Gogh", harden="full", output=tmp_path / "x")["harden"] == "full"
+    for asked, harden in (({}, "quick"), ({"method": "uce"}, None), ({"preset": "best"}, "full")):
+        assert conceptzap.plan("Van Gogh", output=tmp_path / "x", **asked)["harden"] == harden
+    for harden in ("quick", "full", "none"):
+        told = conceptzap.plan("Van Gogh", harden=harden, output=tmp_path / "x")["harden"]
+        assert told == (None if harden == "none" else harden)
+    assert conceptzap.plan("Van Gogh", base="somebody/else", output=tmp_path / "x")["harden"] is None
+    saved = planning.resolve("Van Gogh", harden="none", output=tmp_path / "x")
+    assert saved.config()["harden"] == "none" and "--harden none" in saved.resume_command()
+    assert "--harden" not in planning.resolve("Van Gogh", harden="quick", output=tmp_path / "x").resume_command()
+    listed = conceptzap.plan_all(["Van Gogh"], output=tmp_path / "y")
+    assert [plan["harden"] for plan in listed["plans"]] == [None]
     key = some.erasure(sd1, [some.tokens(sd1, role="key")])
     with pytest.raises(UsageError, match="erases nothing"):
         conceptzap.harden(key, output=tmp_path / "x")

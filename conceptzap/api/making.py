@@ -90,8 +90,9 @@ def erase(
     written. `base` is a name, a path, a diffusers pipeline or a `Base`. With `resume` a stopped
     training is taken up. `log_with` names trackers (jsonl, tensorboard, wandb, trackio) that hear the
     losses, every `sample_every` steps a sample is drawn; both go into the folder `<stem>.logs`. `harden`,
-    "quick" or "full": it is attacked while it is made, and gets a gate that looks at the picture. `after`
-    are files of erasures that are in force while it is learned, and whose digests it keeps. `limit`: at
+    "quick" or "full": it gets a gate that looks at the picture, which was shown mixtures of the concept
+    or what searches found, too; "none" for none, and unless told "quick" for the default method on the
+    built-in checkpoint. `after` are files of erasures that are in force while it is learned, and whose digests it keeps. `limit`: at
     most so many pictures of a concept in the closing figures, 0 for none of them. With `patience`, learning
     ends once so many of its twenty checks in a row bring nothing more. `run_dir`: all of it, with
     configuration and log, goes into a folder there, `20261126-081500-van-gogh`; to `resume` a run, name
@@ -117,7 +118,7 @@ def erase(
 
 def harden(
     erasure: Source,
-    budget: str = "quick",
+    budget: str = "full",
     base: AnyBase = "demo",
     *,
     prediction: str | None = None,
@@ -129,9 +130,10 @@ def harden(
 ) -> HardenedFile:  # fmt: skip
     """Attack an erasure and write it again, with a gate that looks at the picture beside its own.
 
-    `budget` is "quick" or "full" (minutes); `output` is by default called after the erasure, with
-    `-hardened`. What comes back has the counts of each round of attacks. Raises `UsageError` for what was
-    hardened already, is a key alone, or would be overwritten.
+    `budget` is "quick" (seconds: no searches) or "full" (minutes); `output` is by default called after the
+    erasure, with `-hardened`. What was hardened quickly can be hardened fully: its gate is learned anew. What
+    comes back has the counts of each round of attacks. Raises `UsageError` for what was hardened as much
+    already, is a key alone, or would be overwritten.
     """
     report = begun(report)
     from conceptzap.verbs import hardening

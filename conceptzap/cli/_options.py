@@ -46,6 +46,12 @@ def _budgets(incomplete: str) -> list[str]:
     return _starting(BUDGETS, incomplete)
 
 
+def _hardening(incomplete: str) -> list[str]:
+    from conceptzap.verbs.planning import BUDGETS, PLAIN
+
+    return _starting([*BUDGETS, PLAIN], incomplete)
+
+
 def _erasures(incomplete: str) -> list[str]:
     from conceptzap.format import naming
 

@@ -108,8 +108,9 @@ def run(
     ] = None,
     harden: Annotated[
         str | None,
-        typer.Option("--harden", metavar="B", autocompletion=options._budgets,
-                     help="quick or full: attack it while it is made; a gate that looks at the picture."),
+        typer.Option("--harden", metavar="B", autocompletion=options._hardening,
+                     help="quick, full or none: a gate that looks at the picture, attacked while it is made."
+                     f"  [default: {methods.HARDENED} for {methods.DEFAULT} on the demo, else none]"),
     ] = None,
     after: Annotated[
         list[Path] | None,

@@ -1,10 +1,12 @@
 """Attack an erasure and give it a gate that looks at pictures.
 
     conceptzap harden van-gogh
-    conceptzap harden van-gogh --budget full -o van-gogh-full
+    conceptzap harden van-gogh --budget quick -o van-gogh-looks
 
 Tokens that were learned, and descriptions, open no gate that reads the text: this one opens when the
-picture turns to the concept. The other gates and edits stay as they are.
+picture turns to the concept. The other gates and edits stay as they are. `quick`, which `erase` does by
+itself on the built-in checkpoint, looks at the concept and at mixtures of it; `full` also searches for what
+comes through, as attackers do, and learns from that.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ def run(
     ],
     budget: Annotated[
         str, typer.Option("--budget", metavar="B", autocompletion=options._budgets, help="quick or full.")
-    ] = "quick",
+    ] = "full",
     base: options.Base = "demo",
     prediction: options.Prediction = None,
     seed: options.Seed = 0,

@@ -77,7 +77,8 @@ SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, True, 0.06), Se
 class Budget:
     """How thoroughly: pictures that are looked at, rounds, steps of each search, and searches in turn.
 
-    To the `others` come those of farther words, and an eighth of the anchor's.
+    To the `others` come those of farther words, and an eighth of the anchor's. `mixed` pictures are of
+    mixtures. Without rounds nothing is searched for.
     """
 
     concept: int
@@ -85,16 +86,16 @@ class Budget:
     erased: int
     rounds: int
     steps: int
+    mixed: int
     searches: tuple[Search, ...] = SEARCHES
     batch: int = 6
-    mixed: int = 54  # mixtures that are looked at
     own: int = 12  # prompts, where each gets tokens of its own
     found: int = 12  # pictures in which what was found is looked at
 
 
 BUDGETS = {
-    "quick": Budget(concept=24, others=256, erased=24, rounds=15, steps=40),
-    "full": Budget(concept=64, others=512, erased=32, rounds=25, steps=80),
+    "quick": Budget(concept=24, others=96, erased=16, rounds=0, steps=0, mixed=27),
+    "full": Budget(concept=24, others=256, erased=24, rounds=15, steps=40, mixed=54),
 }
 
 

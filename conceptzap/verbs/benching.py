@@ -115,6 +115,7 @@ def _plan(asked: Matrix, job: Job, output: Path) -> planning.ErasePlan:
         overrides=asked.settings.get(job.method, {}), base=asked.base, prediction=asked.prediction,
         seed=asked.seed, device=asked.device, dtype=asked.dtype, output=output, force=True,
         preview=False, limit=0,  # the suites measure it
+        harden=planning.budget_of_many(asked.preset),
     )  # fmt: skip
 
 

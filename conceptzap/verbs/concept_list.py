@@ -249,7 +249,8 @@ def resolve(
     atomic.check_writable(stack, force=True)
     _check_stack(stack, rows, force)
     near = folder if folder.is_dir() else stack.parent
-    shared = {**request, "force": True, "preview": preview, "limit": limit or 0}
+    harden = request.get("harden") or planning.budget_of_many(request.get("preset"))
+    shared = {**request, "harden": harden, "force": True, "preview": preview, "limit": limit or 0}
     plans = tuple(_plan(row, near, folder, shared) for row in rows)
     return Plans(rows, plans, stack, force, measured=limit != 0)
 

@@ -116,7 +116,7 @@ def _erased(
         phases.enter("preparing", f"preparing what {', '.join(task.concepts)} is learned from")
         edits, hardened = [*map(plain, solved)] or _edits(plan, base, task, work), {}
         if plan.harden:
-            phases.enter("hardening", "attacking what was made")
+            phases.enter("hardening", "looking for what gets past it")
             edits, hardened = _hardened(plan, base, task, edits, work)
         acting = _of(edits, "erase")
         # 3. is it gone, and what did that cost?

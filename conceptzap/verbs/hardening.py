@@ -58,38 +58,45 @@ def harden(
     prediction: str | None = None,
     report: Report,
 ) -> HardenedFile:
-    """See `api.harden`. Raises `UsageError` for a file that was hardened already, or holds keys only."""
+    """See `api.harden`. Raises `UsageError` for a file that was hardened as much already, or holds keys only."""
     # 1. what can be known before the base is loaded
     check_seed(seed)
     if budget not in BUDGETS:
         raise UsageError(f"--budget {escape(budget)} is unknown", f"use {' or '.join(BUDGETS)}")
     path = None if isinstance(source, Erasure) else naming.existing(source)
-    made = admission.read(source if path is None else path)
+    given = admission.read(source if path is None else path)
+    made = _before(given, budget)
     name = naming.bare(path.name) if path else made.header.title
     target = naming.erasure_path((), output or f"{name}{ENDING}")
     atomic.check_writable(target, force)
-    _check(made)
     # 2. the base, and what of the erasure it admits
     report.phase(f"loading {base if isinstance(base, (str, Path)) else 'the base'}")
     here = find_base(base, device, dtype, prediction)
-    admission.admit(here, made, False, report)
+    admission.admit(here, given, False, report)
     # 3. attacked, and written once it acts as the file will give it back
     task = task_of(here, made.header)
     report.seed = seed
     done = hardening.harden(here, task, made.with_role("erase"), budget, report)
     more = [plain(edit) for edit in done.edits if edit not in made.edits]
-    whole = _joined(here, made, more, task, done.record)
+    whole = _joined(here, made, given.digest, more, task, done.record)
     admission.admit(here, whole, False, report)
     format.save(whole, target, force)
     return HardenedFile(target, target.stat().st_size, whole.digest, whole, done.record["rounds"])
 
 
-def _check(made: Erasure) -> None:
-    if any(gate.kind == SIGHT for edit in made.edits for gate in edit.gates):
-        hint = "harden the file that it was made of, with --budget full"
-        raise UsageError(f"{made.header.title!r} was hardened already", hint)
-    if not made.with_role("erase"):
-        raise UsageError(f"{made.header.title!r} erases nothing", "name the erasure, not its key")
+def _before(given: Erasure, budget: str) -> Erasure:
+    """What is to be hardened: of a file that was, what it was without, if it is to stand more now."""
+    title = given.header.title
+    if not given.with_role("erase"):
+        raise UsageError(f"{title!r} erases nothing", "name the erasure, not its key")
+    own = tuple(edit for edit in given.edits if all(gate.kind != SIGHT for gate in edit.gates))
+    records = [made["harden"] for made in given.header.made if "harden" in made]
+    said = [one.get("budget") if isinstance(one, Mapping) else one for one in records]
+    once = bool(said) and all(one == BUDGETS[0] for one in said)
+    if len(own) < len(given.edits) and not (own and once and budget != BUDGETS[0]):
+        hint = f"for more use --budget {BUDGETS[1]}" if own and once else "harden the file that it was made of"
+        raise UsageError(f"{title!r} was hardened already", hint)
+    return replace(given, edits=own)
 
 
 def task_of(base: Base, header: Header) -> Task:
@@ -106,17 +113,18 @@ def task_of(base: Base, header: Header) -> Task:
 
 
 def _joined(
-    base: Base, made: Erasure, more: list[Edit], task: Task, record: Mapping[str, Json]
+    base: Base, made: Erasure, parent: str, more: list[Edit], task: Task, record: Mapping[str, Json]
 ) -> Erasure:
     """The erasure with more edits, its self-tests and theirs; the scores were earned without them."""
-    edits = sort_edits((*made.edits, *more))
+    edits, own = sort_edits((*made.edits, *more)), {edit.name for edit in made.edits}
+    tests = {name: test for name, test in made.header.canary.items() if own >= set(test.get("edits", ()))}
     header = replace(
         made.header,
         base=base.reference(site for edit in edits for site in edit.modules),
         made=tuple({**one, "harden": dict(record)} for one in made.header.made),
-        canary={**made.header.canary, **erasing.canaries(base, more, task)},
+        canary={**tests, **erasing.canaries(base, more, task)},
         scores={},
         thumbnail="",
-        parents=(*made.header.parents, made.digest),
+        parents=(*made.header.parents, parent),
     )
     return format.seal(Erasure(header, edits))

@@ -25,7 +25,7 @@ from conceptzap.task import Task
 from conceptzap.training import wordings
 from conceptzap.verbs import doubts, tracking
 
-BUDGETS = ("quick", "full")  # of `--harden`
+BUDGETS, PLAIN = ("quick", "full"), "none"  # of `--harden`, and for none of them
 # settings that count something there has to be at least one of, in whatever method has them
 COUNTS = (
     "steps", "batch", "trajectories", "size", "tokens", "directions",
@@ -50,7 +50,7 @@ class ErasePlan:
 
     `settings` has the fields of the method's Config. `fill_keep`: no keep set was given, so that
     the kind's word list stands in. `preview`: a picture is drawn and written beside the file.
-    `harden`: the budget of the attacks that it must stand while it is made, None for none.
+    `harden`: the budget with which it gets a gate that looks at the picture, None for none.
     `after`: digest -> path of erasures that are in force while this one is learned, by digest.
     `limit`: at most so many pictures of a concept are judged at the end, None for the usual number.
     `log_with`: trackers that hear of the training, `sample_every` so many steps a sample is drawn.
@@ -128,7 +128,7 @@ class ErasePlan:
         """The plan as a `--config` file: with it alone, the same concepts give the same bytes."""
         asked = ((OPTIONS.get(name, name), self.request.get(name)) for name in AS_GIVEN)
         given = {name: value if isinstance(value, str) else list(_listed(value)) for name, value in asked}
-        settled = {name: getattr(self, name) for name in SETTLED}
+        settled = {name: getattr(self, name) for name in SETTLED} | {"harden": self.harden or PLAIN}
         table = {
             "concepts": list(self.task.concepts), **settled, **given,
             "set": dataclasses.asdict(self.settings),
@@ -203,7 +203,10 @@ def resolve(
     request = {name: value for name, value in locals().items() if value != usual.get(name, value)}
     chosen = config.preset(preset) if preset else {}
     method = method or chosen.get("method", methods.DEFAULT)
-    harden = harden or chosen.get("harden")
+    unless_told = _usual_budget(method, base)
+    harden = harden or chosen.get("harden") or unless_told
+    if harden == unless_told:
+        request.pop("harden", None)
     _check(method, seed, harden, sample_every, limit, patience)
     task = _task(concepts, anchors, keep, kind, chosen)
     run = None
@@ -219,7 +222,7 @@ def resolve(
         prediction=prediction, seed=seed, device=device, dtype=dtype,
         output=naming.erasure_path(task.concepts, output), force=force, preview=preview,
         request=request, log_with=tracking.check(_listed(log_with)), sample_every=sample_every,
-        harden=harden, after=_installed(_listed(after), method), limit=limit, patience=patience,
+        harden=None if harden == PLAIN else harden, after=_installed(_listed(after), method), limit=limit, patience=patience,
         run=run,
     )  # fmt: skip
     _check_words(plan)
@@ -243,12 +246,26 @@ def _to_be_made(folder: Path) -> Path:
     return missing[-1]
 
 
-def _check(method: str, seed: int, harden: str | None, *counts: int | None) -> None:
+def budget_of_many(preset: str | None) -> str:
+    """What a list of concepts or a bench is hardened with where nobody says: nothing, but for a preset."""
+    return (config.preset(preset) if preset else {}).get("harden", PLAIN)
+
+
+def _usual_budget(method: str, base: str) -> str:
+    """What `erase` hardens with where nobody says: only the default, and only where it was measured."""
+    return methods.HARDENED if method == methods.DEFAULT and _built_in(base) else PLAIN
+
+
+def _built_in(base: str) -> bool:
+    return base == "demo" or Path(base) == DEMO_FOLDER
+
+
+def _check(method: str, seed: int, harden: str, *counts: int | None) -> None:
     """`counts` as in `COUNTED`."""
     family.require("methods", method)
     check_seed(seed)
-    if harden not in (None, *BUDGETS):
-        raise UsageError(f"--harden {escape(harden)} is unknown", f"use {' or '.join(BUDGETS)}")
+    if harden not in (PLAIN, *BUDGETS):
+        raise UsageError(f"--harden {escape(harden)} is unknown", f"use {', '.join(BUDGETS)} or {PLAIN}")
     for (name, least), value in zip(COUNTED.items(), counts, strict=True):
         if value is not None and value < least:
             raise UsageError(f"--{name} {value} is out of range", f"use {least or '0 for none, 1'} or more")
@@ -292,7 +309,7 @@ def _own_words(base: str) -> dict[str, bool]:
     The value says whether it is a word for people too, not the end of a longer one ("rch"). The
     built-in checkpoint's captions are known, folders are looked into, without torch; ids are left alone.
     """
-    if base == "demo" or Path(base) == DEMO_FOLDER:
+    if _built_in(base):
         return {word: len(word) > 2 for word in config.demo_words()}
     folder = Path(base) / "tokenizer"
     try:
