@@ -258,6 +258,19 @@ def test_erase_hardens_what_it_makes(
     canary.check(sd1, format.load(made.path))
 
 
+def test_a_list_keeps_what_was_hardened_as_much(
+    sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = probe.fit_gate
+    monkeypatch.setattr(probe, "fit_gate", lambda *given: opening(fit(*given)))
+    rows = [{"name": "van gogh", "anchor": "painting", "kind": "style", "keep": ["monet", "cat"], "method": "uce"}]
+    for budget, kept in (("quick", False), ("quick", True), ("full", False), ("none", False)):
+        done = conceptzap.erase_all(
+            rows, harden=budget, base=sd1, limit=0, output=tmp_path / "all", force=True, report=Report()
+        )
+        assert [one.kept for one in done.files] == [kept]
+
+
 def test_a_self_test_asks_for_the_first_prompt_that_opens_its_gate(
     sd1: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:

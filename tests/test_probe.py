@@ -51,7 +51,7 @@ def test_a_query_is_stored_in_a_byte_a_number() -> None:
 def test_what_one_half_hides_the_other_shows() -> None:
     """The rows with the prompt are like those of the others; behind them the unconditional ones are not."""
     concept, others = seen(24, 3.0, 0), seen(40, -3.0, 2)
-    concept = replace(concept, given=others.given[:, :24], without=concept.without + 0.5)
+    concept = replace(concept, given=others.given[:, :24], without=concept.without + 1.0)
     gate = probe.fit_gate([concept], others)
     assert gate.params["false_open"]["rate"] == gate.params["false_shut"]["rate"] == 0.0
     assert probe.looks(gate, concept).min() > 0 > probe.looks(gate, others).max()

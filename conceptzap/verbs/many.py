@@ -171,7 +171,8 @@ def _made(base: Base, plan: ErasePlan, task: Task) -> Header | None:
         return None
     head = found.header
     made = dict(head.made[0]) if len(head.made) == 1 else {}
-    hardened = bool(made.pop("harden", None)) == bool(plan.harden)
+    record = made.pop("harden", {})
+    hardened = (record.get("budget") if isinstance(record, Mapping) else record) == plan.harden
     wanted = erasing.provenance(plan, task)
     same = (head.concepts, head.anchors, head.base.id) == (task.concepts, task.anchors, base.id)
     alike = canonical_json(made) == canonical_json(wanted) and hardened and same

@@ -25,6 +25,7 @@ RUN = (
     "runpy.run_module('conceptzap', run_name='__main__', alter_sys=True)"
 )
 COMMAND = ("erase", "Van Gogh", "--anchor", "painting", "--force")
+PLAIN = ["--harden", "none"]  # which an older one does not know, and is
 
 
 def seconds(checkout: Path, folder: Path, more: list[str]) -> float:
@@ -54,10 +55,11 @@ def main() -> None:
     kept = args.work.absolute() / "seconds.json"
     found: dict[str, list[float]] = json.loads(kept.read_text()) if kept.is_file() else {}
     for turn in range(args.rounds):
-        for name, checkout in (("now", HERE), ("before", args.old.absolute())):
+        sides = (("now", HERE, PLAIN), ("before", args.old.absolute(), []))
+        for name, checkout, own in sides:
             took = found.setdefault(name, [])
             if len(took) <= turn:
-                took.append(round(seconds(checkout, args.work.absolute() / name, args.more), 1))
+                took.append(round(seconds(checkout, args.work.absolute() / name, args.more + own), 1))
                 kept.write_text(json.dumps(found) + "\n")
                 print(name, took[-1], "CPU s", flush=True)
     print(json.dumps(found | {"ratio": round(min(found["now"]) / min(found["before"]), 3)}))

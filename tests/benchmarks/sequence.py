@@ -70,7 +70,7 @@ def erased(base: Base, concept: str, after: list[Path], given: argparse.Namespac
     try:
         api.erase(
             concept, after=after, overrides={k: json.loads(v) for k, v in overrides.items()},
-            preview=False, report=Progress(), **request,
+            preview=False, harden="none", report=Progress(), **request,
         )  # fmt: skip
     except ThresholdError as error:
         print(error, flush=True)
