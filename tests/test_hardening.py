@@ -29,7 +29,7 @@ from conceptzap.verbs import hardening as verb
 
 TASK = Task(("van gogh",), ("painting",), ("monet", "cat"), ("style",))
 SMALL = Budget(
-    concept=4, others=8, erased=2, rounds=2, steps=2, searches=(Search(1), Search(2, 0.3, True)), batch=2, found=2,
+    concept=4, others=8, wordings=2, styled=4, erased=2, rounds=2, steps=2, searches=(Search(1), Search(2, 0.3, True)), batch=2, found=2,
     mixed=3,
 )  # fmt: skip
 

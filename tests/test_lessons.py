@@ -128,3 +128,14 @@ def test_a_carrier_of_every_style_is_no_synonym_of_one(sd1: Base) -> None:
     (lesson,) = lessons.lessons(sd1, Task(("photo art",), ("painting",), ("tree",), ("style",)))
     assert {"art", "style", "painting"} <= wordings.carriers() and not set(lesson.names) & wordings.carriers()
     assert not {"monet", "cat", "photo", "sketch"} & wordings.carriers()
+
+
+def test_things_are_crossed_with_styles_and_nothing_is_the_concept(demo_base: Base) -> None:
+    """Church's own wordings know five painters, Van Gogh not among them; a gate that looks must know him, too."""
+    for concept, anchor in (("church", "house"), ("Van Gogh", "painting")):
+        (lesson,) = lessons.lessons(demo_base, Task((concept,), (anchor,)))
+        asked = lessons.in_styles(demo_base, lesson)
+        assert len(asked) == len(set(asked)) and {"a tiger by Monet", "a painting of a bee in the style of Seurat"} <= {*asked}
+        assert ("a tiger by Van Gogh" in asked) == (concept == "church")
+        assert not [prompt for prompt in asked if concept.lower() in prompt.lower()]
+        assert not demo_base.unknown_words(" ".join(asked[:50]))

@@ -77,12 +77,14 @@ SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, True, 0.06), Se
 class Budget:
     """How thoroughly: pictures that are looked at, rounds, steps of each search, and searches in turn.
 
-    To the `others` come those of farther words, and an eighth of the anchor's. `mixed` pictures are of
-    mixtures. Without rounds nothing is searched for.
+    To the `others` come farther words, each in so many `wordings`, so many things in named styles, which no
+    lesson crosses, and an eighth of the anchor's. `mixed` pictures are of mixtures. Without rounds nothing is searched for.
     """
 
     concept: int
     others: int
+    wordings: int
+    styled: int
     erased: int
     rounds: int
     steps: int
@@ -94,8 +96,8 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget(concept=24, others=96, erased=16, rounds=0, steps=0, mixed=27),
-    "full": Budget(concept=24, others=256, erased=24, rounds=15, steps=40, mixed=54),
+    "quick": Budget(concept=24, others=96, wordings=1, styled=96, erased=16, rounds=0, steps=0, mixed=27),
+    "full": Budget(concept=24, others=192, wordings=2, styled=128, erased=24, rounds=15, steps=40, mixed=54),
 }
 
 
@@ -230,7 +232,10 @@ def _watched(case: _Case, prompts: Sequence[str], beside: Sequence[str]) -> _Kno
     concept = probe.watch(case.base, prompts, seed, case.report, label)
     mixed = probe.watch(case.base, _mixed(case, prompts), seed + 500, case.report, label)
     anchors = objectives.subset(seed, lesson.anchors, size.others // 8)
-    others = case.watch([*lesson.kept(size.others), *lesson.beside, *anchors], 1000, "looking at what stays")
+    farther = lesson.beside[: -(-len(lesson.beside) * size.wordings // lessons.WORDINGS)]
+    styled = objectives.subset(seed, lessons.in_styles(case.base, lesson), size.styled)
+    asked = [*lesson.kept(size.others), *farther, *styled, *anchors]
+    others = case.watch(asked, 1000, "looking at what stays")
     # 2. what is erased, and what else is behind the same gates
     label = "looking at what is erased"
     gone = case.watch(prompts[: size.erased], 2000, label)

@@ -45,7 +45,7 @@ RIDGE = 0.1  # of the mean variance of a channel
 FOLDS = 4
 SAFETY = 0.2  # where between the two classes a step's threshold stands; attacks came close below .35
 LEVELS = 127  # to either side, in which a query is stored: scores change by .002
-MARGIN = 0.2  # above what must stay shut, at least: one and a half standard deviations of it
+MARGIN = 0.05  # above what must stay shut, at least; .2 let 12 of 16 of Van Gogh through (docs/figures.md)
 TOLD_LOW = 501  # from where on what the text's own edits make of a picture is left to them
 ALONE = 0.15  # the same, of rows that stand alone, which probes of pairs tell less surely
 
