@@ -14,7 +14,7 @@ import torch
 
 from conceptzap import format
 from conceptzap.base import Base
-from conceptzap.edit import Edit, Erasure, stack
+from conceptzap.edit import Edit, Erasure, Gate, stack
 from conceptzap.errors import FormatError, RefusedError
 from conceptzap.runtime import adapters, ops
 from conceptzap.runtime.attach import Attachment
@@ -202,12 +202,26 @@ def test_any_single_hook_switched_off_is_refused(base: Base, kind: str) -> None:
             attachment.remove()
 
 
+def of_pairs(base: Base) -> Gate:
+    """Open for every pair, and for no row alone."""
+    always = some.always(base)
+    double = torch.zeros(1, 2 * always.tensors["query"].shape[-1])
+    return replace(always, tensors=always.tensors | {"query": double, "alone": -always.tensors["offset"]})
+
+
+def test_what_acts_in_text_is_tested_beside_pairs(base: Base) -> None:
+    """In one file and in two: the encoders read the unconditional rows in the same call."""
+    looks, text = some.tokens(base, gates=[of_pairs(base)]), some.in_text(base)
+    files = [some.erasure(base, edits) for edits in ([text], [looks, some.shared(base)], [looks, text])]
+    canary.check_all(base, [(one, True) for one in files])
+    alone = canary.measure(base, [canary.Case((text,), some.ASKED[0])])[0]
+    beside = canary.measure(base, [canary.Case((text,), some.ASKED[0]), canary.Case((looks,), some.ASKED[0])])[0]
+    assert beside == pytest.approx(alone, rel=1e-4)
+
+
 def test_a_gate_of_pairs_is_tested_as_one(sd1: Base) -> None:
     """It opens beside the unconditional row and not alone, as it may where pictures are drawn."""
-    always = some.always(sd1)
-    double = torch.zeros(1, 2 * always.tensors["query"].shape[-1])
-    shut = {"query": double, "alone": -always.tensors["offset"]}
-    edit = some.tokens(sd1, gates=[replace(always, tensors=always.tensors | shut)])
+    edit = some.tokens(sd1, gates=[of_pairs(sd1)])
     (test,) = canary.make(sd1, [edit], some.ASKED[0]).values()
     (free,) = canary.make(sd1, [replace(edit, gates=())], some.ASKED[0]).values()
     assert test["change"].keys() == free["change"].keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from conceptzap.errors import UsageError
 from conceptzap.redteam import hardening, spelling
 from conceptzap.redteam.hardening import Budget, Search
 from conceptzap.report import Report
+from conceptzap.runtime.attach import installed_on
 from conceptzap.task import Task
 from conceptzap.training import lessons, probe
 from conceptzap.training.wordings import Pair
@@ -258,6 +260,37 @@ def test_erase_hardens_what_it_makes(
     canary.check(sd1, format.load(made.path))
 
 
+def test_an_erasure_made_weaker_is_hardened_as_it_is(
+    sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit = probe.fit_gate
+    monkeypatch.setattr(probe, "fit_gate", lambda *given: opening(fit(*given)))
+    first = some.erasure(sd1)
+    first = replace(first, header=replace(first.header, made=({"method": "x"},)))
+    conceptzap.save(first.scaled(0.5), "half")
+    quick = conceptzap.harden("half", "quick", sd1, output="quick", report=Report())
+    full = conceptzap.harden(quick.erasure.scaled(0.5), base=sd1, output="full", report=Report())
+    for made in (quick, full):
+        canary.check(sd1, format.load(made.path))
+
+
+def test_it_is_hardened_beside_what_it_comes_after(
+    sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    monkeypatch.setattr(
+        hardening, "harden", lambda base, task, edits, *_: held.append(len(installed_on(base.unet))) or hardening.Hardened(edits, {})
+    )
+    conceptzap.save(some.erasure(sd1, [some.shared(sd1)]), tmp_path / "before")
+    conceptzap.erase(
+        "van gogh", anchors="painting", kind="style", keep=["monet", "cat"], method="esd", steps=1, base=sd1,
+        overrides={"trajectories": 2}, harden="quick", preview=False, output=tmp_path / "vg", limit=0,
+        after=tmp_path / "before", report=Report(),
+    )  # fmt: skip
+    assert held == [1]
+
+
 def test_a_list_keeps_what_was_hardened_as_much(
     sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +331,10 @@ def test_what_cannot_be_meant_is_said_before_anything_is_loaded(sd1: Base, tmp_p
     saved = planning.resolve("Van Gogh", harden="none", output=tmp_path / "x")
     assert saved.config()["harden"] == "none" and "--harden none" in saved.resume_command()
     assert "--harden" not in planning.resolve("Van Gogh", harden="quick", output=tmp_path / "x").resume_command()
+    for preset, harden, said in (("best", "quick", True), ("best", "full", False), ("best", None, False)):
+        command = planning.resolve("Van Gogh", preset=preset, harden=harden, output=tmp_path / "x").resume_command()
+        assert ("--harden" in command) == said
+    assert conceptzap.plan("Van Gogh", base=os.path.relpath(planning.DEMO_FOLDER), output=tmp_path / "x")["harden"] == "quick"
     listed = conceptzap.plan_all(["Van Gogh"], output=tmp_path / "y")
     assert [plan["harden"] for plan in listed["plans"]] == [None]
     key = some.erasure(sd1, [some.tokens(sd1, role="key")])

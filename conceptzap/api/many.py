@@ -75,8 +75,8 @@ def erase_all(
     """Erase every concept of a list: one file each, the bytes that `erase` gives, and their stack.
 
     `concepts` is a TOML or CSV file, or rows: names, or mappings of name, anchor, keep, method and kind.
-    The other arguments are those of `erase` and hold where a row says nothing; without an anchor a concept
-    becomes the nearest that is not on the list itself. The stack is `output`,
+    The other arguments are those of `erase` and hold where a row says nothing, but nothing is hardened
+    unless `harden` or the preset says so; without an anchor a concept becomes the nearest that is not on the list itself. The stack is `output`,
     by default called after the file, and the folder of the same name gets a file each. What is there
     and was made by the same plan is kept, so the same call goes on after a kill; under `accelerate launch`
     each process makes its share. `limit`: pictures of a concept that its own file is judged by, none

@@ -3,7 +3,7 @@
     conceptzap bench --method uce --method esd --concept "Van Gogh:painting" --concept church:house
     conceptzap bench plan.toml --suite standard -o standard
 
-Every method gets the same budget: its settings as they are, none tuned, and no hardening. The folder
+Every method gets the same budget: its settings as they are, none tuned; only a preset hardens. The folder
 gets the erasures, bench.json, bench.csv and a page with E against P. The same command goes on where it
 was stopped; a cell that fails is told of, the others go on, and the exit code is 1. `accelerate launch -m
 conceptzap bench ...` shares the cells out among its processes.

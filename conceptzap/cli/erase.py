@@ -109,8 +109,8 @@ def run(
     harden: Annotated[
         str | None,
         typer.Option("--harden", metavar="B", autocompletion=options._hardening,
-                     help="quick, full or none: a gate that looks at the picture, attacked while it is made."
-                     f"  [default: {methods.HARDENED} for {methods.DEFAULT} on the demo, else none]"),
+                     help="quick, full or none: a gate that looks at the picture; full: attacked first."
+                     f"  [default: {methods.HARDENED} for one {methods.DEFAULT} on the demo, else none]"),
     ] = None,
     after: Annotated[
         list[Path] | None,

@@ -1,4 +1,4 @@
-"""Attack an erasure and give it a gate that looks at pictures.
+"""Give an erasure a gate that looks at pictures, and attack it.
 
     conceptzap harden van-gogh
     conceptzap harden van-gogh --budget quick -o van-gogh-looks

@@ -34,4 +34,4 @@ comes before it is yielded; what is yielded holds sums, not states, for as many 
 """
 
 DEFAULT = "zap"
-HARDENED = "quick"  # the budget with which the default is hardened on the built-in checkpoint, where that takes seconds
+HARDENED = "quick"  # what the default is hardened with on the built-in checkpoint, where that takes seconds

@@ -320,5 +320,5 @@ def _shutting(margins: Sequence[Tensor]) -> Tensor:
 def _told(told: Sequence[Gate], cond: Cond) -> Tensor:
     """For which of n texts one of these gates is open that is hard and reads the whole text, [n]."""
     margins = [gates.margins(gate, cond.states) for gate in told if gate.kind == "match"]
-    return (torch.stack(margins) > 0).any(0) if margins else torch.zeros(len(cond), dtype=torch.bool)
+    return (torch.stack(margins) > 0).any(0).cpu() if margins else torch.zeros(len(cond), dtype=torch.bool)
 

@@ -138,7 +138,8 @@ def scores(
     found = ((q.to(seen.device) * seen[:, None]).sum(-1) - far.to(seen.device)).amax(-1)
     if told is None or "told_low" not in gate.params:
         return found
-    return found.masked_fill((told & (times < gate.params["told_low"])).to(found.device), -torch.inf)
+    late = (times < gate.params["told_low"]).to(found.device)
+    return found.masked_fill(told.to(found.device) & late, -torch.inf)
 
 
 @dataclass

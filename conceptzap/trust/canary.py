@@ -154,10 +154,11 @@ def _together(base: Base, cases: Sequence[Case]) -> list[dict[str, float]]:
     with attached(base, edits, only) as receipt, inside, guidance:
         watches = {site: _Watch(_module(base, site), site) for site in sites}
         try:
-            ids = base.token_ids([case.prompt for case in cases])
-            # by the text encoders under the edits
+            ids = base.token_ids([*[""] * below, *(case.prompt for case in cases)])
+            # by the text encoders under the edits, of which each row has its own
             cond = base.encode_ids([each[:, : cases[0].length or None] for each in ids])
-            cond = Cond.cat([base.unconditional()[[0] * n], cond]) if below else cond
+            if below and base.zero_negative:
+                cond = Cond.cat([cond[list(range(n))].zeroed(), cond[list(range(n, 2 * n))]])
             base.eps(base.noise([SEED] * (below + n)), times, cond)
         finally:
             for watch in watches.values():

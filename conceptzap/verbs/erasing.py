@@ -239,7 +239,8 @@ def _hardened(
     plan: ErasePlan, base: Base, task: Task, edits: Sequence[Edit], work: Work
 ) -> tuple[list[Edit], dict[str, Json]]:
     """The edits with those behind gates that look at the picture, and how they stood the attacks."""
-    done = hardening.harden(base, task, _of(edits, "erase"), plan.harden, work)
+    with installed(base, _before(plan, base, work)):
+        done = hardening.harden(base, task, _of(edits, "erase"), plan.harden, work)
     keys = [edit for edit in edits if edit.role != "erase"]
     return [*map(plain, done.edits), *keys], done.record
 

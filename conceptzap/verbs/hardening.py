@@ -116,7 +116,8 @@ def _joined(
     base: Base, made: Erasure, parent: str, more: list[Edit], task: Task, record: Mapping[str, Json]
 ) -> Erasure:
     """The erasure with more edits, its self-tests and theirs; the scores were earned without them."""
-    edits, own = sort_edits((*made.edits, *more)), {edit.name for edit in made.edits}
+    edits = sort_edits((*made.edits, *more))
+    own = {one.name for edit in made.edits for one in (edit, replace(edit, scale=1.0))}  # as they are tested
     tests = {name: test for name, test in made.header.canary.items() if own >= set(test.get("edits", ()))}
     header = replace(
         made.header,

@@ -203,8 +203,8 @@ def resolve(
     request = {name: value for name, value in locals().items() if value != usual.get(name, value)}
     chosen = config.preset(preset) if preset else {}
     method = method or chosen.get("method", methods.DEFAULT)
-    unless_told = _usual_budget(method, base)
-    harden = harden or chosen.get("harden") or unless_told
+    unless_told = chosen.get("harden") or _usual_budget(method, base)
+    harden = harden or unless_told
     if harden == unless_told:
         request.pop("harden", None)
     _check(method, seed, harden, sample_every, limit, patience)
@@ -257,7 +257,7 @@ def _usual_budget(method: str, base: str) -> str:
 
 
 def _built_in(base: str) -> bool:
-    return base == "demo" or Path(base) == DEMO_FOLDER
+    return base == "demo" or Path(base).resolve() == DEMO_FOLDER.resolve()
 
 
 def _check(method: str, seed: int, harden: str, *counts: int | None) -> None:
