@@ -92,11 +92,11 @@ def erase(
     losses, every `sample_every` steps a sample is drawn; both go into the folder `<stem>.logs`. `harden`,
     "quick" or "full": it gets a gate that looks at the picture, which was shown mixtures of the concept
     or what searches found, too; "none" for none, and unless told "quick" for the default method on the
-    base "demo". `after` are files of erasures that are in force while it is learned, and whose digests it keeps. `limit`: at
-    most so many pictures of a concept in the closing figures, 0 for none of them. With `patience`, learning
-    ends once so many of its twenty checks in a row bring nothing more. `run_dir`: all of it, with
-    configuration and log, goes into a folder there, `20261126-081500-van-gogh`; to `resume` a run, name
-    its own folder.
+    base "demo". `after` are files of erasures that are in force while it is learned, and whose digests it
+    keeps. `limit`: at most so many pictures of a concept in the closing figures, 0 for none of them. With
+    `patience`, learning ends once so many of its twenty checks in a row bring nothing more. `run_dir`:
+    all of it, with configuration and log, goes into a folder there, `20261126-081500-van-gogh`; to
+    `resume` a run, name its own folder.
 
     Raises `UsageError` before anything is trained, `Interrupted` with the command that goes on, and
     `ThresholdError` when the closing figures still see the concept: the file is kept, and what was

@@ -76,11 +76,12 @@ def erase_all(
 
     `concepts` is a TOML or CSV file, or rows: names, or mappings of name, anchor, keep, method and kind.
     The other arguments are those of `erase` and hold where a row says nothing, but nothing is hardened
-    unless `harden` or the preset says so; without an anchor a concept becomes the nearest that is not on the list itself. The stack is `output`,
-    by default called after the file, and the folder of the same name gets a file each. What is there
-    and was made by the same plan is kept, so the same call goes on after a kill; under `accelerate launch`
-    each process makes its share. `limit`: pictures of a concept that its own file is judged by, none
-    unless given; the stack of all is judged at the end, unless `limit` is 0.
+    unless `harden` or the preset says so; without an anchor a concept becomes the nearest that is not on
+    the list itself. The stack is `output`, by default called after the file, and the folder of the same
+    name gets a file each. What is there and was made by the same plan is kept, so the same call goes on
+    after a kill; under `accelerate launch` each process makes its share. `limit`: pictures of a concept
+    that its own file is judged by, none unless given; the stack of all is judged at the end, unless
+    `limit` is 0.
 
     A concept that fails is told of in `failed` of what comes back, the others go on, and there is no
     stack then. Raises `UsageError` with file and line before anything is made, `Interrupted` with what is

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 # safetensors name -> bytes an element; floats only, but for the masks of pruning
 DTYPES = {"F32": 4, "F16": 2, "BOOL": 1, "U8": 1, "I8": 1}
 PACKED = {"bits"}  # slots that hold bytes, and no others do
-SCALED = {"query": "scale"}  # slots that hold whole numbers where there is a slot of their scales, and only there
+SCALED = {"query": "scale"}  # slots of whole numbers, where there is the slot of their scales
 PATHS = {"beside"}  # parameters that list module paths
 NAMES = {"told"}  # parameters that list gates; other lists are of whole numbers
 

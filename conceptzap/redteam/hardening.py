@@ -78,7 +78,8 @@ class Budget:
     """How thoroughly: pictures that are looked at, rounds, steps of each search, and searches in turn.
 
     To the `others` come farther words, each in so many `wordings`, so many things in named styles, which no
-    lesson crosses, and an eighth of the anchor's. `mixed` pictures are of mixtures. Without rounds nothing is searched for.
+    lesson crosses, and an eighth of the anchor's. `mixed` pictures are of mixtures. Without rounds nothing is
+    searched for.
     """
 
     concept: int

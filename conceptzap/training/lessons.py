@@ -124,14 +124,15 @@ def alike(base: Base, concept: str, kind: str, concepts: Iterable[str] = ()) -> 
 
 
 def in_styles(base: Base, lesson: Lesson) -> list[str]:
-    """Every thing that the presets list and the base knows, in every such style; nothing that is the concept."""
+    """Things that the presets list and the base knows, in every such style; none is the concept."""
     gone = {word.lower() for name in lesson.names for word in (name, *name.split())}
     things, styles = (
         [name for name in known_names(base, kind) if not gone & {name.lower(), *name.lower().split()}]
         for kind in ("object", "style")
     )
-    asked = [prompt for style in styles for prompt in wordings.keep(things, "object", [style]) if style in prompt]
-    return [prompt for prompt in dict.fromkeys(asked) if not _speaks_of(prompt, lesson.names)]
+    turns = ((style, prompt) for style in styles for prompt in wordings.keep(things, "object", [style]))
+    asked = dict.fromkeys(prompt for style, prompt in turns if style in prompt)
+    return [prompt for prompt in asked if not _speaks_of(prompt, lesson.names)]
 
 
 def known_names(base: Base, kind: str) -> list[str]:

@@ -58,7 +58,7 @@ def harden(
     prediction: str | None = None,
     report: Report,
 ) -> HardenedFile:
-    """See `api.harden`. Raises `UsageError` for a file that was hardened as much already, or holds keys only."""
+    """See `api.harden`. Raises `UsageError` for a file that was hardened as much already, or holds keys."""
     # 1. what can be known before the base is loaded
     check_seed(seed)
     if budget not in BUDGETS:
@@ -94,7 +94,8 @@ def _before(given: Erasure, budget: str) -> Erasure:
     said = [one.get("budget") if isinstance(one, Mapping) else one for one in records]
     once = bool(said) and all(one == BUDGETS[0] for one in said)
     if len(own) < len(given.edits) and not (own and once and budget != BUDGETS[0]):
-        hint = f"for more use --budget {BUDGETS[1]}" if own and once else "harden the file that it was made of"
+        more = f"for more use --budget {BUDGETS[1]}"
+        hint = more if own and once else "harden the file that it was made of"
         raise UsageError(f"{title!r} was hardened already", hint)
     return replace(given, edits=own)
 

@@ -2,9 +2,9 @@
 
 The base, the text states of prompts, the vectors of words and the base's pictures are shared, closed forms
 are solved `TOGETHER`; nothing of this changes a bit, so that every file is the one that `erase` with the
-row's arguments, `harden` among them, writes. What would change one, self-tests and pictures of several concepts in one UNet call,
-is made for each by itself. A file that is there and was made by the same plan is kept: the same command goes
-on after a kill.
+row's arguments, `harden` among them, writes. What would change one, self-tests and pictures of several
+concepts in one UNet call, is made for each by itself. A file that is there and was made by the same plan is
+kept: the same command goes on after a kill.
 """
 
 from __future__ import annotations

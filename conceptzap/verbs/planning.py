@@ -222,8 +222,8 @@ def resolve(
         prediction=prediction, seed=seed, device=device, dtype=dtype,
         output=naming.erasure_path(task.concepts, output), force=force, preview=preview,
         request=request, log_with=tracking.check(_listed(log_with)), sample_every=sample_every,
-        harden=None if harden == PLAIN else harden, after=_installed(_listed(after), method), limit=limit, patience=patience,
-        run=run,
+        harden=None if harden == PLAIN else harden, after=_installed(_listed(after), method), limit=limit,
+        patience=patience, run=run,
     )  # fmt: skip
     _check_words(plan)
     for path in plan.targets if run is None or run.exists() else (_to_be_made(run),):
