@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import edits as some
@@ -24,9 +25,9 @@ def attachment(sd1: Base) -> Iterator[Attachment]:
 
 
 @torch.no_grad()
-def call(base: Base, cond: Cond, **more: Any) -> torch.Tensor:
+def call(base: Base, cond: Cond, t: int = some.TIME, **more: Any) -> torch.Tensor:
     latents = base.noise(range(len(cond.states)))
-    return base.unet(latents, some.TIME, encoder_hidden_states=cond.states, **more).sample
+    return base.unet(latents, t, encoder_hidden_states=cond.states, **more).sample
 
 
 def ours(base: Base) -> list[list[int]]:
@@ -59,6 +60,38 @@ def test_from_the_second_call_on(sd1: Base, attachment: Attachment) -> None:
     attachment.remove()
     assert all(drawn[n].equal(call(sd1, shut)) for n in (0, 1, 2, 5, 6))
     assert drawn[3].equal(drawn[4]) and not drawn[3].equal(call(sd1, asked))
+
+
+def test_where_gates_look_all_others_rest_until_one_opens(sd1: Base) -> None:
+    """It opens at 100, on what a call shows that rests; that call is made anew with every hook."""
+    looks = some.tokens(sd1, gates=[some.always(sd1, (1.0, -1.0), (100.0, 900.0))])
+    text = sd1.encode(some.OTHER[:2])
+    with_gate, free = Attachment(sd1.unet, [looks]), replace(looks, gates=())
+    before, middle = ours(sd1), []
+    spy = Spy(sd1)
+    watch = sd1.module(some.MIDDLE).register_forward_pre_hook(lambda *_: middle.append(len(sd1.module(some.MIDDLE)._forward_hooks)))
+    drawn = [call(sd1, text, t) for t in (900, 900, 800, 100, 100)]
+    spy.handle.remove(), watch.remove()
+    # the fourth call is seen twice: resting, and made anew
+    assert spy.seen == [1, 0, 0, 0, 1, 1] and middle == [1] * 6 and ours(sd1) == before
+    assert [t.open for t in with_gate.receipt.tallies] == [4] and with_gate.receipt.calls == 5
+    with_gate.remove()
+    plain = [call(sd1, text, t) for t in (900, 900, 800)]
+    assert all(one.equal(other) for one, other in zip(drawn, plain, strict=False))
+    ungated = Attachment(sd1.unet, [free])
+    assert all(one.equal(call(sd1, text, 100)) for one in drawn[3:])
+    ungated.remove()
+
+
+def test_what_gates_look_at_is_missed_while_others_rest(sd1: Base) -> None:
+    looks = some.tokens(sd1, gates=[some.always(sd1, (-1.0,))])
+    text, attachment = sd1.encode(some.OTHER[:2]), Attachment(sd1.unet, [looks])
+    call(sd1, text), call(sd1, text)
+    middle = sd1.module(some.MIDDLE)
+    middle._forward_pre_hooks.clear(), middle._forward_hooks.clear()
+    with pytest.raises(SilentEditError, match="mid_block"):
+        call(sd1, text)
+    attachment.remove()
 
 
 def test_what_is_lost_meanwhile_is_found_when_it_is_needed(sd1: Base, attachment: Attachment) -> None:

@@ -168,7 +168,7 @@ class Attachment:
         self._handles += added
         for handle, before in zip(added, (True, False), strict=False):
             if ledger:
-                ledger.rest.add(module, handle, before)
+                ledger.rest.add(module, handle, before, isinstance(hook, SightHook))
 
 
 def _is_compiled(unet: nn.Module) -> bool:

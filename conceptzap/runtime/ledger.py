@@ -114,17 +114,19 @@ class Ledger:
         if model is not None and reading is self._whole and not torch.is_grad_enabled():
             self._call.resting = self.rest.allowed(model)
             if self._call.resting:
-                self.rest.off()
+                self.rest.off(self.sight.looking)
 
     def look(self) -> bool:
         """Let the gates decide on what the call has shown; whether it must be made again, with more edits."""
         if not (self.sight.looking and self.sight.decide(self._said.told)):
             return False
         call = self.call
-        self._check_seen(call)
+        if not call.resting:
+            self._check_seen(call)
         reading = self._read(call.states, call.times)
         if np.array_equal(reading.levels, call.reading.levels):
             return False
+        self.rest.on()
         self._call = Call(call.rows, reading, call.states, call.times, call.unconditional)
         return True
 
@@ -197,7 +199,7 @@ class Ledger:
             raise SilentEditError("a guide was open and did not steer the prediction", STRIPPED)
         if not call.resting:
             self._check_seen(call)
-            self._whole = call.reading if call.idle and not self._panel.sight else None
+            self._whole = call.reading if call.idle else None
         levels = call.reading.levels
         split = len(self._firsts) < len(levels)
         self.receipt.add(np.maximum.reduceat(levels, self._firsts) if split else levels)

@@ -2,7 +2,8 @@
 
 A text's first call runs with every hook in place, and its books are closed. For as long as the gates say
 the same of that very text, a later call in which no edit acts goes through the modules as if nothing were
-attached to them; the UNet's own hook counts it. Between calls every hook is in place, so that a module
+attached to them but what has to look at the picture; the UNet's own hook counts it. If what it shows opens a
+gate, all are there again before it is made anew. Between calls every hook is in place, so that a module
 which is run by itself is refused as ever. Hooks of others keep their places before and behind ours.
 """
 
@@ -22,14 +23,15 @@ class Rest:
     """The hooks inside one model, and those of them that are off just now."""
 
     def __init__(self) -> None:
-        self._places: list[tuple[Hooks, int]] = []
+        self._places: list[tuple[Hooks, int, bool]] = []  # the last: whether it looks
         self._hooked: set[nn.Module] = set()
         self._around: list[nn.Module] | None = None  # modules that have hooked ones in them
         self._off: list[tuple[Hooks, int, Callable[..., Any], list[int]]] = []
 
-    def add(self, module: nn.Module, handle: RemovableHandle, before: bool) -> None:
-        """One more hook, `before` a module or behind it."""
-        self._places.append((module._forward_pre_hooks if before else module._forward_hooks, handle.id))
+    def add(self, module: nn.Module, handle: RemovableHandle, before: bool, looks: bool) -> None:
+        """One more hook, `before` a module or behind it; one that `looks` at pictures changes nothing."""
+        hooks = module._forward_pre_hooks if before else module._forward_hooks
+        self._places.append((hooks, handle.id, looks))
         self._hooked.add(module)
         self._around = None
 
@@ -46,9 +48,10 @@ class Rest:
             self._around = list(_around(model, self._hooked))
         return all(module._compiled_call_impl is None for module in self._around)
 
-    def off(self) -> None:
-        for hooks, key in self._places:
-            if key in hooks:
+    def off(self, looking: bool) -> None:
+        """All of them; where gates are `looking`, those stay that look."""
+        for hooks, key, looks in self._places:
+            if key in hooks and not (looking and looks):
                 keys = [] if len(hooks) == 1 else list(hooks)  # mostly there is no other
                 behind = keys[keys.index(key) + 1 :] if keys else keys
                 self._off.append((hooks, key, hooks.pop(key), behind))
