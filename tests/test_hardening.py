@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -235,11 +236,13 @@ def test_the_command_says_what_came_through_each_round(
     monkeypatch.setattr(probe, "fit_gate", lambda *given: opening(fit(*given)))
     recognised(monkeypatch, 1.0)
     monkeypatch.setattr(hardening, "_opened", lambda gate, seen, told: torch.arange(len(seen)) > 0)
-    conceptzap.save(some.erasure(sd1), tmp_path / "vg")
+    first = some.erasure(sd1)
+    conceptzap.save(replace(first, header=replace(first.header, made=({"method": "x"},))), tmp_path / "vg")
     wrong, two = len(spelling.misspelt("van gogh")), SMALL.found
     told = run("harden", tmp_path / "vg", "-o", tmp_path / "text")
     assert told.code == 0 and f"van gogh: came through, round by round: 1 of {wrong}, 1 of {two}, 1 of {two}" in told.err
     assert told.out.strip() == str(tmp_path / f"text{format.SUFFIX}")
+    assert re.search(r"harden +full *\n", run("inspect", tmp_path / "text").out)
     record = run("harden", tmp_path / "vg", "-o", tmp_path / "json", "--json").json
     assert record["rounds"]["van gogh"]["through"] == [1, 1, 1] and record["rounds"]["van gogh"]["n"] == [wrong, two, two]
 

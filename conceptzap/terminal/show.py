@@ -248,6 +248,8 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _short(made: Mapping[str, Any]) -> dict[str, Any]:
     """How an erasure was made, without what is said elsewhere or takes pages."""
     words = {key: value for key, value in made.items() if key not in ("method", "keep")}
+    if isinstance(record := words.get("harden"), Mapping):
+        words["harden"] = record.get("budget")
     return words | ({"keep": f"{len(made['keep'])} words"} if made.get("keep") else {})
 
 
