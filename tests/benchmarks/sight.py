@@ -5,7 +5,8 @@
 
 Draws prompts that name the concept under the edits behind `sight` gates alone, as if a text had been
 found that opens no other gate and still means the concept; and prompts that must stay under the whole
-file. Prints in how many pictures a judge sees the concept, and in how many an edit was open.
+file. Prints in how many pictures a judge sees the concept, and in how many an edit was open. With `--alone`
+as in programs that do not say which rows are unconditional: each is read by itself.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from conceptzap.evaluation.judging import Judge
 from conceptzap.evaluation.probes import Subject
 from conceptzap.registry import family
 from conceptzap.result import Probe, Settings, wilson
+from conceptzap.runtime import guides
 from conceptzap.runtime.sampler import drawings
 
 SETTINGS = Settings(batch=16)
@@ -50,7 +52,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=16, help="that name the concept")
     parser.add_argument("--kept", type=int, default=16, help="that must stay, evenly out of the suite")
     parser.add_argument("--suite", default="smoke")
+    parser.add_argument("--alone", action="store_true", help="nobody says which rows are unconditional")
     args = parser.parse_args()
+    if args.alone:
+        guides.unconditional = lambda rows, ours: 0
     base, erasure = load_base("demo"), format.load(args.file)
     looking = [edit for edit in erasure.edits if any(gate.kind == "sight" for gate in edit.gates)]
     suite, world = suites.load(args.suite)
