@@ -245,7 +245,7 @@ def test_compiled(when: str, how: str) -> None:
 def test_no_hook_rests_where_graphs_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph would be made without it, and would not notice that it comes back."""
     rested, off = [], Rest.off
-    monkeypatch.setattr(Rest, "off", lambda rest: rested.append(rest) or off(rest))
+    monkeypatch.setattr(Rest, "off", lambda rest, looking: rested.append(rest) or off(rest, looking))
     for compiling in (True, False):
         scene = Scene("sd1")
         with conceptzap.apply(scene.pipe, scene.erasure):
