@@ -17,7 +17,7 @@ from command import conceptzap as run
 import conceptzap
 from conceptzap import format
 from conceptzap.base import Base
-from conceptzap.edit import Gate
+from conceptzap.edit import Erasure, Gate
 from conceptzap.errors import UsageError
 from conceptzap.redteam import hardening, spelling
 from conceptzap.redteam.hardening import Budget, Search
@@ -182,12 +182,22 @@ def opening(gate: Gate) -> Gate:
     return replace(gate, params=gate.params | {"threshold": -100.0})
 
 
+def every_gate_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = probe.fit_gate
+    monkeypatch.setattr(probe, "fit_gate", lambda *given: opening(fit(*given)))
+
+
+def recorded(base: Base) -> Erasure:
+    """An erasure whose header says how it was made, and with it how it is hardened."""
+    first = some.erasure(base)
+    return replace(first, header=replace(first.header, made=({"method": "x"},)))
+
+
 def test_a_file_is_hardened_into_another(
     sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    fit = probe.fit_gate
-    monkeypatch.setattr(probe, "fit_gate", lambda *given: opening(fit(*given)))
+    every_gate_opens(monkeypatch)
     first = some.erasure(sd1)
     conceptzap.save(first, "vg")
     made = conceptzap.harden("vg", base=sd1, report=Report())
@@ -211,10 +221,8 @@ def test_what_was_hardened_quickly_can_be_hardened_fully(
 ) -> None:
     """Its gate is learned anew: the same edits come of it as of what it was made of."""
     monkeypatch.chdir(tmp_path)
-    fit = probe.fit_gate
-    monkeypatch.setattr(probe, "fit_gate", lambda *given: opening(fit(*given)))
-    first = some.erasure(sd1)
-    conceptzap.save(replace(first, header=replace(first.header, made=({"method": "x"},))), "vg")
+    every_gate_opens(monkeypatch)
+    conceptzap.save(recorded(sd1), "vg")
     quick = conceptzap.harden("vg", "quick", sd1, output="quick", report=Report())
     assert len(quick.rounds["van gogh"]["n"]) == 1  # the name written wrongly, and no search
     with pytest.raises(UsageError, match="hardened already") as error:
@@ -232,12 +240,10 @@ def test_the_command_says_what_came_through_each_round(
     sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verb, "find_base", lambda *_: sd1)
-    fit = probe.fit_gate
-    monkeypatch.setattr(probe, "fit_gate", lambda *given: opening(fit(*given)))
+    every_gate_opens(monkeypatch)
     recognised(monkeypatch, 1.0)
     monkeypatch.setattr(hardening, "_opened", lambda gate, seen, told: torch.arange(len(seen)) > 0)
-    first = some.erasure(sd1)
-    conceptzap.save(replace(first, header=replace(first.header, made=({"method": "x"},))), tmp_path / "vg")
+    conceptzap.save(recorded(sd1), tmp_path / "vg")
     wrong, two = len(spelling.misspelt("van gogh")), SMALL.found
     told = run("harden", tmp_path / "vg", "-o", tmp_path / "text")
     assert told.code == 0 and f"van gogh: came through, round by round: 1 of {wrong}, 1 of {two}, 1 of {two}" in told.err
@@ -251,8 +257,7 @@ def test_erase_hardens_what_it_makes(
     sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ungated weights, too: they are attacked as they are, and the gate is beside them."""
-    fit = probe.fit_gate
-    monkeypatch.setattr(probe, "fit_gate", lambda *given: opening(fit(*given)))
+    every_gate_opens(monkeypatch)
     made = conceptzap.erase(
         "van gogh", anchors="painting", kind="style", keep=["monet", "cat"], method="uce", base=sd1,
         harden="quick", preview=False, output=tmp_path / "vg", report=Report(),
@@ -267,11 +272,8 @@ def test_an_erasure_made_weaker_is_hardened_as_it_is(
     sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    fit = probe.fit_gate
-    monkeypatch.setattr(probe, "fit_gate", lambda *given: opening(fit(*given)))
-    first = some.erasure(sd1)
-    first = replace(first, header=replace(first.header, made=({"method": "x"},)))
-    conceptzap.save(first.scaled(0.5), "half")
+    every_gate_opens(monkeypatch)
+    conceptzap.save(recorded(sd1).scaled(0.5), "half")
     quick = conceptzap.harden("half", "quick", sd1, output="quick", report=Report())
     full = conceptzap.harden(quick.erasure.scaled(0.5), base=sd1, output="full", report=Report())
     for made in (quick, full):
@@ -297,8 +299,7 @@ def test_it_is_hardened_beside_what_it_comes_after(
 def test_a_list_keeps_what_was_hardened_as_much(
     sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = probe.fit_gate
-    monkeypatch.setattr(probe, "fit_gate", lambda *given: opening(fit(*given)))
+    every_gate_opens(monkeypatch)
     rows = [{"name": "van gogh", "anchor": "painting", "kind": "style", "keep": ["monet", "cat"], "method": "uce"}]
     for budget, kept in (("quick", False), ("quick", True), ("full", False), ("none", False)):
         done = conceptzap.erase_all(

@@ -116,23 +116,23 @@ def nearest(base: Base, concept: str, kind: str, concepts: Iterable[str] = ()) -
 
 def alike(base: Base, concept: str, kind: str, concepts: Iterable[str] = ()) -> list[str]:
     """The concepts of its kind that are no synonyms, nearest by text first; of things, if it is unsafe."""
-    gone = {word.lower() for name in (concept, *concepts) for word in (name, *name.split())}
-    known = known_names(base, kind)
-    others = [name for name in known if not gone & {name.lower(), *name.lower().split()}]
+    others = _names_without(base, kind, (concept, *concepts))
     near = neighbours.neighbours(base, concept, others)
     return [name for name, cosine in near if name in others and cosine <= neighbours.SYNONYM]
 
 
 def in_styles(base: Base, lesson: Lesson) -> list[str]:
     """Things that the presets list and the base knows, in every such style; none is the concept."""
-    gone = {word.lower() for name in lesson.names for word in (name, *name.split())}
-    things, styles = (
-        [name for name in known_names(base, kind) if not gone & {name.lower(), *name.lower().split()}]
-        for kind in ("object", "style")
-    )
+    things, styles = (_names_without(base, kind, lesson.names) for kind in ("object", "style"))
     turns = ((style, prompt) for style in styles for prompt in wordings.keep(things, "object", [style]))
     asked = dict.fromkeys(prompt for style, prompt in turns if style in prompt)
     return [prompt for prompt in asked if not _speaks_of(prompt, lesson.names)]
+
+
+def _names_without(base: Base, kind: str, concepts: Iterable[str]) -> list[str]:
+    """The `known_names` that share no word with these concepts."""
+    gone = {word.lower() for name in concepts for word in (name, *name.split())}
+    return [name for name in known_names(base, kind) if not gone & {name.lower(), *name.lower().split()}]
 
 
 def known_names(base: Base, kind: str) -> list[str]:
