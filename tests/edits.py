@@ -98,6 +98,12 @@ def tokens(base: Base, n: int = 3, seed: int = 0, gates: Iterable[Gate] = (), **
     return Edit("tokens", base.sites(CROSS), rows, gates=tuple(gates), **more)
 
 
+def halved(base: Base, n: int = 3, **more: object) -> Edit:
+    """Learned rows, and others for rows of a call that have no prompt."""
+    rows = {slot: 2 * randn(n, width(base), seed=seed) for seed, slot in enumerate(("prompt", "without"))}
+    return replace(tokens(base, n, **more), tensors=rows)
+
+
 def key_values(base: Base, n: int = 2, seed: int = 0, gates: Iterable[Gate] = ()) -> Edit:
     """Learned rows in the key and value space of one cross-attention."""
     site = base.sites(CROSS)[0]

@@ -38,6 +38,7 @@ WEIGHTS: dict[str, Maker] = {
 OTHERS: dict[str, Maker] = {
     "rows": some.tokens,
     "rows alone": lambda base, **k: some.tokens(base, params={"alone": True}, **k),
+    "rows for halves": some.halved,
     "key rows": some.key_values,
     "adapter": some.adapter,
     "gelu": lambda base, **k: some.adapter(base, phi="gelu", reads="y", **k),

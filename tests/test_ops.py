@@ -267,6 +267,9 @@ def test_strength_runs_from_absent_to_whole(base: Base) -> None:
 WRONG = {
     "a row too wide": ("tokens", CROSS, {"prompt_k": (2, 7), "prompt_v": (2, 7)}),
     "a row of both too wide": ("tokens", CROSS, {"prompt": (2, 7)}),
+    "rows for one half too few": ("tokens", CROSS, {"prompt": (2, 32), "without": (1, 32)}),
+    "more keys than values": ("tokens", CROSS, {"prompt_k": (2, 32), "prompt_v": (1, 32)}),
+    "a row without width": ("tokens", CROSS, {"prompt": ()}),
     "rows at a layer": ("tokens", CROSS_K, {"prompt_k": (2, 32), "prompt_v": (2, 32)}),
     "a weight at an attention": ("weight", CROSS, {"delta": (32, 32)}),
     "a pair of other widths": ("weight", CROSS_K, {"into": (7, 1), "down": (1, 7)}),

@@ -18,7 +18,7 @@ from conceptzap import format
 from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit, Erasure, Gate
 from conceptzap.errors import ConceptZapError, MismatchError, RefusedError, SilentEditError
-from conceptzap.runtime import gates, sight
+from conceptzap.runtime import gates, guides, sight
 from conceptzap.runtime.attach import Attachment, attached, new_run
 from conceptzap.trust import canary
 
@@ -356,3 +356,44 @@ def test_rows_alone_stand_in_place_of_the_text(base: Base) -> None:
             half = base.eps(noise, some.TIME, asked)
     assert some.far(found, plain) < 2e-5
     assert some.far(half, plain) > 1e-4
+
+
+@torch.no_grad()
+def test_rows_alone_keep_the_halves_of_guidance_apart(base: Base) -> None:
+    """Those without a prompt get rows of their own, in whatever batch, where somebody says which they are."""
+    given, without = base.encode([some.OTHER[2]]), base.encode(["cat"])
+    rows = {"prompt": given.states[0], "without": without.states[0]}
+    gated = replace(some.tokens(base, gates=[some.always(base)]), tensors=rows, params={"alone": True})
+    asked, noise = base.encode(["", "", *PROMPTS]), base.noise([0, 1, 0, 1])
+
+    halves, whole = [without.states] * 2 + [given.states] * 2, [given.states] * 4
+    wanted = {
+        below: base.eps(noise, some.TIME, replace(asked, states=torch.cat(states)))
+        for below, states in ((2, halves), (0, whole), (None, whole))
+    }
+    with attached(base.unet, [gated]):
+        for below in (2, 0, 2, None, 2):  # of the very same text
+            with guides.Guidance(lambda _, below=below: below).told():
+                found = base.eps(noise, some.TIME, asked)
+            assert some.far(found, wanted[below]) < 2e-5, below
+
+
+def test_rows_for_halves_are_not_guessed_of_a_part(sd1: Base) -> None:
+    """Where a cross-attention is run row by row nobody knows which half it is in."""
+    edit = replace(some.tokens(sd1), tensors={slot: some.randn(2, some.width(sd1)) for slot in ("prompt", "without")})
+    attention = sd1.module(edit.sites[0])
+
+    def in_parts(hidden: Tensor, encoder_hidden_states: Tensor, **more: object) -> Tensor:
+        parts = zip(hidden.split(1), encoder_hidden_states.split(1), strict=True)
+        return torch.cat([attention(*part, **more) for part in parts])
+
+    block = next(m for m in sd1.unet.modules() if getattr(m, "attn2", None) is attention)
+    with pytest.raises(SilentEditError, match="some of a call's rows"), attached(sd1.unet, [edit]):
+        del block.attn2
+        block.attn2 = in_parts
+        try:
+            with guides.Guidance(lambda _: 1).told():
+                call(sd1, some.TIME, rows=2)
+        finally:
+            del block.attn2
+            block.attn2 = attention

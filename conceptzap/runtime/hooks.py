@@ -306,7 +306,8 @@ class LayerHook(Hook):
         part = self.ledger.parts[index]
         for name in (f"prompt_{self.letter}", "prompt"):
             if name in part.edit.tensors:
-                return self._where_open(call, index, part.slot(name, x).expand(len(x), -1, -1))
+                rows = part.slot(name, x).expand(len(x), -1, -1)
+                return self._where_open(call, index, ops.in_halves(part, rows, call.unconditional, call.rows))
         return x.new_zeros(len(x), ops.token_count(part.edit), x.shape[2])
 
     def _where_open(self, call: Call, index: int, rows: Tensor) -> Tensor:

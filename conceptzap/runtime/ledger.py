@@ -104,7 +104,7 @@ class Ledger:
         times = None
         if self._timed:
             times = torch.as_tensor(timestep).detach().float().cpu().reshape(-1).expand(rows)
-        below = guides.unconditional(rows, self._ours) if self._partial or self._panel.sight else 0
+        below = guides.unconditional(rows, self._ours)
         if below != self._unconditional:
             self._unconditional, self._text = below, None
         if self._panel.sight:

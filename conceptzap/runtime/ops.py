@@ -3,7 +3,8 @@
 `weight`  y + s dW x, with dW = up down | W into down | delta, on Linear and Conv2d; masks multiply:
           y + (W o prod_i (1 + s_i (keep_i - 1)) - W) x; one over input features makes x o keep of x.
 `adapter` y + s up phi(down (x - center) + bias), at any module: `adapters.py`.
-`tokens`  n learned rows behind the text of a cross-attention, as keys and values.
+`tokens`  n learned rows behind the text of a cross-attention, as keys and values; in the rows of a
+          call that have no prompt, others, if the edit has them.
 
 x is the module's input [rows, ..., in] ([rows, in, h, w] at a convolution), y its output; strengths
 are per row, [rows], or per text position, [rows, length]. Every edit starts from the base's own x, y
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conceptzap.edit import Edit
-from conceptzap.errors import MismatchError, RefusedError
+from conceptzap.errors import MismatchError, RefusedError, SilentEditError
 from conceptzap.words import with_article
 
 
@@ -30,7 +31,8 @@ def is_conv(module: nn.Module) -> bool:
 
 
 def token_count(edit: Edit) -> int:
-    return next(iter(edit.tensors.values())).shape[0]
+    """How many rows each slot of a `tokens` edit has; 0 where a tensor has no dimensions."""
+    return sum(next(iter(edit.tensors.values())).shape[:1])
 
 
 def shifts_input(edit: Edit) -> bool:
@@ -248,10 +250,11 @@ def _kept(edit: Edit, weight: Tensor) -> Tensor:
 def _expected(edit: Edit, module: nn.Module) -> dict[str, tuple[int | None, ...]]:
     """Slot -> the shape it must have at this module (None: free)."""
     if edit.op == "tokens":
-        inner = (None, module.to_k.weight.shape[0])
-        context = (None, module.to_k.weight.shape[1])
+        inner = (token_count(edit), module.to_k.weight.shape[0])
+        context = (token_count(edit), module.to_k.weight.shape[1])
         spaces = {"prompt": context, "tokens": inner}
-        return {f"{slot}{of}": space for slot, space in spaces.items() for of in ("", "_k", "_v")}
+        both = {f"{slot}{of}": space for slot, space in spaces.items() for of in ("", "_k", "_v")}
+        return both | {"without": context}
     out, width, *kernel = module.weight.shape
     ones = (1,) * len(kernel)
     return {
@@ -262,6 +265,17 @@ def _expected(edit: Edit, module: nn.Module) -> dict[str, tuple[int | None, ...]
         "keep": (width,) if thins(edit) else (out, width, *kernel),
         "bits": (out, -(-width * math.prod(kernel) // 8)),
     }
+
+
+def in_halves(part: Part, rows: Tensor, below: int, whole: int) -> Tensor:
+    """Learned rows [rows, n, width], in the first `below` of the `whole` call those `without` a prompt."""
+    if not below or "without" not in part.edit.tensors:
+        return rows
+    if len(rows) != whole:
+        raise SilentEditError(
+            "a cross-attention was given some of a call's rows, nobody knows which", "run it on all of them"
+        )
+    return torch.cat([part.slot("without", rows).expand(below, -1, -1), rows[below:]])
 
 
 def check(edit: Edit, module: nn.Module, site: str) -> None:

@@ -74,7 +74,7 @@ def _check_rows(loaded: Iterable[Loaded]) -> None:
     rows: Counter[str] = Counter()
     edits = (edit for one in loaded if one.strength for edit in one.erasure.edits)
     for edit in (edit for edit in edits if edit.op == "tokens" and not edit.gates):
-        rows.update(dict.fromkeys(edit.sites, next(iter(edit.tensors.values())).shape[0]))
+        rows.update(dict.fromkeys(edit.sites, sum(next(iter(edit.tensors.values())).shape[:1])))
     most = max(rows.values(), default=0)
     if most > MAX_ROWS:
         raise UsageError(
