@@ -20,7 +20,7 @@ from conceptzap.base import Base
 from conceptzap.edit import Erasure, Gate
 from conceptzap.errors import UsageError
 from conceptzap.redteam import hardening, spelling
-from conceptzap.redteam.hardening import Budget, Search
+from conceptzap.redteam.hardening import ALONE, BEFORE, INSTEAD, Budget, Search
 from conceptzap.report import Report
 from conceptzap.runtime.attach import installed_on
 from conceptzap.task import Task
@@ -32,7 +32,7 @@ from conceptzap.verbs import hardening as verb
 
 TASK = Task(("van gogh",), ("painting",), ("monet", "cat"), ("style",))
 SMALL = Budget(
-    concept=4, others=8, wordings=2, styled=4, erased=2, rounds=2, steps=2, searches=(Search(1), Search(2, 0.3, True)), batch=2, found=2,
+    concept=4, others=8, wordings=2, styled=4, erased=2, rounds=2, steps=2, searches=(Search(1), Search(2, 0.3, BEFORE)), batch=2, found=2,
     mixed=3,
 )  # fmt: skip
 
@@ -58,13 +58,28 @@ def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> Non
     *old, new = done.edits
     assert tuple(old) == edits and [gate.kind for gate in new.gates] == ["sight"]
     assert new.params == {"alone": True}
-    assert new.tensors["prompt"].equal(sd1.encode(["a painting"]).states[0, : hardening.ROWS].half())
+    assert new.tensors["prompt"].equal(hardening._few(sd1, "a painting", sd1.encode(["a painting"])))
+    assert new.tensors["without"].equal(hardening._few(sd1, "", sd1.unconditional()))
     rounds = done.record["rounds"]["van gogh"]
-    told = [rounds[name] for name in ("tokens", "before", "evades", "drawn", "through")]
-    assert told == [[0, 1, 2], [False, False, True], [False, False, True], [0, 0, 0], [0, 0, 0]]
+    told = [rounds[name] for name in ("tokens", "place", "evades", "drawn", "through")]
+    assert told == [[0, 1, 2], [INSTEAD, INSTEAD, BEFORE], [False, False, True], [0, 0, 0], [0, 0, 0]]
     assert done.record["budget"] == "full"
     again = hardening.harden(sd1, TASK, edits, "full", Report())
     assert [edit.name for edit in again.edits] == [edit.name for edit in done.edits]
+
+
+@pytest.mark.parametrize(
+    ("text", "few"), [("", [0, 1]), ("cat", [0, 1, 2]), ("a photo of a cat", [0, 4, 5, 6]), ("a " * 99, [0, 74, 75, 76])]
+)
+def test_few_states_say_what_a_text_ends_with(sd1: Base, text: str, few: list[int]) -> None:
+    """The start, the last words, the end, and of the padding some at equal distances."""
+    cond = sd1.encode([text])
+    every = torch.arange(cond.states.shape[1]).half()
+    rows = hardening._few(sd1, text, replace(cond, states=every[None, :, None].expand_as(cond.states)))
+    places = rows[:, 0].int().tolist()
+    assert len(places) == hardening.ROWS and places[: len(few)] == few and places[-1] == 76
+    steps = torch.tensor(places[len(few) - 1 :]).diff()
+    assert steps.max() - steps.min() <= 1
 
 
 def test_what_was_found_gets_a_probe_of_its_own_if_it_is_the_concept(
@@ -79,6 +94,17 @@ def test_what_was_found_gets_a_probe_of_its_own_if_it_is_the_concept(
     wrong = len(spelling.misspelt("van gogh"))
     start, two = [4, SMALL.mixed], SMALL.found
     assert fitted == [start, start, [*start, wrong], [*start, wrong, two], [*start, wrong, two, two]]
+
+
+def test_what_is_too_little_for_a_probe_is_among_the_mixtures(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[list[int]] = []
+    fit = probe.fit_gate
+    monkeypatch.setattr(probe, "fit_gate", lambda c, *o: fitted.append([len(one) for one in c]) or fit(c, *o))
+    monkeypatch.setattr(probe, "FOLDS", SMALL.found + 1)
+    recognised(monkeypatch, 1.0)
+    hardening.harden(sd1, TASK, some.eraser(sd1), "full", Report())
+    wrong, mixed = len(spelling.misspelt("van gogh")), SMALL.mixed
+    assert fitted[-2:] == [[4, mixed + SMALL.found, wrong], [4, mixed + 2 * SMALL.found, wrong]]
 
 
 def test_what_the_same_search_finds_later_shares_its_probe(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +160,8 @@ def test_what_was_erased_is_all_that_the_texts_gate_opens_for(sd1: Base) -> None
     assert known.gone == 2 and "told" not in known.gate.params
 
 
-def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
+@pytest.mark.parametrize("place", [INSTEAD, BEFORE, ALONE])
+def test_a_search_lowers_what_it_is_after(sd1: Base, place: str) -> None:
     """From the same tokens: nearer to what the base draws for the name, with the gates further shut."""
     lesson = next(iter(lessons.lessons(sd1, TASK)))
     prompts = lesson.prompts[:4]
@@ -142,9 +169,10 @@ def test_a_search_lowers_what_it_is_after(sd1: Base) -> None:
     known = hardening._Known(seen, seen.rows([0]), probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"), 2, ())
 
     def searched(steps: int) -> float:
-        size, search = replace(SMALL, steps=steps, batch=4), Search(2, 0.1, lr=0.05)
+        size, search = replace(SMALL, steps=steps, batch=4), Search(2, 0.1, place, lr=0.05)
         case = hardening._Case(sd1, sd1, lesson, (), size, Report())
         cond = hardening._search(case, known, search, prompts, 0)
+        assert len(cond.states.unique(dim=0)) == len(prompts)  # each its own, even where tokens stand alone
         x, t = seen.latents[0], int(seen.times[0])
         with torch.no_grad(), probe.looking(sd1) as looks:
             error = (sd1.predict(x, t, cond) - sd1.predict(x, t, sd1.encode(prompts))).pow(2).mean()

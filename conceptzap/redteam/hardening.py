@@ -1,9 +1,10 @@
 """Attack an erasure while it is made, and give it a gate that looks at the picture for what came through.
 
-Behind the gate the anchor's states stand in place of the text's (`alone` rows at every
-cross-attention), so that nothing behind it has to recognise the text. A round searches, as textual
-inversion does (Gal et al. 2022), for free tokens v in place of the concept's name, begun from words at
-random, with the embeddings moved by gradients through the text encoder and the erased UNet:
+Behind the gate some of the anchor's states stand in place of the text's, and in unconditional rows some of
+no prompt's (`alone` rows at every cross-attention), so that nothing there has to recognise the text. A round
+searches, as textual inversion does (Gal et al. 2022), for free tokens v in place of the concept's name,
+begun from words at random, with the embeddings moved by gradients through the text encoder and the erased
+UNet:
 
     min_v || eps(x_t, t, c(v); edits) - eps_base(x_t, t, c) ||^2 + w sum_g relu(margin_g + slack)
 
@@ -11,11 +12,12 @@ x_t the base's own latents on the way to pictures of the concept c, g all gates:
 looks; w is 0 in the first rounds, which only have to draw. What a round finds is drawn from noise. It is the
 concept where the base itself says so (`training/recognition.py`), for the gate cannot tell what it does not
 see; and it came through where no look of the first half had opened the gate. What is the concept joins what
-the same kind of search has found before, which has a probe of its own, so that the next search has to get
-past all of them (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of the weights). The probe of
-the concept as the base draws it sees none of that: tokens that evade draw what is half something else, and
-dull it. A search may also put tokens in front of the name, for every prompt its own, as UnlearnDiffAtk and
-P4D do. When every search in turn has found nothing new, that is the end.
+the same kind of search has found before, which has a probe of its own (or, while it is little, that of the
+mixtures below), so that the next search has to get past all of them (STEREO's rounds, Srivatsan et al. 2025,
+with a probe in place of the weights). The probe of the concept as the base draws it sees none of that: tokens
+that evade draw what is half something else, and dull it. A search may also find for every prompt tokens of
+its own, in front of it, as UnlearnDiffAtk does, or instead of all of it, as P4D does. When every search in
+turn has found nothing new, that is the end.
 
 Before all that comes what takes no search: mixtures of the concept's text states with those of others of
 its kind, since what evades a gate draws what is half the concept; they have a probe of their own, too. And
@@ -47,30 +49,40 @@ from conceptzap.training.probe import Seen
 
 SHARES = (0.7, 0.6, 0.5)  # of the concept in a mixture
 MIXED = 8  # others of its kind that it is mixed with
-ROWS = 8  # the anchor's states that stand in place of the text
+ROWS = 8  # states of the anchor that stand in place of the text
+WORDS = 2  # of them those of its last words; as much is padding, which has a say in what words draw, too
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
+INSTEAD, BEFORE, ALONE = "instead", "before", "alone"  # of the name; the whole prompt; all that is asked
 
 
 @dataclass(frozen=True)
 class Search:
-    """`free` tokens in place of the concept's name, or for every prompt its own `before` it.
+    """`free` tokens instead of the concept's name, or for every prompt its own, before it or alone.
 
     `evade`: weight of the gates' margins.
     """
 
     free: int
     evade: float = 0.0
-    before: bool = False
+    place: str = INSTEAD
     lr: float = 0.03
 
+    @property
+    def own(self) -> bool:
+        """Whether each prompt has tokens of its own."""
+        return self.place != INSTEAD
+
     def carrier(self, base: Base, prompts: Sequence[str], names: Sequence[str]) -> Carrier:
-        if self.before:
+        if self.place == ALONE:
+            return Carrier.alone(base, len(prompts), self.free)
+        if self.place == BEFORE:
             return Carrier.before(base, prompts, self.free)
         return Carrier.instead(base, prompts, names, self.free)
 
 
 MISSPELT = Search(0)  # the name written wrongly, which takes no search
-SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, True, 0.06), Search(1, 0.3))
+SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, BEFORE, 0.06), Search(1, 0.3),
+            Search(16, 0.3, ALONE, 0.1))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,8 +109,8 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget(concept=24, others=96, wordings=1, styled=96, erased=16, rounds=0, steps=0, mixed=27),
-    "full": Budget(concept=24, others=192, wordings=2, styled=128, erased=24, rounds=15, steps=40, mixed=54),
+    "quick": Budget(concept=24, others=96, wordings=1, styled=48, erased=16, rounds=0, steps=0, mixed=27),
+    "full": Budget(concept=24, others=96, wordings=1, styled=48, erased=24, rounds=18, steps=40, mixed=54),
 }
 
 
@@ -175,8 +187,10 @@ class _Known:
         self.gate = self._fitted()
 
     def _fitted(self) -> Gate:
-        names = [gate.name for gate in self.told]
-        return probe.fit_gate([self.concept, self.mixed, *self.found.values()], self.others, self.gone, names)
+        names, finds = [gate.name for gate in self.told], self.found.values()
+        mixed = self.mixed.joined(*(few for few in finds if len(few) < probe.FOLDS))
+        groups = [self.concept, mixed, *(many for many in finds if len(many) >= probe.FOLDS)]
+        return probe.fit_gate(groups, self.others, self.gone, names)
 
 
 def _hardened(case: _Case, beside: Sequence[str]) -> tuple[Edit, dict[str, Json]]:
@@ -193,7 +207,7 @@ def _hardened(case: _Case, beside: Sequence[str]) -> tuple[Edit, dict[str, Json]
     rounds.append(_round(case, known, MISSPELT, meant, case.acting.encode(wrong)))
     for number in range(size.rounds):
         search = size.searches[number % len(size.searches)]
-        asked = prompts[: size.own] if search.before else prompts
+        asked = prompts[: size.own] if search.own else prompts
         cond = _search(case, known, search, asked, number)
         drawn = [index % len(asked) for index in range(size.found)]
         rounds.append(_round(case, known, search, [asked[i] for i in drawn], cond[drawn], number + 1))
@@ -220,7 +234,7 @@ def _round(
     if drawn.any():
         known.learn(search, found.rows(drawn))
     return {
-        "tokens": search.free, "before": search.before, "evades": search.evade > 0, "n": len(found),
+        "tokens": search.free, "place": search.place, "evades": search.evade > 0, "n": len(found),
         "drawn": int(drawn.sum()), "through": int(through.sum()),
     }  # fmt: skip
 
@@ -264,11 +278,21 @@ def _opened(gate: Gate, seen: Seen, told: Tensor) -> Tensor:
 
 
 def _stand_in(case: _Case, gate: Gate) -> Edit:
-    """The first states of the anchor's plainest prompt, in place of the text, behind the gate."""
+    """States of the anchor's plainest prompt, and of none, in place of the text, behind the gate."""
     base, anchors = case.base, case.lesson.anchors
     text = anchors[1] if len(anchors) > 1 else case.lesson.anchor
-    rows = base.encode([text]).states[0, :ROWS].to("cpu", torch.float16)  # [ROWS, width]
-    return Edit("tokens", base.sites(CROSS), {"prompt": rows}, {"alone": True}, (gate,))
+    given, without = _few(base, text, base.encode([text])), _few(base, "", base.unconditional())
+    rows = {"prompt": given, "without": without}  # [ROWS, width] each
+    return Edit("tokens", base.sites(CROSS), rows, {"alone": True}, (gate,))
+
+
+def _few(base: Base, text: str, cond: Cond) -> Tensor:
+    """A text's states, [ROWS, width]: the start, its last words, its end and padding at equal distances."""
+    states = cond.states[0]
+    end = min(base.token_count(text), len(states) - 2) + 1
+    few = [0, *range(max(1, end - WORDS), end + 1)]
+    padding = torch.linspace(end, len(states) - 1, ROWS - len(few) + 1)[1:].round().long()
+    return states[[*few, *padding.tolist()]].to("cpu", torch.float16)
 
 
 def _search(case: _Case, known: _Known, search: Search, prompts: Sequence[str], number: int) -> Cond:
@@ -279,7 +303,7 @@ def _search(case: _Case, known: _Known, search: Search, prompts: Sequence[str], 
     base, size, seen, gate = case.base, case.size, known.concept, known.gate
     carrier, asked = search.carrier(case.acting, prompts, case.lesson.names), base.encode(list(prompts))
     generator = torch.Generator().manual_seed(case.report.seed * 7919 + number)
-    v = nn.Parameter(_start(base, case.lesson, len(prompts) if search.before else 1, carrier.free, generator))
+    v = nn.Parameter(_start(base, case.lesson, len(prompts) if search.own else 1, carrier.free, generator))
     adam = torch.optim.Adam([v], lr=search.lr, foreach=False, fused=False)
     label = f"attacking, round {number + 1} of {size.rounds}"
     for _ in case.report.count(range(size.steps), size.steps, label):
@@ -289,7 +313,7 @@ def _search(case: _Case, known: _Known, search: Search, prompts: Sequence[str], 
         with torch.no_grad():
             target = base.predict(x, t, asked[rows])  # [batch, c, h, w]
         with torch.enable_grad():
-            free = v[rows] if search.before else v.expand(size.batch, -1, -1)  # [batch, free, d]
+            free = v[rows] if search.own else v.expand(size.batch, -1, -1)  # [batch, free, d]
             cond = carrier.rows(rows).states(split(base, free))
             with gates.straight_through(), attached(base, case.edits), probe.looking(base) as looks:
                 error = (base.predict(x, t, cond) - target).pow(2).mean()

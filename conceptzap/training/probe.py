@@ -37,7 +37,7 @@ from conceptzap.runtime.sight import pooled
 from conceptzap.training import memory
 
 SITES = ("unet.up_blocks.0", "unet.up_blocks.1")
-DENOISING, LOOKED = 10, 7  # steps of a walk, and how many of them are looked at: down to t = 301
+DENOISING, LOOKED = 7, 5  # steps of a walk, and how many of them are looked at: down to t = 285
 GUIDANCE = 4.0
 KNOTS = 3  # times at which a file has queries; 2 let more of Van Gogh through (docs/figures.md)
 ROWS = 16  # pictures watched together, where they fit
