@@ -264,6 +264,11 @@ class Erasure:
         return tuple(edit for edit in self.edits if edit.role == role)
 
 
+def token_count(edit: Edit) -> int:
+    """How many rows each slot of a `tokens` edit has; 0 where a tensor has no dimensions."""
+    return sum(next(iter(edit.tensors.values())).shape[:1])
+
+
 def sort_edits(edits: Iterable[Edit]) -> tuple[Edit, ...]:
     """Edits by name, equal ones once."""
     by_name = {edit.name: edit for edit in edits}

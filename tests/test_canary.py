@@ -14,7 +14,7 @@ import torch
 
 from conceptzap import format
 from conceptzap.base import Base
-from conceptzap.edit import Edit, Erasure, Gate, stack
+from conceptzap.edit import Edit, Erasure, Gate, stack, token_count
 from conceptzap.errors import FormatError, RefusedError
 from conceptzap.runtime import adapters, ops
 from conceptzap.runtime.attach import Attachment
@@ -261,7 +261,7 @@ def test_an_effect_that_does_not_arrive_is_found(
     canary.check(sd1, erasure)
     mutes = {
         "_prompt": lambda hook, call, index, x: x.new_zeros(
-            len(x), ops.token_count(hook.ledger.edits[index]), x.shape[2]
+            len(x), token_count(hook.ledger.edits[index]), x.shape[2]
         ),
         "_rows": lambda hook, call, learned, output, start: [output[:, start:]],
         "low_rank": lambda pair, strength, module, x: torch.zeros_like(x if module is None else module.forward(x)),

@@ -102,9 +102,10 @@ def test_what_is_too_little_for_a_probe_is_among_the_mixtures(sd1: Base, monkeyp
     monkeypatch.setattr(probe, "fit_gate", lambda c, *o: fitted.append([len(one) for one in c]) or fit(c, *o))
     monkeypatch.setattr(probe, "FOLDS", SMALL.found + 1)
     recognised(monkeypatch, 1.0)
-    hardening.harden(sd1, TASK, some.eraser(sd1), "full", Report())
-    wrong, mixed = len(spelling.misspelt("van gogh")), SMALL.mixed
-    assert fitted[-2:] == [[4, mixed + SMALL.found, wrong], [4, mixed + 2 * SMALL.found, wrong]]
+    *_, edit = hardening.harden(sd1, TASK, some.eraser(sd1), "full", Report()).edits
+    wrong, mixed, two = len(spelling.misspelt("van gogh")), SMALL.mixed, SMALL.found
+    assert fitted[-2:] == [[4, mixed + two, wrong, two], [4, mixed + 2 * two, wrong, two, two]]
+    assert edit.gates[0].tensors["query"].shape[1] == 3  # the concept's, of mixtures, of slips: no search's
 
 
 def test_what_the_same_search_finds_later_shares_its_probe(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:

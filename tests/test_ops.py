@@ -11,13 +11,15 @@ import edits as some
 import pytest
 import torch
 import torch.nn.functional as F
+from samples import header
 
 from conceptzap.base import CROSS, CROSS_K, CROSS_KV, Base
-from conceptzap.edit import Edit, Gate
+from conceptzap.edit import Edit, Erasure, Gate
 from conceptzap.errors import MismatchError
 from conceptzap.runtime import ops
 from conceptzap.runtime.attach import Attachment, attached, bake
 from conceptzap.runtime.hooks import LayerHook
+from conceptzap.trust import admission
 
 PROMPTS = (some.ASKED[0], some.OTHER[1])
 
@@ -299,6 +301,14 @@ def test_what_does_not_fit_is_refused_before_it_runs(sd1: Base, case: str) -> No
         some.eps(sd1, PROMPTS, [some.shared(sd1), Edit(op, sites, tensors)])
     assert caught.value.exit_code == 4 and sites[0] in str(caught.value)
     assert some.hooks(sd1) == hooks
+
+
+def test_a_file_whose_rows_have_no_width_is_read_for_the_line_that_refuses_it(sd1: Base) -> None:
+    """How many rows all files together add is asked before anything is held against the base."""
+    edit = Edit("tokens", sd1.sites(CROSS)[:1], {"prompt": torch.zeros(())})
+    (loaded,) = admission.load_all([Erasure(header(), (edit,))])
+    with pytest.raises(MismatchError, match="needs prompt of shape"):
+        some.eps(sd1, PROMPTS, loaded.erasure.edits)
 
 
 def test_a_whole_pattern_of_sites_shares_one_pair(base: Base) -> None:

@@ -94,14 +94,14 @@ class Budget:
     searched for.
     """
 
-    concept: int
-    others: int
-    wordings: int
-    styled: int
     erased: int
-    rounds: int
-    steps: int
     mixed: int
+    rounds: int = 0
+    steps: int = 0
+    concept: int = 24
+    others: int = 96  # each word of the keep set at least once: what is left out may open the gate
+    wordings: int = 1
+    styled: int = 48
     searches: tuple[Search, ...] = SEARCHES
     batch: int = 6
     own: int = 12  # prompts, where each gets tokens of its own
@@ -109,8 +109,8 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget(concept=24, others=96, wordings=1, styled=48, erased=16, rounds=0, steps=0, mixed=27),
-    "full": Budget(concept=24, others=96, wordings=1, styled=48, erased=24, rounds=18, steps=40, mixed=54),
+    "quick": Budget(erased=16, mixed=27),
+    "full": Budget(erased=24, mixed=54, rounds=18, steps=40),
 }
 
 
@@ -189,8 +189,7 @@ class _Known:
     def _fitted(self) -> Gate:
         names, finds = [gate.name for gate in self.told], self.found.values()
         mixed = self.mixed.joined(*(few for few in finds if len(few) < probe.FOLDS))
-        groups = [self.concept, mixed, *(many for many in finds if len(many) >= probe.FOLDS)]
-        return probe.fit_gate(groups, self.others, self.gone, names)
+        return probe.fit_gate([self.concept, mixed, *finds], self.others, self.gone, names)
 
 
 def _hardened(case: _Case, beside: Sequence[str]) -> tuple[Edit, dict[str, Json]]:

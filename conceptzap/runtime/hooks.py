@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conceptzap.edit import MAX_ROWS
+from conceptzap.edit import MAX_ROWS, token_count
 from conceptzap.errors import RefusedError, SilentEditError
 from conceptzap.runtime import adapters, guides, ops
 from conceptzap.runtime.ledger import Ledger, refuse_recording
@@ -169,7 +169,7 @@ class CrossHook(Hook):
         self, call: Call, states: Tensor, mask: Tensor | None = None
     ) -> dict[str, Tensor | None]:
         tokens = call.among(self.edits)
-        counts = [ops.token_count(self.ledger.edits[index]) for index in tokens]
+        counts = [token_count(self.ledger.edits[index]) for index in tokens]
         rows, length, width = states.shape
         extra, strengths = sum(counts), call.table(tokens)  # [rows, edits], None where all are 1
         if extra > MAX_ROWS:
@@ -308,7 +308,7 @@ class LayerHook(Hook):
             if name in part.edit.tensors:
                 rows = part.slot(name, x).expand(len(x), -1, -1)
                 return self._where_open(call, index, ops.in_halves(part, rows, call.unconditional, call.rows))
-        return x.new_zeros(len(x), ops.token_count(part.edit), x.shape[2])
+        return x.new_zeros(len(x), token_count(part.edit), x.shape[2])
 
     def _where_open(self, call: Call, index: int, rows: Tensor) -> Tensor:
         """Zeros in shut rows: a key that overflows must not meet their mask of -inf, as NaN."""
@@ -376,7 +376,7 @@ class LayerHook(Hook):
         """What stands behind the text in the output: [rows, n, out] of each edit, then what is spare."""
         for index in learned:
             part, name = self.ledger.parts[index], f"tokens_{self.letter}"
-            stop = start + ops.token_count(part.edit)
+            stop = start + token_count(part.edit)
             if name in part.edit.tensors:
                 own = part.slot(name, output).expand(len(output), -1, -1)
                 yield self._where_open(call, index, own)

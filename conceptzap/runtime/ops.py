@@ -21,18 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conceptzap.edit import Edit
+from conceptzap.edit import Edit, token_count
 from conceptzap.errors import MismatchError, RefusedError, SilentEditError
 from conceptzap.words import with_article
 
 
 def is_conv(module: nn.Module) -> bool:
     return hasattr(module, "kernel_size")
-
-
-def token_count(edit: Edit) -> int:
-    """How many rows each slot of a `tokens` edit has; 0 where a tensor has no dimensions."""
-    return sum(next(iter(edit.tensors.values())).shape[:1])
 
 
 def shifts_input(edit: Edit) -> bool:

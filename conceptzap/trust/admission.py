@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conceptzap import format
-from conceptzap.edit import MAX_ROWS, Edit, Erasure
+from conceptzap.edit import MAX_ROWS, Edit, Erasure, token_count
 from conceptzap.errors import MismatchError, UsageError
 from conceptzap.format import naming
 from conceptzap.report import Report
@@ -74,7 +74,7 @@ def _check_rows(loaded: Iterable[Loaded]) -> None:
     rows: Counter[str] = Counter()
     edits = (edit for one in loaded if one.strength for edit in one.erasure.edits)
     for edit in (edit for edit in edits if edit.op == "tokens" and not edit.gates):
-        rows.update(dict.fromkeys(edit.sites, sum(next(iter(edit.tensors.values())).shape[:1])))
+        rows.update(dict.fromkeys(edit.sites, token_count(edit)))
     most = max(rows.values(), default=0)
     if most > MAX_ROWS:
         raise UsageError(

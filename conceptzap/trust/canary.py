@@ -27,13 +27,12 @@ from torch import Tensor, nn
 
 from conceptzap.base import PREFIX, Base, Cond, find_module
 from conceptzap.base.modules import plain
-from conceptzap.edit import Edit, Erasure, Json
+from conceptzap.edit import Edit, Erasure, Json, token_count
 from conceptzap.errors import RefusedError, ran_out_of_memory
 from conceptzap.format.tree import RUNS
 from conceptzap.runtime import adapters, guides
 from conceptzap.runtime.attach import attached
 from conceptzap.runtime.gates import SIGHT
-from conceptzap.runtime.ops import token_count
 
 SEED = 20240319
 TIMESTEP = 500
