@@ -13,14 +13,14 @@ import torch
 from victims import GRADIENT, attempts, small, victim
 
 from conceptzap.attacks import inpaint
-from conceptzap.base import Base
+from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit, Gate
 from conceptzap.redteam import discrete, search
 from conceptzap.redteam.carrier import allowed, without
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, STRAIGHT, TRANSFER, Victim
 from conceptzap.report import Report
 from conceptzap.result import Settings
-from conceptzap.runtime import gates
+from conceptzap.runtime import gates, guides
 from conceptzap.runtime.attach import attached
 from conceptzap.training.carrier import Carrier, split
 
@@ -68,6 +68,21 @@ def test_what_is_known_stays_in_the_picture(sd1: Base) -> None:
     outside = (mask == 0).expand_as(latents)
     assert torch.equal(latents[outside], clean[outside]) and not torch.equal(latents, clean)
     assert mask.sum() == 16
+
+
+def test_an_attacker_sees_what_guidance_makes_of_rows_without_a_prompt(sd1: Base) -> None:
+    """By what is returned the plain base draws, guided, what the erased model draws."""
+    edits = (some.halved(sd1, gates=[some.gate(sd1)]),)
+    on, cond = victim(sd1, edits, n=2), sd1.encode([some.ASKED[0], some.OTHER[1]])
+    x, t = sd1.noise([0, 1]), torch.full((2,), some.TIME)
+    none, weight = sd1.unconditional()[[0, 0]], on.settings.guidance
+    with torch.no_grad():
+        seen, plain = on.eps(STRAIGHT, x, t, cond), sd1.eps(x, t, none)
+        with attached(sd1, edits), guides.Guidance(lambda rows: rows // 2).told():
+            moved, given = sd1.eps(x.repeat(2, 1, 1, 1), t.repeat(2), Cond.cat([none, cond])).chunk(2)
+    drawn = moved + weight * (given - moved)
+    assert some.far(plain + weight * (seen - plain), drawn) < 1e-4
+    assert some.far(seen[0], given[0]) > 1e-3 and some.far(seen[1], given[1]) < 1e-5
 
 
 def test_free_tokens_are_the_tokens_that_stand_there(base: Base) -> None:

@@ -55,11 +55,12 @@ def recognised(monkeypatch: pytest.MonkeyPatch, found: float) -> None:
 def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> None:
     edits = some.eraser(sd1)
     done = hardening.harden(sd1, TASK, edits, "full", Report())
-    *old, new = done.edits
+    *old, beside, new = done.edits
     assert tuple(old) == edits and [gate.kind for gate in new.gates] == ["sight"]
-    assert new.params == {"alone": True}
-    assert new.tensors["prompt"].equal(hardening._few(sd1, "a painting", sd1.encode(["a painting"])))
-    assert new.tensors["without"].equal(hardening._few(sd1, "", sd1.unconditional()))
+    assert new.params == {"alone": True} and not beside.params
+    for edit in (beside, new):
+        assert edit.tensors["prompt"].equal(hardening._few(sd1, "a painting"))
+        assert edit.tensors["without"].equal(hardening._few(sd1, "a painting by van gogh"))  # guidance leads away
     rounds = done.record["rounds"]["van gogh"]
     told = [rounds[name] for name in ("tokens", "place", "evades", "drawn", "through")]
     assert told == [[0, 1, 2], [INSTEAD, INSTEAD, BEFORE], [False, False, True], [0, 0, 0], [0, 0, 0]]
@@ -68,14 +69,29 @@ def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> Non
     assert [edit.name for edit in again.edits] == [edit.name for edit in done.edits]
 
 
+def test_a_gate_that_opens_for_another_concept_gets_no_rows_of_one(sd1: Base) -> None:
+    """They lead away from the concept, whatever the gate has opened for."""
+    both = Task(concepts=("van gogh", "monet"), anchors=("painting", "painting"), kinds=("style", "style"))
+    gate = some.gate(sd1)
+    wide = replace(gate, params={**gate.params, "threshold": -9.0})
+    edits = [replace(edit, gates=(wide,)) for edit in some.eraser(sd1)]
+    for task, count in ((TASK, 1), (both, 0)):
+        more = hardening.harden(sd1, task, edits, "quick", Report()).edits[len(edits) :]
+        assert sum(edit.gates == (wide,) for edit in more) == count
+
+
 @pytest.mark.parametrize(
     ("text", "few"), [("", [0, 1]), ("cat", [0, 1, 2]), ("a photo of a cat", [0, 4, 5, 6]), ("a " * 99, [0, 74, 75, 76])]
 )
-def test_few_states_say_what_a_text_ends_with(sd1: Base, text: str, few: list[int]) -> None:
+def test_few_states_say_what_a_text_ends_with(
+    sd1: Base, text: str, few: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The start, the last words, the end, and of the padding some at equal distances."""
     cond = sd1.encode([text])
     every = torch.arange(cond.states.shape[1]).half()
-    rows = hardening._few(sd1, text, replace(cond, states=every[None, :, None].expand_as(cond.states)))
+    numbered = replace(cond, states=every[None, :, None].expand_as(cond.states))
+    monkeypatch.setattr(Base, "encode", lambda self, texts: numbered)
+    rows = hardening._few(sd1, text)
     places = rows[:, 0].int().tolist()
     assert len(places) == hardening.ROWS and places[: len(few)] == few and places[-1] == 76
     steps = torch.tensor(places[len(few) - 1 :]).diff()
@@ -152,12 +168,15 @@ def test_what_was_erased_is_all_that_the_texts_gate_opens_for(sd1: Base) -> None
     lesson, edits = next(iter(lessons.lessons(sd1, TASK))), some.eraser(sd1)
     lesson = replace(lesson, pairs=tuple(Pair(prompt, "a painting") for prompt in some.ASKED))
     case, beside = hardening._Case(sd1, sd1, lesson, tuple(edits), SMALL, Report()), [some.ASKED[1], some.OTHER[1]]
-    known = hardening._watched(case, some.ASKED[:2], beside)
-    assert known.gone == 3 and [gate.name for gate in known.told] == [some.gate(sd1).name]
+    told = case.opened(some.ASKED[:2])
+    assert [gate.name for gate in told] == [some.gate(sd1).name]
+    known = hardening._watched(case, some.ASKED[:2], beside, told)
+    assert known.gone == 3 and known.told == told
     assert known.gate.params["told"] == [some.gate(sd1).name]
     soft = replace(some.gate(sd1), kind="similar", params={"threshold": 1.0, "full": 1.1})
     vague = tuple(replace(edit, gates=(soft,)) for edit in edits)
-    known = hardening._watched(replace(case, edits=vague), some.ASKED[:2], beside)
+    case = replace(case, edits=vague)
+    known = hardening._watched(case, some.ASKED[:2], beside, case.opened(some.ASKED[:2]))
     assert known.gone == 2 and "told" not in known.gate.params
 
 
@@ -235,7 +254,7 @@ def test_a_file_is_hardened_into_another(
     assert back.digest == made.digest and back.header.parents == (conceptzap.load("vg").digest,)
     more = [edit for edit in back.edits if edit not in first.edits]
     assert "sight" in {gate.kind for edit in more for gate in edit.gates}
-    assert all(edit.params["alone"] for edit in more)
+    assert all("without" in edit.tensors for edit in more)
     assert set(back.header.base.fingerprint) == {"attn2", "text", "unet"}
     canary.check(sd1, back)
     shown = conceptzap.inspect(made.path)

@@ -289,19 +289,6 @@ def test_where_the_text_names_the_concept_it_looks_closer(base: Base) -> None:
     assert some.eps(base, PROMPTS, [looks]).equal(some.eps(base, PROMPTS))  # no such gate: nobody told it
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_where_the_text_names_the_concept_it_does_not_look_late(sd1: Base, late: bool) -> None:
-    """What the edits behind the text's gate make of a picture is left to them; other texts are looked at."""
-    told = {"told": [some.gate(sd1).name], "told_low": some.TIME + late}
-    opens = some.always(sd1)
-    gate = Gate("sight", opens.params | told, opens.tensors)
-    looks, named = some.tokens(sd1, gates=[gate]), some.shared(sd1, gates=[some.gate(sd1)])
-    whole = some.eps(sd1, PROMPTS, [some.tokens(sd1), named])
-    found = some.eps(sd1, PROMPTS, [looks, named])
-    assert some.far(found[1], whole[1]) < 1e-5
-    assert some.far(found[0], (some.eps(sd1, PROMPTS, [named]) if late else whole)[0]) < 1e-5
-
-
 def test_what_it_is_told_by_is_a_gate_of_its_file(sd1: Base, tmp_path: Path) -> None:
     looks, named = some.tokens(sd1, gates=[closer(sd1)]), some.shared(sd1, gates=[some.gate(sd1)])
     format.save(Erasure(header(), some.sort_edits((looks, named))), tmp_path / "told")
@@ -376,6 +363,20 @@ def test_rows_alone_keep_the_halves_of_guidance_apart(base: Base) -> None:
             with guides.Guidance(lambda _, below=below: below).told():
                 found = base.eps(noise, some.TIME, asked)
             assert some.far(found, wanted[below]) < 2e-5, below
+
+
+@torch.no_grad()
+def test_rows_for_halves_are_open_in_both_rows_of_a_picture(base: Base) -> None:
+    """What a prompt opens is open in the row without one, too, and nothing that row says itself."""
+    edit = some.halved(base, gates=[some.gate(base)])
+    asked, noise = base.encode([*PROMPTS[::-1], *PROMPTS]), base.noise([0, 1, 0, 1])
+    assert [*gates.factor(edit, gates.Signal(asked.states, torch.zeros(4)))] == [0, 1, 1, 0]
+    plain = base.eps(noise, some.TIME, asked)
+    for below, moved in ((2, [0, 2]), (1, [1, 2]), (0, [1, 2]), (None, [1, 2])):  # of which halves nobody knows
+        with attached(base, [edit]) as receipt, guides.Guidance(lambda _, below=below: below).told():
+            found = base.eps(noise, some.TIME, asked)
+        assert [row for row in range(4) if some.far(found[row], plain[row]) > 1e-4] == moved, below
+        assert sorted(receipt.tallies[0].opened) == moved
 
 
 def test_rows_for_halves_are_not_guessed_of_a_part(sd1: Base) -> None:

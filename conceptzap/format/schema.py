@@ -45,7 +45,7 @@ ROWS = ("conditional",)  # the rows of a UNet call that an edit is confined to
 OPS = {
     # prompt_*: [n, context width], shared by all sites, prompt: keys and values of the same; tokens_*:
     # [n, inner width] in K/V space; without [n, context width]: what prompt is in unconditional rows, where
-    # somebody says which these are
+    # somebody says which these are; such an edit is open in both rows of a picture where it is in the prompt's
     # alone: they stand in place of the text, whose bias is log(1 - strength)
     "tokens": Kind(
         _sets("prompt", "prompt without", "prompt_k prompt_v", "tokens_k tokens_v"),
@@ -123,8 +123,7 @@ GATES = {
     # times [k], query [k, probes, channels of all], offset [k, probes], or without probes where there is one;
     # knots [m]: the times of the queries, where they are not those of the offsets, query [m, ...];
     # scale [m, probes]: by which queries of whole numbers, -127 to 127, are multiplied;
-    # eased: the offset of rows whose text opens one of the gates that are told by name, which are looked at
-    # from told_low on alone;
+    # eased: the offset of rows whose text opens one of the gates that are told by name;
     # alone: the offset of rows without an unconditional one of the same picture; with it u is a pair's, each
     # row's own means and behind them those of its unconditional one, without which they are its own again
     "sight": Kind(
@@ -132,10 +131,10 @@ GATES = {
         frozenset({"knots", "scale", "eased", "alone"}),
         params={
             "site": (str,), "beside": (list,), "threshold": (float,), "low": (int,), "told": (list,),
-            "told_low": (int,), "false_open": (dict,), "false_shut": (dict,),
+            "false_open": (dict,), "false_shut": (dict,),
         },
         required=frozenset({"site", "threshold"}),
-        ranges={"low": (0, 999), "told_low": (0, 999)},
+        ranges={"low": (0, 999)},
     ),
     # factor per text position (K/V weight edits only)
     "token": Kind(

@@ -1,7 +1,10 @@
 """Attack an erasure while it is made, and give it a gate that looks at the picture for what came through.
 
-Behind the gate some of the anchor's states stand in place of the text's, and in unconditional rows some of
-no prompt's (`alone` rows at every cross-attention), so that nothing there has to recognise the text. A round
+Behind the gate some of the anchor's states stand in place of the text's, so that nothing there has to
+recognise it, and in unconditional rows some of the concept's (`alone` rows at every cross-attention):
+guidance then leads away from what the picture already shows of it, however late the gate opens (as a
+negative prompt does). The same rows, beside the text, stand behind the text gates, for what the edits there
+leave of the concept in words that were searched for. A round
 searches, as textual inversion does (Gal et al. 2022), for free tokens v in place of the concept's name,
 begun from words at random, with the embeddings moved by gradients through the text encoder and the erased
 UNet:
@@ -27,8 +30,8 @@ looks: words that hide a half-erased concept stand out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 
 import torch
@@ -46,6 +49,7 @@ from conceptzap.training import lessons, objectives, probe, recognition
 from conceptzap.training.carrier import Carrier, split, tables
 from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
+from conceptzap.training.wordings import Pair
 
 SHARES = (0.7, 0.6, 0.5)  # of the concept in a mixture
 MIXED = 8  # others of its kind that it is mixed with
@@ -131,8 +135,8 @@ def harden(
     for lesson in every:
         beside = [prompt for other in every if other is not lesson for prompt in other.prompts]
         case = _Case(base, acting, lesson, tuple(baked), BUDGETS[budget], report)
-        edit, record[lesson.concept] = _hardened(case, beside)
-        more.append(edit)
+        own, record[lesson.concept] = _hardened(case, beside)
+        more += own
     return Hardened((*edits, *more), {"budget": budget, "rounds": record})
 
 
@@ -163,6 +167,13 @@ class _Case:
         every = (gate for edit in self.edits for gate in edit.gates if gate.kind in gates.TEXT)
         return list({gate.name: gate for gate in every}.values())
 
+    def opened(self, prompts: Sequence[str]) -> tuple[Gate, ...]:
+        """Those of them that some of the prompts open."""
+        if not prompts:
+            return ()
+        cond = self.acting.encode(list(prompts))
+        return tuple(gate for gate in self.text_gates if _told([gate], cond).any())
+
 
 @dataclass
 class _Known:
@@ -192,15 +203,19 @@ class _Known:
         return probe.fit_gate([self.concept, mixed, *finds], self.others, self.gone, names)
 
 
-def _hardened(case: _Case, beside: Sequence[str]) -> tuple[Edit, dict[str, Json]]:
-    """The rows behind the gate, and what came of the rounds, column by column, one of each a round.
+def _hardened(case: _Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str, Json]]:
+    """What joins the edits, and what came of the rounds, column by column, one of each a round.
 
     `beside`: prompts of the concepts that are erased with it.
     """
     # 1. what the concept looks like on its way, and what else must not open the gate
     size, rounds, idle = case.size, [], 0
     prompts = objectives.subset(case.report.seed, case.lesson.prompts, size.concept)
-    known = _watched(case, prompts, beside)
+    told, shared = case.opened(prompts), case.opened(beside)
+    away = [_rows(case.base, case.lesson, gate) for gate in told if gate not in shared]
+    away = [edit for edit in away if edit not in case.edits]  # of a file that was hardened before
+    case = replace(case, edits=(*case.edits, *away))
+    known = _watched(case, prompts, beside, told)
     # 2. look at what slips of the finger draw; then attack, look, fit again
     meant, wrong = _misspelt(case.lesson, prompts)
     rounds.append(_round(case, known, MISSPELT, meant, case.acting.encode(wrong)))
@@ -213,7 +228,8 @@ def _hardened(case: _Case, beside: Sequence[str]) -> tuple[Edit, dict[str, Json]
         idle = 0 if rounds[-1]["through"] else idle + 1
         if idle == len(size.searches):
             break
-    return _stand_in(case, known.gate), {name: [one[name] for one in rounds] for name in rounds[0]}
+    new = [*away, _rows(case.base, case.lesson, known.gate, {"alone": True})]
+    return new, {name: [one[name] for one in rounds] for name in rounds[0]}
 
 
 def _misspelt(lesson: Lesson, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -238,7 +254,7 @@ def _round(
     }  # fmt: skip
 
 
-def _watched(case: _Case, prompts: Sequence[str], beside: Sequence[str]) -> _Known:
+def _watched(case: _Case, prompts: Sequence[str], beside: Sequence[str], told: tuple[Gate, ...]) -> _Known:
     """The concept as the base draws it, and under the edits what stays, the anchor and what is erased."""
     lesson, size, seed = case.lesson, case.size, case.report.seed
     # 1. the concept, and what stays: every word `beside` at least once
@@ -253,7 +269,6 @@ def _watched(case: _Case, prompts: Sequence[str], beside: Sequence[str]) -> _Kno
     # 2. what is erased, and what else is behind the same gates
     label = "looking at what is erased"
     gone = case.watch(prompts[: size.erased], 2000, label)
-    told = tuple(gate for gate in case.text_gates if _told([gate], case.acting.encode(prompts)).any())
     opens = _told(told, case.acting.encode(list(beside))).tolist() if beside else []
     if heard := [one for one, open_ in zip(beside, opens, strict=True) if open_]:
         gone = gone.joined(case.watch(objectives.subset(seed, heard, size.erased), 2500, label))
@@ -276,18 +291,16 @@ def _opened(gate: Gate, seen: Seen, told: Tensor) -> Tensor:
     return (probe.looks(gate, seen, told)[: len(seen.times) // 2] > 0).any(0)
 
 
-def _stand_in(case: _Case, gate: Gate) -> Edit:
-    """States of the anchor's plainest prompt, and of none, in place of the text, behind the gate."""
-    base, anchors = case.base, case.lesson.anchors
-    text = anchors[1] if len(anchors) > 1 else case.lesson.anchor
-    given, without = _few(base, text, base.encode([text])), _few(base, "", base.unconditional())
-    rows = {"prompt": given, "without": without}  # [ROWS, width] each
-    return Edit("tokens", base.sites(CROSS), rows, {"alone": True}, (gate,))
+def _rows(base: Base, lesson: Lesson, gate: Gate, params: Mapping[str, Json] | None = None) -> Edit:
+    """Some states of the anchor's plainest prompt and, in rows without a prompt, of the concept's."""
+    plain = lesson.pairs[1] if len(lesson.pairs) > 1 else Pair(lesson.concept, lesson.anchor)
+    rows = {"prompt": _few(base, plain.anchor), "without": _few(base, plain.concept)}  # [ROWS, width] each
+    return Edit("tokens", base.sites(CROSS), rows, dict(params or {}), (gate,))
 
 
-def _few(base: Base, text: str, cond: Cond) -> Tensor:
+def _few(base: Base, text: str) -> Tensor:
     """A text's states, [ROWS, width]: the start, its last words, its end and padding at equal distances."""
-    states = cond.states[0]
+    states = base.encode([text]).states[0]
     end = min(base.token_count(text), len(states) - 2) + 1
     few = [0, *range(max(1, end - WORDS), end + 1)]
     padding = torch.linspace(end, len(states) - 1, ROWS - len(few) + 1)[1:].round().long()

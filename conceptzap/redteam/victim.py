@@ -93,6 +93,11 @@ class Victim:
         return any(gate.kind == gates.SIGHT for edit in self.edits for gate in edit.gates)
 
     @cached_property
+    def paired(self) -> bool:
+        """Whether what its edits do depends on rows that have no prompt, beside those that have one."""
+        return self.watched or any("without" in edit.tensors for edit in self.edits)
+
+    @cached_property
     def _seen(self) -> list[Tensor]:
         """What gates that look at the picture said of the last call of `eps`."""
         return []
@@ -204,19 +209,33 @@ class Victim:
 
         `guided`: what is found is drawn with guidance, if the settings have any.
         """
-        # a gate that looks at pairs has to be shown what it will see
-        beside = self.watched and form != TRANSFER and guided and self.settings.guidance > 1
+        # what looks at pairs has to be shown what it will see, and what acts on both halves, to act on both
+        beside = self.paired and form != TRANSFER and guided and self.settings.guidance > 1
         with self.acting(form, more), sight.margins_seen() as seen:
-            found = self._guided(x, t, cond) if beside else self.base.eps(x, t, cond)
+            found = self._in_pairs(x, t, cond) if beside else self.base.eps(x, t, cond)
         self._seen[:] = [margins[:, -len(x) :] for margins in seen]
-        return found
+        return self._guided(x, t, *found.chunk(2)) if beside else found
 
-    def _guided(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The noise seen in x with the prompts, in a call that has rows without them, too, as a sampler's."""
-        without = self._without[[0] * len(x)].to(cond.states.device, cond.states.dtype)
-        both = Cond.cat([without, cond])
+    def _in_pairs(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The noise seen in x without the prompts and with them, [2n, c, h, w], in a call as samplers make."""
+        both = Cond.cat([self._unasked(x, cond), cond])
         with Guidance(lambda rows: rows // 2).told():
-            return self.base.eps(torch.cat([x, x]), torch.cat([t, t]), both)[len(x) :]
+            return self.base.eps(torch.cat([x, x]), torch.cat([t, t]), both)
+
+    def _guided(self, x: Tensor, t: Tensor, without: Tensor, given: Tensor) -> Tensor:
+        """The noise c with which the base itself would draw what the erased model draws, [n, c, h, w].
+
+        Where edits make another u' of the base's u without the prompt: u' + w (c' - u') = u + w (c - u).
+        """
+        if all("without" not in edit.tensors for edit in self.edits):
+            return given
+        with torch.no_grad():
+            plain = self.base.eps(x, t, self._unasked(x, self._without))
+        return given + (1 - 1 / self.settings.guidance) * (plain - without)
+
+    def _unasked(self, x: Tensor, like: Cond) -> Cond:
+        """What x is drawn by without a prompt, n rows as `like` has them."""
+        return self._without[[0] * len(x)].to(like.states.device, like.states.dtype)
 
     @cached_property
     def _without(self) -> Cond:

@@ -93,6 +93,24 @@ def confined(
     return replace(strengths, rows=strengths.rows * here, places=places, levels=strengths.levels * here)
 
 
+def in_pairs(strengths: Strengths, split: Sequence[int], below: int | None) -> Strengths:
+    """Strengths where what is `split`, with rows for either half, acts on both of a picture or none.
+
+    The row with the prompt says which. Where it is not known which rows are pairs, nothing changes.
+    """
+    if not split or not below or not bool(strengths.levels[split].any()):
+        return strengths
+    if 2 * below != strengths.levels.shape[1]:
+        return strengths
+
+    def spread(table: Tensor) -> Tensor:
+        table = table.clone()  # [edits, rows]
+        table[split, :below] = table[split, below:]
+        return table
+
+    return replace(strengths, rows=spread(strengths.rows), levels=spread(strengths.levels))
+
+
 # rules
 
 

@@ -47,6 +47,7 @@ class Ledger:
         texts = [i for i, edit in enumerate(self.edits) if any(map(is_text, edit.sites))]
         self._texts = [] if encoder else texts
         self._partial = [i for i, edit in enumerate(self.edits) if guides.conditional_only(edit)]
+        self._split = [i for i, edit in enumerate(self.edits) if "without" in edit.tensors]
         self._only, self._ours = None if only is None else only[list(owners)], ours
         self._unconditional: int | None = 0
         self._firsts = [i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
@@ -176,6 +177,7 @@ class Ledger:
             self._text = (states, states._version) if lasting else None
         seen = self.sight.factors if self._panel.sight else None
         strengths = self._panel.strengths(self._said, times, seen)
+        strengths = guides.in_pairs(strengths, self._split, self._unconditional)
         if self._only is not None or self._partial:
             strengths = guides.confined(strengths, self._only, self._partial, self._unconditional)
         if self._texts:

@@ -12,8 +12,7 @@ A gate with an offset for rows that are `alone` reads pairs: behind u of a condi
 the unconditional row of its picture, which the prompt cannot mislead. A negative prompt can, so the
 conditional row is read alone, too, with the same behind it again; so is every row where nobody says which
 are unconditional, or none is, and that tells less than pairs do. Where the text itself opens one of the
-gates that are `told` it, a pair is watched closer, by the offset that is `eased`, and below `told_low` not
-at all: what the edits behind the text's gate make of a picture late on is more than what stands here.
+gates that are `told` it, a pair is watched closer, by the offset that is `eased`.
 
 A run of a row is over when its timestep rises, when a call has another number of rows, or when the
 pipeline that the edits were applied to is called anew. Rows of equal latents are one picture (the
@@ -114,7 +113,7 @@ def scores(
 ) -> Tensor:
     """What a gate compares with its threshold, for `pooled` activations [rows, channels]: [rows].
 
-    `told` [rows]: which rows' texts the gate is told to watch closer, and not late; None: no row's. `alone`
+    `told` [rows]: which rows' texts the gate is told to watch closer; None: no row's. `alone`
     [rows]: which of the pairs, if it reads pairs, are a row and itself; None: none.
     """
     query = gate.tensors["query"].float()
@@ -135,11 +134,7 @@ def scores(
         if slot in gate.tensors and (far is None or (rows is not None and bool(rows.any()))):
             offset = between(times, known, gate.tensors[slot].float().view(len(known), -1))  # [rows, probes]
             far = offset if far is None else torch.where(rows.to(offset.device)[:, None], offset, far)
-    found = ((q.to(seen.device) * seen[:, None]).sum(-1) - far.to(seen.device)).amax(-1)
-    if told is None or "told_low" not in gate.params:
-        return found
-    late = (times < gate.params["told_low"]).to(found.device)
-    return found.masked_fill(told.to(found.device) & late, -torch.inf)
+    return ((q.to(seen.device) * seen[:, None]).sum(-1) - far.to(seen.device)).amax(-1)
 
 
 @dataclass

@@ -46,7 +46,6 @@ FOLDS = 4
 SAFETY = 0.2  # where between the two classes a step's threshold stands; attacks came close below .35
 LEVELS = 127  # to either side, in which a query is stored: it is half a level off at most
 MARGIN = 0.05  # above what must stay shut, at least; .2 let 12 of 16 of Van Gogh through (docs/figures.md)
-TOLD_LOW = 501  # from where on what the text's own edits make of a picture is left to them
 ALONE = 0.15  # the same, of rows that stand alone, which probes of pairs tell less surely
 
 
@@ -178,7 +177,7 @@ def fit_gate(groups: Sequence[Seen], others: Seen, gone: int = 0, told: Sequence
         "false_shut": _rate(found[0].yes <= 0),
     }  # fmt: skip
     if told:
-        params |= {"told": list(told), "told_low": TOLD_LOW}
+        params["told"] = list(told)
     return Gate("sight", params, tensors)
 
 
