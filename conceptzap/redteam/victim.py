@@ -217,7 +217,7 @@ class Victim:
         return self._guided(x, t, *found.chunk(2)) if beside else found
 
     def _in_pairs(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The noise seen in x without the prompts and with them, [2n, c, h, w], in a call as samplers make."""
+        """The noise [2n, c, h, w] seen in x without the prompts and with them, in a call as samplers make."""
         both = Cond.cat([self._unasked(x, cond), cond])
         with Guidance(lambda rows: rows // 2).told():
             return self.base.eps(torch.cat([x, x]), torch.cat([t, t]), both)
