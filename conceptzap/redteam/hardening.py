@@ -1,10 +1,10 @@
 """Attack an erasure while it is made, and give it a gate that looks at the picture for what came through.
 
 Behind the gate some of the anchor's states stand in place of the text's, so that nothing there has to
-recognise it, and in unconditional rows some of the concept's (`alone` rows at every cross-attention):
-guidance then leads away from what the picture already shows of it, however late the gate opens (as a
-negative prompt does). The same rows, beside the text, stand behind the text gates, for what the edits there
-leave of the concept in words that were searched for. A round
+recognise it, and in unconditional rows some of the concept's, or beyond (`alone` rows at every
+cross-attention): guidance then leads away from what the picture already shows of it, however late the gate
+opens, as a negative prompt does. Such rows beside the text's stand behind the text gates, too, for what the
+edits there leave of the concept in words that were searched for. A round
 searches, as textual inversion does (Gal et al. 2022), for free tokens v in place of the concept's name,
 begun from words at random, with the embeddings moved by gradients through the text encoder and the erased
 UNet:
@@ -55,6 +55,7 @@ SHARES = (0.7, 0.6, 0.5)  # of the concept in a mixture
 MIXED = 8  # others of its kind that it is mixed with
 ROWS = 8  # states of the anchor that stand in place of the text
 WORDS = 2  # of them those of its last words; as much is padding, which has a say in what words draw, too
+AWAY = 1.5  # where guidance leads away from, on the way from them to the concept's, 1 being these
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
 INSTEAD, BEFORE, ALONE = "instead", "before", "alone"  # of the name; the whole prompt; all that is asked
 
@@ -212,9 +213,9 @@ def _hardened(case: _Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str,
     size, rounds, idle = case.size, [], 0
     prompts = objectives.subset(case.report.seed, case.lesson.prompts, size.concept)
     told, shared = case.opened(prompts), case.opened(beside)
-    away = [_rows(case.base, case.lesson, gate) for gate in told if gate not in shared]
-    away = [edit for edit in away if edit not in case.edits]  # of a file that was hardened before
-    case = replace(case, edits=(*case.edits, *away))
+    more = [_beside(case.base, case.lesson, gate) for gate in told if gate not in shared]
+    more = [edit for edit in more if edit not in case.edits]  # of a file that was hardened before
+    case = replace(case, edits=(*case.edits, *more))
     known = _watched(case, prompts, beside, told)
     # 2. look at what slips of the finger draw; then attack, look, fit again
     meant, wrong = _misspelt(case.lesson, prompts)
@@ -228,8 +229,8 @@ def _hardened(case: _Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str,
         idle = 0 if rounds[-1]["through"] else idle + 1
         if idle == len(size.searches):
             break
-    new = [*away, _rows(case.base, case.lesson, known.gate, {"alone": True})]
-    return new, {name: [one[name] for one in rounds] for name in rounds[0]}
+    more.append(_stand_in(case.base, case.lesson, known.gate))
+    return more, {name: [one[name] for one in rounds] for name in rounds[0]}
 
 
 def _misspelt(lesson: Lesson, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -291,11 +292,23 @@ def _opened(gate: Gate, seen: Seen, told: Tensor) -> Tensor:
     return (probe.looks(gate, seen, told)[: len(seen.times) // 2] > 0).any(0)
 
 
-def _rows(base: Base, lesson: Lesson, gate: Gate, params: Mapping[str, Json] | None = None) -> Edit:
-    """Some states of the anchor's plainest prompt and, in rows without a prompt, of the concept's."""
+def _beside(base: Base, lesson: Lesson, gate: Gate) -> Edit:
+    """States of the anchor beside the text's, and of the concept in rows without a prompt."""
+    return _rows(base, lesson, gate, 1.0, {})
+
+
+def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:
+    """States of the anchor in place of the text's; guidance leads away from what the picture shows already."""
+    return _rows(base, lesson, gate, AWAY, {"alone": True})
+
+
+def _rows(base: Base, lesson: Lesson, gate: Gate, away: float, params: Mapping[str, Json]) -> Edit:
+    """Those of the plainest prompts for both."""
     plain = lesson.pairs[1] if len(lesson.pairs) > 1 else Pair(lesson.concept, lesson.anchor)
-    rows = {"prompt": _few(base, plain.anchor), "without": _few(base, plain.concept)}  # [ROWS, width] each
-    return Edit("tokens", base.sites(CROSS), rows, dict(params or {}), (gate,))
+    anchor, concept = _few(base, plain.anchor), _few(base, plain.concept)  # [ROWS, width] each
+    rows = {"prompt": anchor, "without": anchor + away * (concept - anchor)}
+    half = {slot: states.to(torch.float16) for slot, states in rows.items()}
+    return Edit("tokens", base.sites(CROSS), half, params, (gate,))
 
 
 def _few(base: Base, text: str) -> Tensor:
@@ -304,7 +317,7 @@ def _few(base: Base, text: str) -> Tensor:
     end = min(base.token_count(text), len(states) - 2) + 1
     few = [0, *range(max(1, end - WORDS), end + 1)]
     padding = torch.linspace(end, len(states) - 1, ROWS - len(few) + 1)[1:].round().long()
-    return states[[*few, *padding.tolist()]].to("cpu", torch.float16)
+    return states[[*few, *padding.tolist()]].float().cpu()
 
 
 def _search(case: _Case, known: _Known, search: Search, prompts: Sequence[str], number: int) -> Cond:
