@@ -213,6 +213,6 @@ def sample(
         uncond, cond = both.chunk(2)
         denoised = uncond + scale * (cond - uncond)
         for after in options.get("sampler_post_cfg_function", []):
-            denoised = after({"denoised": denoised, "sigma": sigma, "input": x})
+            denoised = after({"denoised": denoised, "sigma": sigma, "input": x, "cond_scale": scale})
         x = x + (x - denoised) / sigma * (following - sigma)
     return x

@@ -33,6 +33,7 @@ from conceptzap.errors import MismatchError, RefusedError, SilentEditError, Usag
 from conceptzap.integrations import comfyui, patcher
 from conceptzap.integrations.original import Mirror
 from conceptzap.result import Settings
+from conceptzap.runtime import guides
 from conceptzap.runtime.attach import attached
 from conceptzap.runtime.sampler import denoise
 from conceptzap.testing import tiny
@@ -188,6 +189,50 @@ def test_rows_that_are_conditional(program: Program, base: Base) -> None:
     drawn = theirs(program, base, PROMPT, erased(program, base, edits))
     assert some.far(drawn, ours(base, PROMPT, edits)) < ROUNDING
     assert some.far(drawn, ours(base, PROMPT, (some.shared(base),))) > 100 * ROUNDING
+
+
+def leads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From how many rows guidance leads away, call by call."""
+    found, leading = [], guides.leading
+    monkeypatch.setattr(guides, "leading", lambda below: found.append(leading(below)) or found[-1])
+    return found
+
+
+@pytest.mark.parametrize(("scale", "led"), [(SCALE, [0, 1, 1, 1]), (0.5, [0, 0, 0, 0])])
+def test_it_leads_away_only_where_guidance_does(
+    program: Program, base: Base, scale: float, led: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a guidance below 1 rows without a prompt are drawn, so what is erased must not stand there."""
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", scale)
+    both = some.halved(base, gates=[some.gate(base)])
+    model, found = erased(program, base, [both]), leads(monkeypatch)
+    drawn = theirs(program, base, PROMPT, model)
+    assert found == led
+    one = replace(both, tensors={"prompt": both.tensors["prompt"]})
+    same = theirs(program, base, PROMPT, erased(program, base, [one]))
+    assert (some.far(drawn, same) < ROUNDING) == (not any(led))
+
+
+@pytest.mark.parametrize(("before", "led"), [(0, 1), (2, 0)])
+def test_a_text_in_the_middle_is_not_led_away_from(
+    program: Program, base: Base, before: int, led: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guider of three texts has its second where others have the one without a prompt."""
+    model, found = erased(program, base, [some.halved(base, gates=[some.gate(base)])]), leads(monkeypatch)
+    call = {"input": base.noise([0]), "timestep": torch.ones(1), "c": {"c_crossattn": base.encode([PROMPT]).states}}
+    for which in (before, 1):
+        with torch.no_grad():
+            patcher.on(model)(program.patcher.model.apply_model, {**call, "cond_or_uncond": [which]})
+        patcher.on(model).after({"denoised": torch.zeros(1), "cond_scale": SCALE})
+    assert found == [0, led]
+
+
+def test_guidance_that_falls_below_1_on_the_way_is_refused(program: Program) -> None:
+    wrapper = patcher.Wrapper(program.patcher.model, [], None)
+    for scale in (5.0, 1.0, 0.5, 5.0):  # what led nowhere the step before may do so again
+        assert wrapper.after({"denoised": 1, "cond_scale": scale}) == 1
+    with pytest.raises(RefusedError, match="below 1"):
+        wrapper.after({"denoised": 1, "cond_scale": 0.9})
 
 
 def test_a_silenced_edit_raises(program: Program, base: Base) -> None:

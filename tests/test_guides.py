@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import edits as some
@@ -208,6 +209,26 @@ def test_a_guider_of_diffusers_combines_what_a_guide_has_moved(
         assert drawn_modular(pipe).equal(plain)
     assert some.far(plain, ours) > 1e-3
     assert drawn_modular(pipe).equal(plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("guidance", "leads"), [(4.0, True), (0.5, False)])
+def test_a_guider_that_draws_what_no_prompt_shows_is_not_led_away_from_it(
+    sdxl: Base, guidance: float, leads: bool
+) -> None:
+    """Rows for the unconditional half act where guidance leads away from it, and nowhere else."""
+    from diffusers.guiders import ClassifierFreeGuidance
+
+    import conceptzap
+
+    both = some.halved(sdxl)
+    drawn = []
+    for edit in (both, replace(both, tensors={"prompt": both.tensors["prompt"]})):
+        pipe = modular(sdxl, ClassifierFreeGuidance(guidance))
+        with conceptzap.apply(pipe, some.erasure(sdxl, [edit])) as handle:
+            drawn.append(drawn_modular(pipe))
+            assert handle.receipt.calls == 6
+    assert (some.far(*drawn) > 1e-3) == leads
 
 
 @torch.no_grad()

@@ -255,6 +255,7 @@ def test_a_file_is_hardened_into_another(
     assert back.digest == made.digest and back.header.parents == (conceptzap.load("vg").digest,)
     more = [edit for edit in back.edits if edit not in first.edits]
     assert "sight" in {gate.kind for edit in more for gate in edit.gates}
+    assert sorted(gate.kind for edit in more for gate in edit.gates) == ["match", "sight"]
     assert all("without" in edit.tensors for edit in more)
     assert set(back.header.base.fingerprint) == {"attn2", "text", "unet"}
     canary.check(sd1, back)
@@ -327,6 +328,8 @@ def test_an_erasure_made_weaker_is_hardened_as_it_is(
     full = conceptzap.harden(quick.erasure.scaled(0.5), base=sd1, output="full", report=Report())
     for made in (quick, full):
         canary.check(sd1, format.load(made.path))
+        beside = [edit for edit in made.erasure.edits if "without" in edit.tensors and not edit.params]
+        assert len(beside) == 1  # once behind a gate, at whatever strength
 
 
 def test_it_is_hardened_beside_what_it_comes_after(

@@ -45,7 +45,7 @@ ROWS = ("conditional",)  # the rows of a UNet call that an edit is confined to
 OPS = {
     # prompt_*: [n, context width], shared by all sites, prompt: keys and values of the same; tokens_*:
     # [n, inner width] in K/V space; without [n, context width]: what prompt is in unconditional rows, where
-    # somebody says which these are; such an edit is open in both rows of a picture if in the prompt's
+    # somebody says which these are; such an edit is open in both rows of a picture if in the prompt's.
     # alone: they stand in place of the text, whose bias is log(1 - strength)
     "tokens": Kind(
         _sets("prompt", "prompt without", "prompt_k prompt_v", "tokens_k tokens_v"),

@@ -152,10 +152,13 @@ class Erased:
                 if one.header.base.fingerprint.get("attn2", mark) != mark]
 
     @contextmanager
-    def acting(self, unconditional: Sequence[bool] = (), control: object = None) -> Iterator[None]:
+    def acting(
+        self, unconditional: Sequence[bool] = (), control: object = None, leads: bool = False
+    ) -> Iterator[None]:
         """One UNet call with the edits; raises unless every one of them was accounted for in it.
 
-        `unconditional` says of each row, or of each equal part of the rows, whether it is that.
+        `unconditional` says of each row, or of each equal part of the rows, whether it is that; `leads`
+        whether guidance leads away from these.
         """
         if self._looks and control is not None:
             raise RefusedError("a gate that looks at the picture cannot be used with a ControlNet here", "")
@@ -168,7 +171,7 @@ class Erased:
         try:
             self._attachment.restore()
             handles += [m.register_forward_pre_hook(_back, with_kwargs=True) for m in self.mirror.cross]
-            with _told(unconditional):
+            with _told(unconditional, leads):
                 yield
         finally:
             self._attachment.remove()
@@ -181,12 +184,12 @@ class Erased:
 
 
 @contextmanager
-def _told(unconditional: Sequence[bool]) -> Iterator[None]:
+def _told(unconditional: Sequence[bool], leads: bool) -> Iterator[None]:
     """Says which rows are conditional, where it is as in diffusers: the unconditional ones first, if any."""
     if list(unconditional) not in ([True, False], [False], [True]):
         yield
         return
-    with Guidance(lambda rows: rows * sum(unconditional) // len(unconditional)).told():
+    with Guidance(lambda rows: rows * sum(unconditional) // len(unconditional), lambda: leads).told():
         yield
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from conceptzap import format
 from conceptzap.edit import Erasure
-from conceptzap.errors import SilentEditError
+from conceptzap.errors import RefusedError, SilentEditError
 from conceptzap.integrations.original import Erased
 from conceptzap.trust import admission
 
@@ -28,6 +28,8 @@ class Wrapper:
     def __init__(self, model: Any, erasures: Sequence[tuple[Erasure, float]], inner: Any) -> None:
         self.erased, self.inner = Erased(model.diffusion_model, erasures), inner
         self._checked, self._last = 0, float("-inf")
+        self._halves = True  # all rows so far were conditional or not
+        self._leads = False  # guidance led away from the unconditional rows of the step before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Itself: clones copy all that a patcher has, but their UNet is one."""
@@ -37,15 +39,21 @@ class Wrapper:
         noise, given = float(call["timestep"].max()), call["c"]
         if noise > self._last:  # the noise rises where a picture begins
             self.erased.begin()
+            self._leads, self._halves = False, True
         self._last = noise
+        # a guider with a third text has rows in the middle, which are neither
+        self._halves &= max(call["cond_or_uncond"]) <= UNCONDITIONAL
         rows = [one == UNCONDITIONAL for one in call["cond_or_uncond"]]
-        with self.erased.acting(rows, given.get("control")):
+        with self.erased.acting(rows, given.get("control"), self._leads and self._halves):
             if self.inner is not None:
                 return self.inner(apply_model, call)
             return apply_model(call["input"], call["timestep"], **given)
 
     def after(self, step: Mapping[str, Any]) -> Tensor:
-        """The denoised latents as they are, once it is sure that they were made with the edits."""
+        """The denoised latents as they are, once it is sure that they were made with the edits.
+
+        Only here a step is told its guidance; the first of a picture is taken for one that leads nowhere.
+        """
         calls = self.erased.receipt.calls
         if self.erased.edits and calls == self._checked:
             raise SilentEditError(
@@ -53,6 +61,10 @@ class Wrapper:
                 "another node set a UNet wrapper after them: put the erasure last",
             )
         self._checked = calls
+        guidance = step.get("cond_scale", 0.0)  # older programs do not say
+        if self._leads and "cond_scale" in step and guidance < 1:
+            raise RefusedError("guidance fell below 1, which draws what it led away from", "keep it above")
+        self._leads = guidance > 1
         return step["denoised"]
 
 

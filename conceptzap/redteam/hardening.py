@@ -53,7 +53,7 @@ from conceptzap.training.wordings import Pair
 
 SHARES = (0.7, 0.6, 0.5)  # of the concept in a mixture
 MIXED = 8  # others of its kind that it is mixed with
-ROWS = 8  # states of the anchor that stand in place of the text
+ROWS = 8  # states of the anchor that stand in place of the text or beside it, and as many of the concept
 WORDS = 2  # of them those of its last words; as much is padding, which has a say in what words draw, too
 AWAY = 1.5  # where guidance leads away from, on the way from them to the concept's, 1 being these
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
@@ -121,7 +121,7 @@ BUDGETS = {
 
 @dataclass(frozen=True)
 class Hardened:
-    """The edits, those behind the gates that look among them, and what was found, concept by concept."""
+    """The edits with what joined them, and what was found, concept by concept."""
 
     edits: tuple[Edit, ...]
     record: dict[str, Json]
@@ -130,7 +130,7 @@ class Hardened:
 def harden(
     base: Base, task: Task, edits: Sequence[Edit], budget: str, report: Report
 ) -> Hardened:
-    """The edits and, for each concept of the task, rows behind a gate that has seen it attacked."""
+    """The edits and, for each concept of the task, rows behind its gates and one that saw it attacked."""
     more, record, every = [], {}, list(lessons.lessons(base, task, report))
     acting, baked = texts.baked(base, edits)
     for lesson in every:
@@ -213,8 +213,8 @@ def _hardened(case: _Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str,
     size, rounds, idle = case.size, [], 0
     prompts = objectives.subset(case.report.seed, case.lesson.prompts, size.concept)
     told, shared = case.opened(prompts), case.opened(beside)
-    more = [_beside(case.base, case.lesson, gate) for gate in told if gate not in shared]
-    more = [edit for edit in more if edit not in case.edits]  # of a file that was hardened before
+    held = {gate for edit in case.edits if "without" in edit.tensors for gate in edit.gates}  # from before
+    more = [_beside(case.base, case.lesson, gate) for gate in told if gate not in {*shared, *held}]
     case = replace(case, edits=(*case.edits, *more))
     known = _watched(case, prompts, beside, told)
     # 2. look at what slips of the finger draw; then attack, look, fit again
@@ -298,7 +298,7 @@ def _beside(base: Base, lesson: Lesson, gate: Gate) -> Edit:
 
 
 def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:
-    """States of the anchor in place of the text's; guidance leads away from what the picture shows already."""
+    """States of the anchor in place of the text's; guidance leads away from what a picture shows already."""
     return _rows(base, lesson, gate, AWAY, {"alone": True})
 
 

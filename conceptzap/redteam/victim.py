@@ -207,6 +207,8 @@ class Victim:
     ) -> Tensor:
         """The noise [n, c, h, w] seen in x at t [n], by what this form searches on; gradients flow.
 
+        Where its edits move what guidance leads away from: what the base would have to see to draw the same.
+
         `guided`: what is found is drawn with guidance, if the settings have any.
         """
         # what looks at pairs has to be shown what it will see, and what acts on both halves, to act on both

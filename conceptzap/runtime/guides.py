@@ -43,11 +43,12 @@ BESIDE: ContextVar[bool] = ContextVar("beside", default=False)  # a call of the 
 class Guidance:
     """One way from noise to pictures: how the rows of its UNet calls are ordered, what guides remember.
 
-    `below` is asked at every call: of its rows, how many are unconditional. They come first.
+    `below` is asked at every call: of its rows, how many are unconditional. They come first. So is `leads`:
+    whether pictures are drawn away from what these show, as they are with a guidance of more than 1.
     """
 
-    def __init__(self, below: Callable[[int], int]) -> None:
-        self.below = below
+    def __init__(self, below: Callable[[int], int], leads: Callable[[], bool] = lambda: True) -> None:
+        self.below, self.leads = below, leads
         self.memory: dict[str, Tensor] = {}  # guide -> its momentum [conditional rows, c, h, w]
 
     @contextmanager
@@ -75,6 +76,12 @@ def unconditional(rows: int, ours: bool) -> int | None:
     return 0 if ours else None
 
 
+def leading(below: int | None) -> int:
+    """How many rows of a UNet call, from the first, pictures are drawn away from; 0 where nobody said."""
+    guidance = GUIDANCE.get()
+    return below if below and guidance and guidance.leads() else 0
+
+
 def confined(
     strengths: Strengths, only: Tensor | None, partial: Sequence[int], below: int | None
 ) -> Strengths:
@@ -93,14 +100,14 @@ def confined(
     return replace(strengths, rows=strengths.rows * here, places=places, levels=strengths.levels * here)
 
 
-def in_pairs(strengths: Strengths, split: Sequence[int], below: int | None) -> Strengths:
-    """Strengths where what is `split`, with rows for either half, acts on both of a picture or none.
+def in_pairs(strengths: Strengths, split: Sequence[int], below: int) -> Strengths:
+    """Strengths where what is `split`, with rows for either half, acts on both rows of a picture or none.
 
-    The row with the prompt says which. Where it is not known which rows are pairs, nothing changes.
+    The row with the prompt says which. `below`: from how many rows guidance leads away; where these are not
+    half of them, nothing changes.
     """
-    if not split or not below or not bool(strengths.levels[split].any()):
-        return strengths
-    if 2 * below != strengths.levels.shape[1]:
+    halves = 2 * below == strengths.levels.shape[1]
+    if not (split and halves and bool(strengths.levels[split].any())):
         return strengths
 
     def spread(table: Tensor) -> Tensor:

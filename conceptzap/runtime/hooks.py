@@ -307,7 +307,7 @@ class LayerHook(Hook):
         for name in (f"prompt_{self.letter}", "prompt"):
             if name in part.edit.tensors:
                 rows = part.slot(name, x).expand(len(x), -1, -1)
-                return self._where_open(call, index, ops.in_halves(part, rows, call.unconditional, call.rows))
+                return self._where_open(call, index, ops.in_halves(part, rows, call.leading, call.rows))
         return x.new_zeros(len(x), token_count(part.edit), x.shape[2])
 
     def _where_open(self, call: Call, index: int, rows: Tensor) -> Tensor:

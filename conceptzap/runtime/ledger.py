@@ -50,6 +50,7 @@ class Ledger:
         self._split = [i for i, edit in enumerate(self.edits) if "without" in edit.tensors]
         self._only, self._ours = None if only is None else only[list(owners)], ours
         self._unconditional: int | None = 0
+        self._leading = 0  # of these rows, if guidance leads away from them
         self._firsts = [i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
         self._panel = Panel(self.edits)
         self.sight = Sight(list(self._panel.sight.values()))
@@ -106,12 +107,12 @@ class Ledger:
         if self._timed:
             times = torch.as_tensor(timestep).detach().float().cpu().reshape(-1).expand(rows)
         below = guides.unconditional(rows, self._ours)
-        if below != self._unconditional:
-            self._unconditional, self._text = below, None
+        if (below, leading := guides.leading(below)) != (self._unconditional, self._leading):
+            self._unconditional, self._leading, self._text = below, leading, None
         if self._panel.sight:
             self.sight.begin(times, sample, below or 0)
         reading = self._read(states, times)
-        self._call = Call(rows, reading, states, times, below or 0)
+        self._call = Call(rows, reading, states, times, below or 0, leading)
         if model is not None and reading is self._whole and not torch.is_grad_enabled():
             self._call.resting = self.rest.allowed(model)
             if self._call.resting:
@@ -128,7 +129,7 @@ class Ledger:
         if np.array_equal(reading.levels, call.reading.levels):
             return False
         self.rest.on()
-        self._call = Call(call.rows, reading, call.states, call.times, call.unconditional)
+        self._call = Call(call.rows, reading, call.states, call.times, call.unconditional, call.leading)
         return True
 
     @contextmanager
@@ -177,7 +178,7 @@ class Ledger:
             self._text = (states, states._version) if lasting else None
         seen = self.sight.factors if self._panel.sight else None
         strengths = self._panel.strengths(self._said, times, seen)
-        strengths = guides.in_pairs(strengths, self._split, self._unconditional)
+        strengths = guides.in_pairs(strengths, self._split, self._leading)
         if self._only is not None or self._partial:
             strengths = guides.confined(strengths, self._only, self._partial, self._unconditional)
         if self._texts:

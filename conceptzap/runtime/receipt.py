@@ -130,7 +130,8 @@ class Call:
     """One UNet call: how strongly each edit acts on each row, and which rows each hook saw.
 
     `states` [rows, length, width] and `times` [rows], on the CPU, are what it was given; `times` is
-    None where nothing depends on them. `unconditional`: how many of the rows, from the first.
+    None where nothing depends on them. `unconditional`: how many of the rows, from the first; `leading`: the
+    same, if guidance leads away from what they show, else 0.
     `steered`: guides that have been at work. `given`: the arguments, where it may be made anew.
     `resting`: no hook but the UNet's own sees it.
     """
@@ -140,6 +141,7 @@ class Call:
     states: Tensor
     times: Tensor | None = None
     unconditional: int = 0
+    leading: int = 0
     steered: set[int] = field(default_factory=set)
     given: tuple[tuple, dict[str, Any]] = ((), {})
     entered: dict[Watched, int] = field(default_factory=lambda: defaultdict(int))

@@ -310,7 +310,10 @@ def _guidance(pipe: Any, kind: type) -> AbstractContextManager[None]:
     if not kind.__module__.startswith("diffusers."):
         return nullcontext()
     if isinstance(getattr(pipe, "guider", None), BaseGuidance):  # a modular pipeline: a call a prediction
-        return Guidance(lambda rows: 0 if pipe.guider.is_conditional else rows).told()
+        return Guidance(
+            lambda rows: 0 if pipe.guider.is_conditional else rows,
+            lambda: getattr(pipe.guider, "guidance_scale", 0) > 1,
+        ).told()
     if kind.__name__ in HALVED:
         return Guidance(lambda rows: rows // 2 if pipe.do_classifier_free_guidance else 0).told()
     return nullcontext()

@@ -1,4 +1,4 @@
-"""From an erasure to one that was attacked: gates that look at the picture join it, in a file of its own."""
+"""From an erasure to one that was attacked: rows that lead away and gates that look join, in a new file."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def harden(
 
 
 def _before(given: Erasure, budget: str) -> Erasure:
-    """What is to be hardened: of a file that was, what it was without, if it is to stand more now."""
+    """What is to be hardened: of a file that was, all but what looks, if it is to stand more now."""
     title = given.header.title
     if not given.with_role("erase"):
         raise UsageError(f"{title!r} erases nothing", "name the erasure, not its key")
