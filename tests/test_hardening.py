@@ -147,23 +147,6 @@ def test_a_mixture_is_between_the_concept_and_others_of_its_kind(sd1: Base, monk
         assert torch.allclose(found.states[at], wanted[0], atol=1e-5)
 
 
-def test_what_was_erased_alone_sets_the_threshold_where_the_text_names_it() -> None:
-    """The concept, what stays near it and, far from both, what was erased."""
-    def seen(n: int, first: float) -> probe.Seen:
-        parts = [0.1 * some.randn(2, n, 3, seed=seed) for seed in (n, n + 1)]
-        for part in parts:
-            part[..., 0] += first
-        return probe.Seen(*parts, torch.tensor([900.0, 800.0]), torch.zeros(2, n, 1))
-
-    concept, near, gone = seen(8, 1.0), seen(12, 0.4), seen(6, -1.0)
-    gate = probe.fit_gate([concept], near.joined(gone), len(gone), ["named"])
-    assert gate.params["told"] == ["named"] and (gate.tensors["eased"] < gate.tensors["offset"] - 0.3).all()
-    for these, told, opens in ((concept, False, True), (near, False, False), (near, True, True), (gone, True, False)):
-        found = probe.looks(gate, these, torch.full((len(these),), told))
-        assert (found > 0).any(0).eq(opens).all(), (len(these), told)
-    assert "eased" not in probe.fit_gate([concept], near.joined(gone)).tensors
-
-
 def test_what_was_erased_is_all_that_the_texts_gate_opens_for(sd1: Base) -> None:
     """The prompts of the concept, and those of another that share its gate; a soft gate tells nothing."""
     lesson, edits = next(iter(lessons.lessons(sd1, TASK))), some.eraser(sd1)
