@@ -4,10 +4,9 @@ Behind the gate some of the anchor's states stand in place of the text's, so tha
 recognise it, and in unconditional rows some of the concept's, or beyond (`alone` rows at every
 cross-attention): guidance then leads away from what the picture already shows of it, however late the gate
 opens, as a negative prompt does. Such rows beside the text's stand behind the text gates, too, for what the
-edits there leave of the concept in words that were searched for. A round
-searches, as textual inversion does (Gal et al. 2022), for free tokens v in place of the concept's name,
-begun from words at random, with the embeddings moved by gradients through the text encoder and the erased
-UNet:
+edits there leave of the concept in words that were searched for. A round searches, as textual inversion does
+(Gal et al. 2022), for free tokens v in place of the concept's name, begun from words at random, with the
+embeddings moved by gradients through the text encoder and the erased UNet:
 
     min_v || eps(x_t, t, c(v); edits) - eps_base(x_t, t, c) ||^2 + w sum_g relu(margin_g + slack)
 
@@ -303,7 +302,7 @@ def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:
 
 
 def _rows(base: Base, lesson: Lesson, gate: Gate, away: float, params: Mapping[str, Json]) -> Edit:
-    """Those of the plainest prompts for both."""
+    """States of the plainest prompts for both, [ROWS, width] each; `away` is where `without` lies, see `AWAY`."""
     plain = lesson.pairs[1] if len(lesson.pairs) > 1 else Pair(lesson.concept, lesson.anchor)
     anchor, concept = _few(base, plain.anchor), _few(base, plain.concept)  # [ROWS, width] each
     rows = {"prompt": anchor, "without": anchor + away * (concept - anchor)}
