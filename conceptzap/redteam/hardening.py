@@ -302,7 +302,7 @@ def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:
 
 
 def _rows(base: Base, lesson: Lesson, gate: Gate, away: float, params: Mapping[str, Json]) -> Edit:
-    """States of the plainest prompts for both, [ROWS, width] each; `away` is where `without` lies, see `AWAY`."""
+    """States of the plainest prompts for both, [ROWS, width] each; `away`: as `AWAY`."""
     plain = lesson.pairs[1] if len(lesson.pairs) > 1 else Pair(lesson.concept, lesson.anchor)
     anchor, concept = _few(base, plain.anchor), _few(base, plain.concept)  # [ROWS, width] each
     rows = {"prompt": anchor, "without": anchor + away * (concept - anchor)}
