@@ -19,7 +19,7 @@ from conceptzap import format
 from conceptzap.base import Base
 from conceptzap.edit import Erasure, Gate
 from conceptzap.errors import UsageError
-from conceptzap.redteam import hardening, spelling
+from conceptzap.redteam import hardening, spelling, standing_in
 from conceptzap.redteam.hardening import ALONE, BEFORE, INSTEAD, Budget, Search
 from conceptzap.report import Report
 from conceptzap.runtime.attach import installed_on
@@ -58,8 +58,8 @@ def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> Non
     *old, beside, new = done.edits
     assert tuple(old) == edits and [gate.kind for gate in new.gates] == ["sight"]
     assert new.params == {"alone": True} and not beside.params
-    anchor, concept = (hardening._few(sd1, text) for text in ("a painting", "a painting by van gogh"))
-    for edit, away in ((beside, 1.0), (new, hardening.AWAY)):  # guidance leads away from the concept
+    anchor, concept = (standing_in._few(sd1, text) for text in ("a painting", "a painting by van gogh"))
+    for edit, away in ((beside, 1.0), (new, standing_in.AWAY)):  # guidance leads away from the concept
         assert torch.allclose(edit.tensors["prompt"].float(), anchor, atol=1e-2)
         assert torch.allclose(edit.tensors["without"].float(), anchor + away * (concept - anchor), atol=1e-2)
     rounds = done.record["rounds"]["van gogh"]
@@ -92,9 +92,9 @@ def test_few_states_say_what_a_text_ends_with(
     every = torch.arange(cond.states.shape[1]).half()
     numbered = replace(cond, states=every[None, :, None].expand_as(cond.states))
     monkeypatch.setattr(Base, "encode", lambda self, texts: numbered)
-    rows = hardening._few(sd1, text)
+    rows = standing_in._few(sd1, text)
     places = rows[:, 0].int().tolist()
-    assert len(places) == hardening.ROWS and places[: len(few)] == few and places[-1] == 76
+    assert len(places) == standing_in.ROWS and places[: len(few)] == few and places[-1] == 76
     steps = torch.tensor(places[len(few) - 1 :]).diff()
     assert steps.max() - steps.min() <= 1
 

@@ -29,16 +29,16 @@ looks: words that hide a half-erased concept stand out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 
 import torch
 from torch import Tensor, nn
 
-from conceptzap.base import CROSS, Base, Cond
+from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit, Gate, Json
-from conceptzap.redteam import spelling
+from conceptzap.redteam import spelling, standing_in
 from conceptzap.redteam.carrier import common
 from conceptzap.report import Report
 from conceptzap.runtime import gates, sight, texts
@@ -48,13 +48,9 @@ from conceptzap.training import lessons, objectives, probe, recognition
 from conceptzap.training.carrier import Carrier, split, tables
 from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
-from conceptzap.training.wordings import Pair
 
 SHARES = (0.7, 0.6, 0.5)  # of the concept in a mixture
 MIXED = 8  # others of its kind that it is mixed with
-ROWS = 8  # states of the anchor that stand in place of the text or beside it, and as many of the concept
-WORDS = 2  # of them those of its last words; as much is padding, which has a say in what words draw, too
-AWAY = 1.5  # where guidance leads away from, on the way from them to the concept's, 1 being these
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
 INSTEAD, BEFORE, ALONE = "instead", "before", "alone"  # of the name; the whole prompt; all that is asked
 
@@ -213,7 +209,7 @@ def _hardened(case: _Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str,
     prompts = objectives.subset(case.report.seed, case.lesson.prompts, size.concept)
     told, shared = case.opened(prompts), case.opened(beside)
     held = {gate for edit in case.edits if "without" in edit.tensors for gate in edit.gates}  # from before
-    more = [_beside(case.base, case.lesson, gate) for gate in told if gate not in {*shared, *held}]
+    more = [standing_in.beside(case.base, case.lesson, gate) for gate in told if gate not in {*shared, *held}]
     case = replace(case, edits=(*case.edits, *more))
     known = _watched(case, prompts, beside, told)
     # 2. look at what slips of the finger draw; then attack, look, fit again
@@ -228,7 +224,7 @@ def _hardened(case: _Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str,
         idle = 0 if rounds[-1]["through"] else idle + 1
         if idle == len(size.searches):
             break
-    more.append(_stand_in(case.base, case.lesson, known.gate))
+    more.append(standing_in.instead(case.base, case.lesson, known.gate))
     return more, {name: [one[name] for one in rounds] for name in rounds[0]}
 
 
@@ -289,34 +285,6 @@ def _mixed(case: _Case, prompts: Sequence[str]) -> Cond:
 def _opened(gate: Gate, seen: Seen, told: Tensor) -> Tensor:
     """For which of n pictures, by texts that are `told` of or are not, it opens in half of its looks, [n]."""
     return (probe.looks(gate, seen, told)[: len(seen.times) // 2] > 0).any(0)
-
-
-def _beside(base: Base, lesson: Lesson, gate: Gate) -> Edit:
-    """States of the anchor beside the text's, and of the concept in rows without a prompt."""
-    return _rows(base, lesson, gate, 1.0, {})
-
-
-def _stand_in(base: Base, lesson: Lesson, gate: Gate) -> Edit:
-    """States of the anchor in place of the text's; guidance leads away from what a picture shows already."""
-    return _rows(base, lesson, gate, AWAY, {"alone": True})
-
-
-def _rows(base: Base, lesson: Lesson, gate: Gate, away: float, params: Mapping[str, Json]) -> Edit:
-    """States of the plainest prompts for both, [ROWS, width] each; `away`: as `AWAY`."""
-    plain = lesson.pairs[1] if len(lesson.pairs) > 1 else Pair(lesson.concept, lesson.anchor)
-    anchor, concept = _few(base, plain.anchor), _few(base, plain.concept)  # [ROWS, width] each
-    rows = {"prompt": anchor, "without": anchor + away * (concept - anchor)}
-    half = {slot: states.to(torch.float16) for slot, states in rows.items()}
-    return Edit("tokens", base.sites(CROSS), half, params, (gate,))
-
-
-def _few(base: Base, text: str) -> Tensor:
-    """A text's states, [ROWS, width]: the start, its last words, its end and padding at equal distances."""
-    states = base.encode([text]).states[0]
-    end = min(base.token_count(text), len(states) - 2) + 1
-    few = [0, *range(max(1, end - WORDS), end + 1)]
-    padding = torch.linspace(end, len(states) - 1, ROWS - len(few) + 1)[1:].round().long()
-    return states[[*few, *padding.tolist()]].float().cpu()
 
 
 def _search(case: _Case, known: _Known, search: Search, prompts: Sequence[str], number: int) -> Cond:
