@@ -346,14 +346,20 @@ def _wordings(concept: str, anchor: str | None, kind: str) -> list[wordings.Pair
 
 
 def _opening(base: Base, edits: Sequence[Edit], asked: Sequence[str]) -> str | None:
-    """The first of some prompts for which the gates of all the edits open."""
+    """The first of some prompts for which the gates of all the edits open, by its own tokens.
+
+    A self-test reads no more of the padding than it must.
+    """
     if any(gate.kind == SIGHT for edit in edits for gate in edit.gates):
         return next((text for text in asked if len(canary.acting(base, edits, text)) == len(edits)), None)
     starts = (0, *range(1, len(asked), TOGETHER))  # most often it is the very first
     for start, stop in zip(starts, (*starts[1:], len(asked)), strict=True):
         texts = asked[start:stop]
         times = torch.full((len(texts),), float(canary.TIMESTEP), device=base.device)
-        signals = Signal(base.encode(texts).states, times)
+        ends = torch.tensor([base.token_count(text) + 1 for text in texts], device=base.device)
+        states = base.encode(texts).states  # [texts, length, width]
+        own = torch.arange(states.shape[1], device=base.device) <= ends[:, None]
+        signals = Signal(states * own[..., None], times)
         found = (factor(edit, signals).reshape(len(texts), -1).ne(0).any(1) for edit in edits)
         if (opens := torch.stack([*found]).all(0)).any():
             return texts[int(opens.int().argmax())]
