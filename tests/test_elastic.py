@@ -44,7 +44,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
         prompts = [name, f"a {name}"], ["", "a horse", told[0].anchor]
         return [[prompt for prompt in one for _ in "ab"] for one in prompts]
 
-    monkeypatch.setattr(lessons, "_sides", sides)
+    monkeypatch.setattr(lessons, "sides", sides)
 
 
 def eps(base: Base, prompt: str, edits: tuple = ()) -> torch.Tensor:

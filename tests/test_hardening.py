@@ -19,7 +19,7 @@ from conceptzap import format
 from conceptzap.base import Base
 from conceptzap.edit import Erasure, Gate
 from conceptzap.errors import UsageError
-from conceptzap.redteam import hardening, spelling, standing_in
+from conceptzap.redteam import hardening, slips, spelling, standing_in
 from conceptzap.redteam.hardening import ALONE, BEFORE, INSTEAD, Budget, Search
 from conceptzap.report import Report
 from conceptzap.runtime.attach import installed_on
@@ -39,7 +39,8 @@ SMALL = Budget(
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Few pictures, two looks, and a base that recognises nothing."""
+    """Few pictures, two looks, a base that recognises nothing, and no gate for wrong spelling."""
+    monkeypatch.setattr(slips, "fit_gate", lambda *_: None)
     monkeypatch.setattr(hardening.recognition, "rather", lambda base, clean, *_: -torch.ones(len(clean)))
     monkeypatch.setattr(probe, "LOOKED", 2)
     monkeypatch.setattr(probe, "FOLDS", 2)

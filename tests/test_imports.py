@@ -234,7 +234,7 @@ def test_leco_says_what_it_erases(sd1: Base, tmp_path: Path) -> None:
 def test_spm(sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it for the concept, nothing for what must stay, bit for bit."""
     few = [[prompt for prompt in prompts for _ in "ab"] for prompts in (some.ASKED, some.OTHER)]
-    monkeypatch.setattr(lessons, "_sides", lambda *_: few)  # what random states tell apart
+    monkeypatch.setattr(lessons, "sides", lambda *_: few)  # what random states tell apart
     labels = {"prompts": "van gogh", "rank": "1", "alpha": "1.0"}
     changes = kohya(sd1, tmp_path / "spm.safetensors", "attentions", labels)
     made = bring(tmp_path / "spm.safetensors", sd1, concept="")

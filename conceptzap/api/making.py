@@ -128,10 +128,10 @@ def harden(
     force: bool = False,
     report: Report | None = None,
 ) -> HardenedFile:  # fmt: skip
-    """Attack an erasure and write it again, with a gate that looks at the picture beside its own.
+    """Attack an erasure and write it again, with gates for wrong spelling, and for what the picture shows.
 
     `budget` is "quick" (seconds: no searches) or "full" (minutes); `output` is by default called after the
-    erasure, with `-hardened`. What was hardened quickly can be hardened fully: its gate is learned anew. What
+    erasure, with `-hardened`. What was hardened quickly can be hardened fully, all of it learned anew. What
     comes back has the counts of each round of attacks. Raises `UsageError` for what was hardened as much
     already, is a key alone, or would be overwritten.
     """

@@ -1,12 +1,12 @@
-"""Give an erasure a gate that looks at pictures, and attack it.
+"""Attack an erasure, and give it gates for what came through: one looks at pictures.
 
     conceptzap harden van-gogh
     conceptzap harden van-gogh --budget quick -o van-gogh-looks
 
 Tokens that were learned, and descriptions, open no gate that reads the text: this one opens when the
-picture turns to the concept. The other gates and edits stay as they are. `quick`, which `erase` does by
-itself on the built-in checkpoint, looks at the concept and at mixtures of it; `full` also searches for what
-comes through, as attackers do, and learns from that.
+picture turns to the concept. Another reads the name written wrongly. The other gates and edits stay as they
+are. `quick`, which `erase` does by itself on the built-in checkpoint, looks at the concept and at mixtures of
+it; `full` also searches for what comes through, as attackers do, and learns from that.
 """
 
 from __future__ import annotations

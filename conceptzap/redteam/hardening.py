@@ -21,10 +21,11 @@ that evade draw what is half something else, and dull it. A search may also find
 its own, in front of it, as UnlearnDiffAtk does, or instead of all of it, as P4D does. When every search in
 turn has found nothing new, that is the end.
 
-Before all that comes what takes no search: mixtures of the concept's text states with those of others of
-its kind, since what evades a gate draws what is half the concept; they have a probe of their own, too. And
-the name written wrongly. Where the text does open a gate, what is drawn has only to stay as what was erased
-looks: words that hide a half-erased concept stand out.
+Before all that comes what takes no search: the name written wrongly, which a text gate is fitted for
+(`slips.py`) and a probe; and mixtures of the concept's text states with those of others of its kind, since
+what evades a gate draws what is half the concept; they have a probe of their own, too. Where the text does
+open a gate, what is drawn has only to stay as what was erased looks: words that hide a half-erased concept
+stand out.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from torch import Tensor, nn
 
 from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit, Gate, Json
-from conceptzap.redteam import spelling, standing_in
+from conceptzap.redteam import slips, spelling, standing_in
 from conceptzap.redteam.carrier import common
 from conceptzap.report import Report
 from conceptzap.runtime import gates, sight, texts
@@ -207,9 +208,7 @@ def _hardened(case: _Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str,
     # 1. what the concept looks like on its way, and what else must not open the gate
     size, rounds, idle = case.size, [], 0
     prompts = objectives.subset(case.report.seed, case.lesson.prompts, size.concept)
-    told, shared = case.opened(prompts), case.opened(beside)
-    held = {gate for edit in case.edits if "without" in edit.tensors for gate in edit.gates}  # from before
-    more = [standing_in.beside(case.base, case.lesson, gate) for gate in told if gate not in {*shared, *held}]
+    told, more = _told_of(case, prompts, beside)
     case = replace(case, edits=(*case.edits, *more))
     known = _watched(case, prompts, beside, told)
     # 2. look at what slips of the finger draw; then attack, look, fit again
@@ -226,6 +225,23 @@ def _hardened(case: _Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str,
             break
     more.append(standing_in.instead(case.base, case.lesson, known.gate))
     return more, {name: [one[name] for one in rounds] for name in rounds[0]}
+
+
+def _told_of(
+    case: _Case, prompts: Sequence[str], beside: Sequence[str]
+) -> tuple[tuple[Gate, ...], list[Edit]]:
+    """The text gates that open for the concept, one for its wrong spelling among them; and rows behind them.
+
+    Behind a gate that opens for another concept of the task, too, stand none, nor where some do already. The
+    one for wrong spelling opens where the others do.
+    """
+    told, shared = case.opened(prompts), case.opened(beside)
+    held = {gate for edit in case.edits if "without" in edit.tensors for gate in edit.gates}  # from before
+    behind = [gate for gate in told if gate not in {*shared, *held}]
+    hard = [gate for gate in behind if gate.kind == "match"]
+    if hard and (gate := slips.fit_gate(case.acting, case.lesson, beside, hard, case.report.seed)):
+        told, behind = (*told, gate), [gate, *(one for one in behind if one not in hard)]
+    return told, [standing_in.beside(case.base, case.lesson, one) for one in behind]
 
 
 def _misspelt(lesson: Lesson, prompts: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -102,6 +102,13 @@ def ids_of(base: Base, text: str) -> list[int]:
     return list(base.tokenizers[0](text, add_special_tokens=False, verbose=False).input_ids)
 
 
+def position(base: Base, text: str, word: str) -> int:
+    """Where a word's last token stands in a text's states, the start being 0; the text's last without it."""
+    ids, part = ids_of(base, text), ids_of(base, word)
+    found = (start for start in range(len(ids)) if part and ids[start : start + len(part)] == part)
+    return next(found, len(ids) - len(part)) + len(part)
+
+
 def replaced(base: Base, prompt: str, words: Sequence[str], by: list[int]) -> list[int]:
     """The tokens of a prompt with those of the longest of the words that it has replaced."""
     ids = ids_of(base, prompt)

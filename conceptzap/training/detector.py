@@ -202,12 +202,13 @@ def _threshold(opens: Tensor, shuts: Tensor) -> tuple[float, float, dict[str, Js
     least = opens.min().item()
     threshold = round(min(between, least - MARGIN * abs(least)), 6)
     return threshold, (bottom - top) / max(abs(bottom), 1e-6), {
-        "false_open": _rate(shut > threshold),
-        "false_shut": _rate(opened <= threshold),
+        "false_open": rate(shut > threshold),
+        "false_shut": rate(opened <= threshold),
     }
 
 
-def _rate(wrong: Tensor) -> dict[str, Json]:
+def rate(wrong: Tensor) -> dict[str, Json]:
+    """The share of what is wrong [n], with its interval, as a gate's params have it."""
     k, n = int(wrong.sum()), len(wrong)
     low, high = wilson(k, n)
     return {"rate": round(k / max(n, 1), 6), "low": round(low, 6), "high": round(high, 6), "n": n}

@@ -161,7 +161,7 @@ def gate(
     A synonym that it cannot tell from what stays is none of its own, if it then opens for less of that.
     `states` are those of `read`, where they are at hand.
     """
-    prompts, shut = _sides(told, keep_prompts)
+    prompts, shut = sides(told, keep_prompts)
     states = states or States.of(base, [*prompts, *shut], report)
     found = detector.fit_gate(states, prompts, shut, seed, directions, report)
     vague = _vague(found, told, states, shut) if detector.opens_wrongly(found) else []
@@ -202,13 +202,13 @@ def near(
     report: Report | None = None,
 ) -> Gate:
     """The same as a soft gate: the nearer a prompt comes to the concept, the wider it is open."""
-    prompts, shut = _sides(told, keep_prompts)
+    prompts, shut = sides(told, keep_prompts)
     states = States.of(base, [*prompts, *shut], report)
     hard = detector.fit_gate(states, prompts, shut, seed, directions, report)
     return detector.soften(hard, states, prompts, shut, power)
 
 
-def _sides(told: Sequence[Lesson], keep_prompts: int) -> tuple[list[str], list[str]]:
+def sides(told: Sequence[Lesson], keep_prompts: int = 400) -> tuple[list[str], list[str]]:
     """Prompts that a gate opens for, and those that it stays shut for."""
     prompts = [prompt for lesson in told for prompt in lesson.prompts]
     anchors = [prompt for lesson in told for prompt in lesson.anchors]

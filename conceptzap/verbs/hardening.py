@@ -85,11 +85,11 @@ def harden(
 
 
 def _before(given: Erasure, budget: str) -> Erasure:
-    """What is to be hardened: of a file that was, all but what looks, if it is to stand more now."""
+    """What is to be hardened: of a file that was, all but what joined it, if it is to stand more now."""
     title = given.header.title
     if not given.with_role("erase"):
         raise UsageError(f"{title!r} erases nothing", "name the erasure, not its key")
-    own = tuple(edit for edit in given.edits if all(gate.kind != SIGHT for gate in edit.gates))
+    own = tuple(edit for edit in given.edits if not _joined_in(edit))
     records = [made["harden"] for made in given.header.made if "harden" in made]
     said = [one.get("budget") if isinstance(one, Mapping) else one for one in records]
     once = bool(said) and all(one == BUDGETS[0] for one in said)
@@ -98,6 +98,11 @@ def _before(given: Erasure, budget: str) -> Erasure:
         hint = more if own and once else "harden the file that it was made of"
         raise UsageError(f"{title!r} was hardened already", hint)
     return replace(given, edits=own)
+
+
+def _joined_in(edit: Edit) -> bool:
+    """Whether it came of hardening: it looks at the picture, or has a say in unconditional rows."""
+    return "without" in edit.tensors or any(gate.kind == SIGHT for gate in edit.gates)
 
 
 def task_of(base: Base, header: Header) -> Task:

@@ -28,7 +28,7 @@ def test_the_guide_gives_the_alternatives_guidance_and_the_same_score(
     base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = [[prompt for prompt in prompts for _ in "ab"] for prompts in (["cat", "a cat"], ["", KEPT, "dog"])]
-    monkeypatch.setattr(lessons, "_sides", lambda *_: few)  # what random states tell apart
+    monkeypatch.setattr(lessons, "sides", lambda *_: few)  # what random states tell apart
     (edit,) = edits(base, "all_but_one")
     plain, steered = halves(base, "cat", []), halves(base, "cat", [edit])
     assert steered[0].equal(plain[0])

@@ -1,0 +1,157 @@
+"""A text gate for a name that is written wrongly, and how hardening comes by it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import edits as some
+import pytest
+import torch
+
+from conceptzap.base import Base
+from conceptzap.edit import Gate
+from conceptzap.errors import RefusedError
+from conceptzap.redteam import hardening, slips, spelling
+from conceptzap.redteam.hardening import Budget
+from conceptzap.report import Report
+from conceptzap.runtime import gates
+from conceptzap.task import Task
+from conceptzap.training import detector, lessons, probe
+from conceptzap.training.carrier import ids_of, position
+from conceptzap.training.lessons import Lesson
+from conceptzap.training.states import States
+from conceptzap.trust import canary
+from conceptzap.verbs import erasing
+
+TASK = Task(("van gogh",), ("painting",), ("monet", "cat"), ("style",))
+SMALL = Budget(concept=4, others=8, styled=4, erased=2, mixed=3, batch=2)
+FORMS = ("a {}", "a photo of a {}", "a {} painted by Monet")
+
+
+def opened(gate: Gate, base: Base, texts: list[str] | tuple[str, ...]) -> list[bool]:
+    parts = [gates.margins(gate, base.encode(texts[i : i + 64]).states) > 0 for i in range(0, len(texts), 64)]
+    return torch.cat(parts).tolist()
+
+
+@cache
+def church(base: Base) -> tuple[Lesson, Gate, Gate]:
+    """What it is taught on the demo, the gate of plain prompts, and the one for wrong spelling."""
+    task = lessons.settled(base, Task(("church",), ("house",)), Report())
+    lesson = next(iter(lessons.lessons(base, task)))
+    plain = lessons.gate(base, [lesson], 0)
+    gate = slips.fit_gate(base, lesson, (), [plain], 0)
+    assert gate
+    return lesson, plain, gate
+
+
+def test_it_opens_for_wrong_spelling_and_for_the_plain_name(demo_base: Base) -> None:
+    lesson, plain, gate = church(demo_base)
+    asked = [form.format(word) for word in ("chrch", "chruch", "chuurch") for form in FORMS]
+    assert not any(opened(plain, demo_base, asked)) and all(opened(gate, demo_base, asked))
+    assert all(opened(gate, demo_base, lesson.prompts))
+    assert gate.params["false_shut"]["rate"] == 0 and gate.params["false_shut"]["n"] >= 4 * 10
+
+
+def test_it_stays_shut_for_what_stays_whole_or_written_wrongly(demo_base: Base) -> None:
+    lesson, plain, gate = church(demo_base)
+    stay = lessons.sides([lesson])[1]
+    assert not any(opened(gate, demo_base, stay))
+    assert gate.params["false_open"]["rate"] == 0 and gate.params["false_open"]["n"] == len(stay)
+    words = [word for word in demo_base.vocabulary() if word not in lesson.names]
+    held_out = [f"a {word} painted by Monet" for word in words]
+    assert opened(gate, demo_base, held_out) == opened(plain, demo_base, held_out)
+    wrong = [f"an oil painting of a {spelling.misspelt(word)[0]}" for word in words]
+    assert sum(opened(gate, demo_base, wrong)) <= len(wrong) // 20
+
+
+def test_prompts_of_what_is_erased_beside_it_count_as_what_stays(demo_base: Base) -> None:
+    lesson, plain, _ = church(demo_base)
+    gate = slips.fit_gate(demo_base, lesson, [form.format("chrch") for form in FORMS], [plain], 0)
+    assert gate and not any(opened(gate, demo_base, [form.format("chrch") for form in FORMS]))
+    assert all(opened(gate, demo_base, [form.format("chuurch") for form in FORMS]))
+
+
+def test_it_opens_where_the_gates_do_that_are_known(demo_base: Base) -> None:
+    """Whatever their means and scales."""
+    lesson, plain, _ = church(demo_base)
+    asked = ["a photo of a castle", "a castle painted by Monet"]
+    states = States.of(demo_base, [*asked, *lesson.kept(40)])
+    other = detector.fit_gate(states, asked * 2, lesson.kept(40), 0)
+    assert not other.tensors["mean"].equal(plain.tensors["mean"])
+    whole = slips.fit_gate(demo_base, lesson, (), [plain, other], 0)
+    alone = slips.fit_gate(demo_base, lesson, (), [plain], 0)
+    texts = [*asked, *lesson.prompts[:20], *lesson.kept(100)]
+    either = zip(opened(alone, demo_base, texts), opened(other, demo_base, texts), strict=True)
+    assert opened(whole, demo_base, texts) == [any(one) for one in either]
+
+
+def test_a_slip_that_is_a_word_means_that_word(demo_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    lesson, _, _ = church(demo_base)
+    states, found = States.of(demo_base, lesson.kept(40)), []
+    for words in ((), ("chrch", "chruch")):
+        known = (*demo_base.vocabulary(), *words)
+        monkeypatch.setattr(Base, "vocabulary", lambda self, known=known: known)
+        mean = torch.zeros(states.hidden.shape[-1])
+        found.append(len(slips._spellings(demo_base, lesson, states, lesson.kept(40), mean, 0)[0]))
+        monkeypatch.undo()
+    assert found[0] - found[1] == 2
+
+
+def test_a_name_that_leaves_no_room_has_no_spelling(sd1: Base) -> None:
+    """Its letters apart are more tokens than a text encoder reads."""
+    lesson, mean = next(iter(lessons.lessons(sd1, TASK))), torch.zeros(some.width(sd1))
+    long = replace(lesson, concept="abracadabra " * 7, synonyms=())
+    assert slips._ends(sd1, long, " ".join(long.concept), mean, 0) is None
+    assert slips._ends(sd1, lesson, "van gohg", mean, 0).shape == (slips.CARRIERS, len(mean))
+
+
+def test_a_name_of_which_no_spelling_can_be_told_has_no_gate(
+    demo_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lesson, plain, _ = church(demo_base)
+    monkeypatch.setattr(slips, "CLEAR", 9.0)
+    assert slips.fit_gate(demo_base, lesson, (), [plain], 0) is None
+
+
+def test_a_word_stands_where_its_last_token_does(sd1: Base) -> None:
+    text = "a photo of a dragonfly wing"
+    at = position(sd1, text, "dragonfly")
+    upto = sd1.token_ids([text])[0][0, 1 : at + 1].tolist()
+    assert upto[-len(ids_of(sd1, "dragonfly")) :] == ids_of(sd1, "dragonfly")
+    assert position(sd1, text, "zebra") == sd1.token_count(text)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_rows_stand_behind_it_or_where_there_is_none_behind_the_plain_gate(
+    sd1: Base, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = some.gate(sd1)
+    wrong = replace(plain, params={**plain.params, "threshold": 0.5})
+    given: list[list[str]] = []
+    monkeypatch.setattr(hardening.recognition, "rather", lambda base, clean, *_: -torch.ones(len(clean)))
+    monkeypatch.setattr(probe, "LOOKED", 2)
+    monkeypatch.setattr(probe, "FOLDS", 2)
+    monkeypatch.setattr(hardening, "BUDGETS", {"quick": SMALL})
+    monkeypatch.setattr(
+        slips, "fit_gate", lambda *g: given.append([gate.name for gate in g[3]]) or (wrong if told else None)
+    )
+    *old, rows, looks = hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report()).edits
+    assert tuple(old) == tuple(some.eraser(sd1)) and given == [[plain.name]]
+    assert rows.gates == ((wrong,) if told else (plain,)) and "without" in rows.tensors
+    assert looks.gates[0].params["told"] == [plain.name, *([wrong.name] if told else [])]
+
+
+def test_a_self_test_asks_for_a_prompt_whose_own_tokens_open_the_gate(sd1: Base) -> None:
+    """A self-test reads the beginning of a text alone; the end of the padding does not open a gate in it."""
+    text, later = "van gogh", "a painting of a cat in the style of van gogh"
+    last = gates.unit(sd1.encode([text]).states[0])[-1]  # of the padding
+    end = gates.unit(sd1.encode([later]).states[0])[sd1.token_count(later) + 1]
+    tensors = {"query": torch.stack([last, end]), "mean": torch.zeros(len(last))}
+    gate = Gate("match", {"threshold": 0.999}, tensors)
+    edits = [replace(edit, gates=(gate,)) for edit in some.eraser(sd1)]
+    assert opened(gate, sd1, [text])[0]
+    with pytest.raises(RefusedError):
+        canary.make(sd1, edits, text)
+    assert erasing._opening(sd1, edits, [text, later]) == later
+    canary.make(sd1, edits, later)
