@@ -1,4 +1,4 @@
-"""Attack an erasure, and give it gates for what came through: one looks at pictures.
+"""Attack an erasure, and give it a gate that looks at pictures.
 
     conceptzap harden van-gogh
     conceptzap harden van-gogh --budget quick -o van-gogh-looks
