@@ -17,7 +17,7 @@ from conceptzap.redteam.hardening import Budget
 from conceptzap.report import Report
 from conceptzap.runtime import gates
 from conceptzap.task import Task
-from conceptzap.training import detector, lessons, probe
+from conceptzap.training import detector, lessons
 from conceptzap.training.carrier import ids_of, position
 from conceptzap.training.lessons import Lesson
 from conceptzap.training.states import States
@@ -40,7 +40,7 @@ def church(base: Base) -> tuple[Lesson, Gate, Gate]:
     task = lessons.settled(base, Task(("church",), ("house",)), Report())
     lesson = next(iter(lessons.lessons(base, task)))
     plain = lessons.gate(base, [lesson], 0)
-    gate = slips.fit_gate(base, lesson, (), [plain], 0)
+    gate = slips.fit_gate(base, lesson, (), plain, 0)
     assert gate
     return lesson, plain, gate
 
@@ -67,23 +67,29 @@ def test_it_stays_shut_for_what_stays_whole_or_written_wrongly(demo_base: Base) 
 
 def test_prompts_of_what_is_erased_beside_it_count_as_what_stays(demo_base: Base) -> None:
     lesson, plain, _ = church(demo_base)
-    gate = slips.fit_gate(demo_base, lesson, [form.format("chrch") for form in FORMS], [plain], 0)
+    gate = slips.fit_gate(demo_base, lesson, [form.format("chrch") for form in FORMS], plain, 0)
     assert gate and not any(opened(gate, demo_base, [form.format("chrch") for form in FORMS]))
     assert all(opened(gate, demo_base, [form.format("chuurch") for form in FORMS]))
 
 
-def test_it_opens_where_the_gates_do_that_are_known(demo_base: Base) -> None:
-    """Whatever their means and scales."""
-    lesson, plain, _ = church(demo_base)
+def test_it_opens_wherever_the_gate_does_that_is_known(demo_base: Base) -> None:
+    """Whatever that opens for, at whatever threshold: its directions stay as they are."""
+    lesson, plain, gate = church(demo_base)
     asked = ["a photo of a castle", "a castle painted by Monet"]
     states = States.of(demo_base, [*asked, *lesson.kept(40)])
     other = detector.fit_gate(states, asked * 2, lesson.kept(40), 0)
-    assert not other.tensors["mean"].equal(plain.tensors["mean"])
-    whole = slips.fit_gate(demo_base, lesson, (), [plain, other], 0)
-    alone = slips.fit_gate(demo_base, lesson, (), [plain], 0)
-    texts = [*asked, *lesson.prompts[:20], *lesson.kept(100)]
-    either = zip(opened(alone, demo_base, texts), opened(other, demo_base, texts), strict=True)
-    assert opened(whole, demo_base, texts) == [any(one) for one in either]
+    other = replace(
+        other,
+        params=other.params | {"threshold": 3 * other.params["threshold"]},
+        tensors=other.tensors | {"query": 3 * other.tensors["query"]},
+    )
+    whole = slips.fit_gate(demo_base, lesson, (), other, 0)
+    assert whole and not any(opened(gate, demo_base, asked))
+    assert all(opened(whole, demo_base, [*asked, *(form.format("chrch") for form in FORMS)]))
+    for known, made in ((plain, gate), (other, whole)):
+        kept = len(known.tensors["query"])
+        assert made.tensors["query"][:kept].equal(known.tensors["query"]) and len(made.tensors["query"]) > kept
+        assert made.tensors["mean"].equal(known.tensors["mean"])
 
 
 def test_a_slip_that_is_a_word_means_that_word(demo_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +117,7 @@ def test_a_name_of_which_no_spelling_can_be_told_has_no_gate(
 ) -> None:
     lesson, plain, _ = church(demo_base)
     monkeypatch.setattr(slips, "CLEAR", 9.0)
-    assert slips.fit_gate(demo_base, lesson, (), [plain], 0) is None
+    assert slips.fit_gate(demo_base, lesson, (), plain, 0) is None
 
 
 def test_a_word_stands_where_its_last_token_does(sd1: Base) -> None:
@@ -123,23 +129,24 @@ def test_a_word_stands_where_its_last_token_does(sd1: Base) -> None:
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_rows_stand_behind_it_or_where_there_is_none_behind_the_plain_gate(
+def test_rows_stand_behind_it_in_place_of_the_gate_it_was_made_of(
     sd1: Base, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = some.gate(sd1)
-    wrong = replace(plain, params={**plain.params, "threshold": 0.5})
-    given: list[list[str]] = []
-    monkeypatch.setattr(hardening.recognition, "rather", lambda base, clean, *_: -torch.ones(len(clean)))
-    monkeypatch.setattr(probe, "LOOKED", 2)
-    monkeypatch.setattr(probe, "FOLDS", 2)
-    monkeypatch.setattr(hardening, "BUDGETS", {"quick": SMALL})
-    monkeypatch.setattr(
-        slips, "fit_gate", lambda *g: given.append([gate.name for gate in g[3]]) or (wrong if told else None)
+    """The others keep theirs, and all of it where no spelling can be told or no threshold is above 0."""
+    low, plain, more = (
+        replace(some.gate(sd1), params={**some.gate(sd1).params, "threshold": at}) for at in (-1.0, 0.9, 0.8)
     )
-    *old, rows, looks = hardening.harden(sd1, TASK, some.eraser(sd1), "quick", Report()).edits
-    assert tuple(old) == tuple(some.eraser(sd1)) and given == [[plain.name]]
-    assert rows.gates == ((wrong,) if told else (plain,)) and "without" in rows.tensors
-    assert looks.gates[0].params["told"] == [plain.name, *([wrong.name] if told else [])]
+    wrong = replace(plain, params={**plain.params, "threshold": 0.5})
+    edits = [replace(edit, gates=(gate,)) for gate in (low, plain, more) for edit in some.eraser(sd1)]
+    given: list[Gate] = []
+    monkeypatch.setattr(slips, "fit_gate", lambda *g: given.append(g[3]) or (wrong if told else None))
+    lesson = next(iter(lessons.lessons(sd1, TASK)))
+    case = hardening._Case(sd1, sd1, lesson, tuple(edits), SMALL, Report())
+    found, rows = hardening._told_of(case, some.ASKED, ())
+    assert given == [plain]
+    assert found == ((low, plain, more, wrong) if told else (low, plain, more))
+    assert [edit.gates for edit in rows] == [(low,), (wrong if told else plain,), (more,)]
+    assert all("without" in edit.tensors for edit in rows)
 
 
 def test_a_self_test_asks_for_a_prompt_whose_own_tokens_open_the_gate(sd1: Base) -> None:

@@ -232,15 +232,15 @@ def _told_of(
 ) -> tuple[tuple[Gate, ...], list[Edit]]:
     """The text gates that open for the concept, one for its wrong spelling among them; and rows behind them.
 
-    Behind a gate that opens for another concept of the task, too, stand none, nor where some do already. The
-    one for wrong spelling opens where the others do.
+    Behind a gate that opens for another concept of the task, too, stand none. The one for wrong spelling
+    opens where the first of the others does, in whose place it has them.
     """
     told, shared = case.opened(prompts), case.opened(beside)
-    held = {gate for edit in case.edits if "without" in edit.tensors for gate in edit.gates}  # from before
-    behind = [gate for gate in told if gate not in {*shared, *held}]
-    hard = [gate for gate in behind if gate.kind == "match"]
-    if hard and (gate := slips.fit_gate(case.acting, case.lesson, beside, hard, case.report.seed)):
-        told, behind = (*told, gate), [gate, *(one for one in behind if one not in hard)]
+    behind = [gate for gate in told if gate not in shared]
+    hard = [gate for gate in behind if gate.kind == "match" and gate.params["threshold"] > 0]
+    if hard and (gate := slips.fit_gate(case.acting, case.lesson, beside, hard[0], case.report.seed)):
+        told = (*told, gate)
+        behind[behind.index(hard[0])] = gate
     return told, [standing_in.beside(case.base, case.lesson, one) for one in behind]
 
 

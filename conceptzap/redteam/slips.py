@@ -5,14 +5,15 @@ altogether. Each such spelling has a direction of its own, Fisher's linear discr
 last token, where that tells it from everything else, other words written wrongly among it. A slip that is
 another word means that word.
 
-Contract: `fit_gate` gives a `match` gate that opens for spellings of the concept that can be told, wherever
-one of the gates does that it is given, and for no other prompt that must stay; or None where no spelling
-can be told.
+Contract: `fit_gate` gives a `match` gate with more directions than the one that it is given: it opens where
+that does, for spellings of the concept that can be told, and for no other prompt that must stay; or None
+where no spelling can be told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -34,37 +35,23 @@ OTHERS = 128  # other words that are written wrongly, in so many ways each:
 WAYS = 3
 
 
-def fit_gate(
-    base: Base, lesson: Lesson, beside: Sequence[str], known: Sequence[Gate], seed: int
-) -> Gate | None:
+def fit_gate(base: Base, lesson: Lesson, beside: Sequence[str], known: Gate, seed: int) -> Gate | None:
     """`base` as its text encoder acts; `beside`: prompts of the concepts that are erased with this one.
 
-    `known`: `match` gates of the same base, one at least.
+    `known`: a `match` gate of the same base, its threshold above 0.
     """
     prompts, stay = lessons.sides([lesson])
     shut = [text for text in dict.fromkeys([*stay, *beside]) if text not in prompts]
     every = [*shut, *_others(base, lesson, seed)]
     states = States.of(base, every)
-    mean = known[0].tensors["mean"].float()
-    query, missed = _spellings(base, lesson, states, every, mean, seed)
+    query, missed = _spellings(base, lesson, states, every, known.tensors["mean"].float(), seed)
     if not len(query):
         return None
-    query = torch.cat([query, *(_about(one, mean) for one in known)]).half()
-    params = {key: value for key, value in known[0].params.items() if key == "parts"}
-    gate = Gate("match", {"threshold": 1.0, **params}, {"query": query, "mean": mean.half()})
-    opens = detector.judged(gate, states, shut, own=False) > 1
+    scaled = (known.params["threshold"] * query).to(known.tensors["query"])
+    gate = replace(known, tensors=known.tensors | {"query": torch.cat([known.tensors["query"], scaled])})
+    opens = detector.judged(gate, states, shut, own=False) > gate.params["threshold"]
     rates = {"false_open": detector.rate(opens), "false_shut": detector.rate(missed)}
-    return Gate("match", gate.params | rates, gate.tensors)
-
-
-def _about(gate: Gate, mean: Tensor) -> Tensor:
-    """A gate's directions scaled to a threshold of 1 for scores about another mean, [n, width].
-
-    q . (u - m) > t where q . (u - mean) > t + q . (m - mean); where that is not above 0 there is none.
-    """
-    query = gate.tensors["query"].float()
-    threshold = gate.params["threshold"] + query @ (gate.tensors["mean"].float() - mean)  # [n]
-    return (query / threshold[:, None])[threshold > 0]
+    return replace(gate, params=gate.params | rates)
 
 
 def _spellings(

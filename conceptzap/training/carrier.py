@@ -105,18 +105,24 @@ def ids_of(base: Base, text: str) -> list[int]:
 def position(base: Base, text: str, word: str) -> int:
     """Where a word's last token stands in a text's states, the start being 0; the text's last without it."""
     ids, part = ids_of(base, text), ids_of(base, word)
-    found = (start for start in range(len(ids)) if part and ids[start : start + len(part)] == part)
-    return next(found, len(ids) - len(part)) + len(part)
+    start = _place(ids, part)
+    return len(ids) if start is None else start + len(part)
 
 
 def replaced(base: Base, prompt: str, words: Sequence[str], by: list[int]) -> list[int]:
     """The tokens of a prompt with those of the longest of the words that it has replaced."""
     ids = ids_of(base, prompt)
     for part in sorted((ids_of(base, word) for word in words), key=len, reverse=True):
-        for start in range(len(ids) - len(part) + 1):
-            if part and ids[start : start + len(part)] == part:
-                return ids[:start] + by + ids[start + len(part) :]
+        start = _place(ids, part)
+        if start is not None:
+            return ids[:start] + by + ids[start + len(part) :]
     return by + ids
+
+
+def _place(ids: list[int], part: list[int]) -> int | None:
+    """Where some tokens begin among others, the first time; None where they do not, or are none."""
+    starts = range(len(ids) - len(part) + 1 if part else 0)
+    return next((start for start in starts if ids[start : start + len(part)] == part), None)
 
 
 def _laid_out(base: Base, texts: Sequence[list[int]], free: int) -> Carrier:
