@@ -27,14 +27,15 @@ import torch
 from torch import Tensor, nn
 
 from conceptzap.base import Base, Cond
-from conceptzap.edit import Edit, Gate, Json
+from conceptzap.edit import Edit, Gate
 from conceptzap.report import Report
-from conceptzap.result import Settings, wilson
+from conceptzap.result import Settings
 from conceptzap.runtime import sight
 from conceptzap.runtime.attach import attached
 from conceptzap.runtime.sampler import denoise
 from conceptzap.runtime.sight import pooled
 from conceptzap.training import memory
+from conceptzap.training.detector import rate
 
 SITES = ("unet.up_blocks.0", "unet.up_blocks.1")
 DENOISING, LOOKED = 7, 5  # steps of a walk, and how many of them are looked at: down to t = 285
@@ -173,8 +174,8 @@ def fit_gate(groups: Sequence[Seen], others: Seen, gone: int = 0, told: Sequence
     }
     params = {
         "site": SITES[0], "beside": list(SITES[1:]), "threshold": 0.0, "low": int(others.times.min()),
-        "false_open": _rate((torch.stack([one.no for one in found]) > 0).any(0)),
-        "false_shut": _rate(found[0].yes <= 0),
+        "false_open": rate((torch.stack([one.no for one in found]) > 0).any(0)),
+        "false_shut": rate(found[0].yes <= 0),
     }  # fmt: skip
     if told:
         params["told"] = list(told)
@@ -267,9 +268,3 @@ def _fit(concept: Seen, others: Seen) -> tuple[Tensor, Tensor]:
     lines = sight.between(concept.times, _knots(concept.times), torch.eye(KNOTS)).double()  # [steps, knots]
     query = torch.linalg.pinv(lines) @ query
     return query.float(), (lines @ query * mean[:, 0]).sum(-1).float()
-
-
-def _rate(wrong: Tensor) -> dict[str, Json]:
-    k, n = int(wrong.sum()), len(wrong)
-    low, high = wilson(k, n)
-    return {"rate": round(k / max(n, 1), 6), "low": round(low, 6), "high": round(high, 6), "n": n}
