@@ -26,7 +26,7 @@ from conceptzap.verbs import erasing
 
 TASK = Task(("van gogh",), ("painting",), ("monet", "cat"), ("style",))
 SMALL = Budget(concept=4, others=8, styled=4, erased=2, mixed=3, batch=2)
-FORMS = ("a {}", "a photo of a {}", "a {} painted by Monet")
+FORMS = ("{}", "a {}", "a photo of a {}", "a {} painted by Monet")
 
 
 def opened(gate: Gate, base: Base, texts: list[str] | tuple[str, ...]) -> list[bool]:

@@ -30,7 +30,7 @@ from conceptzap.training.states import States
 RIDGE = 0.01  # of the mean variance, for the discriminants
 CLEAR = 0.1  # of a spelling's lowest score: what is as near to it as that has no direction
 BETWEEN = 0.5  # where in that gap a spelling's threshold stands
-CARRIERS = 8  # prompts of each spelling: half fit its direction, all set its threshold
+CARRIERS = 8  # prompts of each spelling, the first that alone: half fit its direction, all set its threshold
 OTHERS = 128  # other words that are written wrongly, in so many ways each:
 WAYS = 3
 
@@ -90,7 +90,7 @@ def _spellings(
 
 def _ends(base: Base, lesson: Lesson, wrong: str, mean: Tensor, seed: int) -> Tensor | None:
     """States at the last token of the name written wrongly, [CARRIERS, width]; None where it is cut off."""
-    turns = [lesson.prompts[0], *objectives.subset(seed, lesson.prompts[1:], CARRIERS - 1)]
+    turns = [lesson.concept, *objectives.subset(seed, lesson.prompts[1:], CARRIERS - 1)]
     turns = [turns[number % len(turns)] for number in range(CARRIERS)]
     texts = [spelling.reworded(text, lesson.names, wrong) for text in turns]
     at = [position(base, text, wrong) for text in texts]
