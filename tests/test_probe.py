@@ -39,6 +39,22 @@ def test_what_is_apart_is_told_apart() -> None:
     assert probe.looks(gate, seen(8, 3.0, 9)).min() > 0 > probe.looks(gate, seen(8, -3.0, 11)).max()
 
 
+@pytest.mark.parametrize("n", [4, 60])
+def test_fewer_pictures_than_channels_or_more_a_query_is_ridge_regression(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "KNOTS", STEPS)  # as many as there are steps
+    concept, others = seen(n, 1.0, 0), seen(n + 2, -1.0, 2)
+    query = probe._fit(concept, others)[0].double()
+    for at, found in enumerate(query.flip(0)):  # times rise
+        x = torch.cat([concept.pairs, others.pairs], 1)[at].double()
+        x, y = x - x.mean(0), torch.cat([torch.ones(n), -torch.ones(n + 2)]).double()
+        weight = torch.cat([torch.full((n,), 0.5 / n), torch.full((n + 2,), 0.5 / (n + 2))]).double()
+        ridge = probe.RIDGE * (weight[:, None] * x**2).sum(0).mean()
+        slope = x.T @ (weight * (x @ found - y)) + ridge * found
+        assert slope.abs().max() < 1e-6, "not where the sum of squares is least"
+
+
 def test_a_query_is_stored_in_a_byte_a_number() -> None:
     concept, others = seen(24, 3.0, 0), seen(40, -3.0, 2)
     gate = probe.fit_gate([concept, across(8, 5)], others)

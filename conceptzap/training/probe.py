@@ -260,10 +260,10 @@ def _fit(concept: Seen, others: Seen) -> tuple[Tensor, Tensor]:
     weight = torch.where(wanted > 0, 0.5 / len(concept), 0.5 / len(others))[:, None]
     mean = seen.mean(1, keepdim=True)
     seen = seen - mean
-    gram = seen.mT @ (weight * seen)  # [steps, 2 channels, 2 channels]
-    ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
-    query = torch.linalg.solve(gram + ridge * eye, seen.mT @ (weight[:, 0] * wanted))  # [steps, 2 channels]
+    # as the pictures are fewer than the channels, by what they have in common: [steps, n, n]
+    ridge = RIDGE * (weight * seen**2).sum((1, 2)) / seen.shape[-1]  # [steps]
+    gram = seen @ seen.mT + ridge[:, None, None] * torch.diag(1 / weight[:, 0])
+    query = (seen.mT @ torch.linalg.solve(gram, wanted[:, None]))[..., 0]  # [steps, 2 channels]
     # the lines between the knots that are nearest to them
     lines = sight.between(concept.times, _knots(concept.times), torch.eye(KNOTS)).double()  # [steps, knots]
     query = torch.linalg.pinv(lines) @ query
