@@ -260,9 +260,9 @@ def _fit(concept: Seen, others: Seen) -> tuple[Tensor, Tensor]:
     weight = torch.where(wanted > 0, 0.5 / len(concept), 0.5 / len(others))[:, None]
     mean = seen.mean(1, keepdim=True)
     seen = seen - mean
-    # as the pictures are fewer than the channels, by what they have in common: [steps, n, n]
+    # ridge regression in its dual form, for pictures are fewer than channels
     ridge = RIDGE * (weight * seen**2).sum((1, 2)) / seen.shape[-1]  # [steps]
-    gram = seen @ seen.mT + ridge[:, None, None] * torch.diag(1 / weight[:, 0])
+    gram = seen @ seen.mT + ridge[:, None, None] * torch.diag(1 / weight[:, 0])  # [steps, n, n]
     query = (seen.mT @ torch.linalg.solve(gram, wanted[:, None]))[..., 0]  # [steps, 2 channels]
     # the lines between the knots that are nearest to them
     lines = sight.between(concept.times, _knots(concept.times), torch.eye(KNOTS)).double()  # [steps, knots]
