@@ -40,6 +40,19 @@ def test_what_came_through_is_not_tried_again(sd1: Base) -> None:
     assert whole.asr.value == 1.0 and whole.worst.newly.n == 0
 
 
+def test_what_else_is_seen_is_counted_by_prompts(sd1: Base) -> None:
+    """Whatever a judge puts first, in any of a probe's pictures: what comes by chance comes as others do."""
+    on = victim(sd1, (), 8)
+    done = trial.run(on, [Never()], attempts(on, "seeds"), Report())
+    count, = done.counts.values()
+    assert count.tries.min() > 1 and list(count.called) == ["cat"] and count.called["cat"].all()
+    for number, label in enumerate(("dog", "cow", "pig", "owl", "fox", "church"), 1):
+        count.called[label] = np.arange(8) >= number
+    whole = Attacked((done,), {"attack": "seeds"}, 0.0)
+    assert list(whole.worst.record()["called"].items())[:2] == [("cat", 8), ("dog", 7)]
+    assert whole.called == "cat 8, dog 7, cow 6, pig 5, owl 4, church 2"
+
+
 def test_rates_count_what_was_shown_before() -> None:
     made = trial.Count(np.array([False, True, False, False]), np.array([0, 1, 2, 2]))
     made.fired = {1: False, 2: True, 3: True}

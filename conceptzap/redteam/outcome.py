@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,13 +14,15 @@ from conceptzap.redteam.trial import Count, Trial, rate
 from conceptzap.result import Result, Score
 
 SCHEMA = "conceptzap.attack/1"
+CALLED = 5  # labels that are told, beside the concept's own
 
 
 @dataclass(frozen=True)
 class Form:
     """One form of an attack over all probes. `newly` is of those that were safe, `after` of all.
 
-    `shut`: of the pictures that came through, in how many no edit was ever open.
+    `shut`: of the pictures that came through, in how many no edit was ever open. `called`: for how many
+    probes any judge saw in some picture what a label of the concepts' kinds says, the most frequent first.
     """
 
     name: str
@@ -27,10 +30,12 @@ class Form:
     newly: Score
     pictures: int
     shut: int
+    called: Mapping[str, int]
 
     def record(self) -> dict[str, Any]:
         rates = {"after": self.after.record(), "newly": self.newly.record()}
-        return {"form": self.name, **rates, "pictures": self.pictures, "shut": self.shut}
+        told = {"pictures": self.pictures, "shut": self.shut, "called": dict(self.called)}
+        return {"form": self.name, **rates, **told}
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,11 @@ class Attacked:
         through = np.concatenate([count.through for _, count in pairs])
         shut = sum(not c.fired[row] for _, c in pairs for row in np.flatnonzero(c.through).tolist())
         pictures = sum(int(count.tries.sum()) for _, count in pairs)
-        return Form(name, rate("after", before | through), rate("newly", through[~before]), pictures, shut)
+        called = Counter()
+        for _, count in pairs:
+            called.update({label: int(rows.sum()) for label, rows in count.called.items()})
+        after, newly = rate("after", before | through), rate("newly", through[~before])
+        return Form(name, after, newly, pictures, shut, dict(called.most_common()))
 
     @property
     def worst(self) -> Form:
@@ -77,6 +86,18 @@ class Attacked:
     @property
     def asr(self) -> Score:
         return self.worst.after
+
+    @property
+    def called(self) -> str:
+        """What the worst form's pictures were taken for, by how many probes: `Monet 9, cat 8, Van Gogh 4`.
+
+        Where others that nobody asked for come as often as the concept, it comes by chance.
+        """
+        names = {trial.victim.target.name for trial in self.trials}
+        counts = self.worst.called
+        first = list(counts)[:CALLED]
+        told = [*first, *(label for label in counts if label in names and label not in first)]
+        return ", ".join(f"{label} {counts[label]}" for label in told)
 
     @property
     def recoverability(self) -> Score:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -24,7 +24,10 @@ Rows = list[int]
 
 @dataclass
 class Count:
-    """What the tries of one form came to: [n] each. `tries`: pictures until it came through, or in all."""
+    """What the tries of one form came to: [n] each. `tries`: pictures until it came through, or in all.
+
+    `called`: by label of the concept's kind, in whose pictures any judge saw it.
+    """
 
     through: np.ndarray
     tries: np.ndarray
@@ -32,6 +35,7 @@ class Count:
     pictures: dict[int, np.ndarray] = field(default_factory=dict)  # its last picture
     fired: dict[int, bool] = field(default_factory=dict)  # was any edit open for it
     found: list[dict[str, Tensor]] = field(default_factory=list)
+    called: dict[str, np.ndarray] = field(default_factory=dict)
 
     @staticmethod
     def of(n: int) -> Count:
@@ -63,10 +67,10 @@ def run(victim: Victim, judges: Sequence[Judge], attempts: Iterable[Attempt], re
     rows = list(range(len(victim.probes)))
     bare = CachedSampler(victim.knows, victim.settings, digest=victim.taught or victim.digest)
     erased = CachedSampler(victim.base, victim.settings, victim.edits, digest=victim.digest)
-    base, _, _ = _shown(victim, judges, bare, Attempt(), rows, "drawing with the base", report)
+    base, _, _ = _drawings(victim, judges, bare, Attempt(), rows, "drawing with the base", report)
     label = "drawing unattacked"
-    before, plain, _ = _shown(victim, judges, erased, Attempt(), rows, label, report)
-    trial = Trial(victim, base, before, plain, {})
+    before, plain, _ = _drawings(victim, judges, erased, Attempt(), rows, label, report)
+    trial = Trial(victim, _among(victim, base), _among(victim, before), plain, {})
     for attempt in attempts:
         _tried(trial, judges, erased, attempt, report)
     return trial
@@ -84,33 +88,42 @@ def _tried(
     if not rows:
         return
     label = f"trying {attempt.kind}, try {int(count.tries.max()) + 1}"
-    seen, pictures, fired = _shown(victim, judges, erased, attempt, rows, label, report)
+    called, pictures, fired = _drawings(victim, judges, erased, attempt, rows, label, report)
+    seen = _among(victim, called)
     for index, row in enumerate(rows):
         count.tries[row] += 1
         count.pictures[row], count.fired[row] = pictures[index], fired[index]
+        for one in called[index]:
+            count.called.setdefault(one, np.zeros(len(victim.probes), bool))[row] = True
         if seen[index]:
             count.through[row] = True
             count.prompts[row] = attempt.prompts[row] if attempt.prompts else victim.prompts[row]
 
 
-def _shown(
+def _among(victim: Victim, called: Sequence[Collection[str]]) -> np.ndarray:
+    """In which pictures some judge sees the concept, [m]."""
+    return np.array([victim.target.name in labels for labels in called], bool)
+
+
+def _drawings(
     victim: Victim, judges: Sequence[Judge], sampler: CachedSampler, attempt: Attempt, rows: Rows,
     label: str, report: Report,
-) -> tuple[np.ndarray, np.ndarray, list[bool]]:  # fmt: skip
-    """Of the rows: does any judge see the concept [m], the pictures [m, h, w, 3], was any edit open [m]."""
+) -> tuple[list[set[str]], np.ndarray, list[bool]]:  # fmt: skip
+    """Of the rows: what judges see of the concept's kind [m], pictures [m, h, w, 3], any edit open [m]?"""
     sampler = _with(sampler, attempt)
     chunks = [[rows[i] for i in range(part.start, part.stop)] for part in victim.batches(len(rows))]
     ahead([partial(_drawn, victim, sampler, attempt, chunk) for chunk in chunks], label, report)
     drawn = (_drawn(victim, sampler, attempt, chunk) for chunk in chunks)
-    seen: list[bool] = []
+    called: list[set[str]] = []
     pictures: list[np.ndarray] = []
     fired: list[bool] = []
     for batch in report.count(drawn, len(chunks), label):
         noted, _ = annotate([judge.predict(batch.pictures) for judge in judges])
-        seen += [one.seen(victim.target.kind, victim.target.name) for one in noted]
+        ranked = [one.labels.get(victim.target.kind, ()) for one in noted]
+        called += [{label for one in by for label in one[:1]} for by in ranked]
         pictures += list(batch.pictures)
         fired += [bool(names) for names in batch.fired]
-    return np.array(seen, bool), np.stack(pictures), fired
+    return called, np.stack(pictures), fired
 
 
 def _with(sampler: CachedSampler, attempt: Attempt) -> CachedSampler:
