@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from victims import Never, attempts, victim
 
 from conceptzap.base import Base
 from conceptzap.errors import ThresholdError, UsageError
+from conceptzap.evaluation.comparison import Prediction
 from conceptzap.redteam import trial
 from conceptzap.redteam.outcome import Attacked
 from conceptzap.report import Report
@@ -46,11 +48,30 @@ def test_what_else_is_seen_is_counted_by_prompts(sd1: Base) -> None:
     done = trial.run(on, [Never()], attempts(on, "seeds"), Report())
     count, = done.counts.values()
     assert count.tries.min() > 1 and list(count.called) == ["cat"] and count.called["cat"].all()
-    for number, label in enumerate(("dog", "cow", "pig", "owl", "fox", "church"), 1):
-        count.called[label] = np.arange(8) >= number
+    for number, label in enumerate(("fox", "owl", "pig", "dog", "cow"), 3):  # rising, two alike
+        count.called[label] = np.arange(8) < min(number, 6)
     whole = Attacked((done,), {"attack": "seeds"}, 0.0)
-    assert list(whole.worst.record()["called"].items())[:2] == [("cat", 8), ("dog", 7)]
-    assert whole.called == "cat 8, dog 7, cow 6, pig 5, owl 4, church 2"
+    assert whole.beside == "cat 8, cow 6, dog 6, pig 5, owl 4, church 0"
+    assert whole.record()["called"]["church"][:2] == [["cat", 8], ["cow", 6]]
+
+
+class InTurn(Never):
+    """A judge that sees one thing in its first call and another in each that follows."""
+
+    def __init__(self, *labels: str) -> None:
+        super().__init__()
+        self.labels = iter(labels)
+
+    def predict(self, pictures: np.ndarray) -> Prediction:
+        label, n = next(self.labels), len(pictures)
+        return replace(super().predict(pictures), labels={"object": [(label,)] * n})
+
+
+def test_what_any_judge_sees_in_any_picture_is_counted(sd1: Base) -> None:
+    on = victim(sd1, (), 2)
+    judges = [InTurn(*"ab", "dog", "cow", *"cccccc"), InTurn(*"ab", "owl", *"ccccccc")]
+    count, = trial.run(on, judges, attempts(on, "seeds"), Report()).counts.values()
+    assert {"dog", "cow", "owl", "c"} == set(count.called) and all(rows.all() for rows in count.called.values())
 
 
 def test_rates_count_what_was_shown_before() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +20,7 @@ CALLED = 5  # labels that are told, beside the concept's own
 class Form:
     """One form of an attack over all probes. `newly` is of those that were safe, `after` of all.
 
-    `shut`: of the pictures that came through, in how many no edit was ever open. `called`: for how many
-    probes any judge saw in some picture what a label of the concepts' kinds says, the most frequent first.
+    `shut`: of the pictures that came through, in how many no edit was ever open.
     """
 
     name: str
@@ -30,12 +28,10 @@ class Form:
     newly: Score
     pictures: int
     shut: int
-    called: Mapping[str, int]
 
     def record(self) -> dict[str, Any]:
         rates = {"after": self.after.record(), "newly": self.newly.record()}
-        told = {"pictures": self.pictures, "shut": self.shut, "called": dict(self.called)}
-        return {"form": self.name, **rates, **told}
+        return {"form": self.name, **rates, "pictures": self.pictures, "shut": self.shut}
 
 
 @dataclass(frozen=True)
@@ -73,11 +69,7 @@ class Attacked:
         through = np.concatenate([count.through for _, count in pairs])
         shut = sum(not c.fired[row] for _, c in pairs for row in np.flatnonzero(c.through).tolist())
         pictures = sum(int(count.tries.sum()) for _, count in pairs)
-        called = Counter()
-        for _, count in pairs:
-            called.update({label: int(rows.sum()) for label, rows in count.called.items()})
-        after, newly = rate("after", before | through), rate("newly", through[~before])
-        return Form(name, after, newly, pictures, shut, dict(called.most_common()))
+        return Form(name, rate("after", before | through), rate("newly", through[~before]), pictures, shut)
 
     @property
     def worst(self) -> Form:
@@ -88,16 +80,29 @@ class Attacked:
         return self.worst.after
 
     @property
-    def called(self) -> str:
-        """What the worst form's pictures were taken for, by how many probes: `Monet 9, cat 8, Van Gogh 4`.
+    def called(self) -> dict[str, dict[str, int]]:
+        """By concept, under the worst form: for how many of its probes some judge put a label first.
 
-        Where others that nobody asked for come as often as the concept, it comes by chance.
+        In some picture; of all labels of the concept's kind, itself among them, the most frequent first.
         """
-        names = {trial.victim.target.name for trial in self.trials}
-        counts = self.worst.called
-        first = list(counts)[:CALLED]
-        told = [*first, *(label for label in counts if label in names and label not in first)]
-        return ", ".join(f"{label} {counts[label]}" for label in told)
+        found = {}
+        for trial in self.trials:
+            name, count = trial.victim.target.name, trial.counts.get(self.worst.name)
+            counts = {label: int(rows.sum()) for label, rows in count.called.items()} if count else {}
+            found[name] = dict(sorted(({name: 0} | counts).items(), key=lambda one: (-one[1], one[0])))
+        return found
+
+    @property
+    def beside(self) -> str:
+        """`Monet 18, cat 7, Van Gogh 4`: what was seen most in the worst form's pictures, and the concept.
+
+        Where others that neither prompt nor anchor asks for come as often, a concept may come by chance.
+        """
+        told = []
+        for name, counts in self.called.items():
+            first = [*counts][:CALLED]
+            told.append(", ".join(f"{label} {counts[label]}" for label in dict.fromkeys([*first, name])))
+        return "; ".join(told)
 
     @property
     def recoverability(self) -> Score:
@@ -122,6 +127,7 @@ class Attacked:
             "asr": self.asr.record(),
             "newly": self.worst.newly.record(),
             "recoverability": self.recoverability.record(),
+            "called": {name: [[*one] for one in counts.items()] for name, counts in self.called.items()},
         }
 
     def result(self) -> Result:

@@ -26,7 +26,7 @@ Rows = list[int]
 class Count:
     """What the tries of one form came to: [n] each. `tries`: pictures until it came through, or in all.
 
-    `called`: by label of the concept's kind, in whose pictures any judge saw it.
+    `called`: by label of the concept's kind, for which probes some judge put it first in some picture.
     """
 
     through: np.ndarray
@@ -120,7 +120,7 @@ def _drawings(
     for batch in report.count(drawn, len(chunks), label):
         noted, _ = annotate([judge.predict(batch.pictures) for judge in judges])
         ranked = [one.labels.get(victim.target.kind, ()) for one in noted]
-        called += [{label for one in by for label in one[:1]} for by in ranked]
+        called += [{first for judge in judged for first in judge[:1]} for judged in ranked]
         pictures += list(batch.pictures)
         fired += [bool(names) for names in batch.fired]
     return called, np.stack(pictures), fired

@@ -79,7 +79,8 @@ def attacked(done: Any, as_json: bool) -> None:
     show.console().print(show.table(*heads, rows=rows, title=title))
     back = done.recoverability
     show.note(f"recovered, of what the base draws and the erased model did not: {_share(back)}, n = {back.n}")
-    show.note(f"what classifiers saw under {done.worst.name}, by prompts: {done.called or 'nothing'}")
+    worst = done.worst
+    show.note(f"what classifiers saw under {worst.name}, by prompts of {worst.newly.n}: {done.beside}")
     show.note(f"report: {paths.get('report', '')}")
 
 
