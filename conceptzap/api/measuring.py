@@ -86,7 +86,7 @@ def attack(
     own when none is given, is asked for in `prompts` prompts (16 with the `budget` "quick", 64 with
     "paper"). `oracle`: a checkpoint that never knew it, attacked in the same way. With `output`, what was
     found is written to that folder. What comes back has `before`, `asr` (after the worst of `forms`),
-    `recoverability`, `oracle`, `record()` and `written`.
+    `recoverability`, `called` (what else was seen), `oracle`, `record()` and `written`.
 
     A rate over its percentage in `fail_over`, such as `["ASR=10"]`, raises `ThresholdError`, whose `made`
     is what was measured; otherwise it raises what `evaluate` does.

@@ -43,6 +43,10 @@ class Annotation:
         """Does any judge have the label among its first k?"""
         return any(label in ranked[:k] for ranked in self.labels.get(kind, ()))
 
+    def first(self, kind: str) -> set[str]:
+        """What any judge sees first."""
+        return {label for ranked in self.labels.get(kind, ()) for label in ranked[:1]}
+
     def kept(self, kind: str, label: str, k: int = 1) -> bool:
         """Do all judges (at least one) have the label among their first k?"""
         rankings = self.labels.get(kind, ())

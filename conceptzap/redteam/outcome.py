@@ -85,9 +85,9 @@ class Attacked:
 
         In some picture; of all labels of the concept's kind, itself among them, the most frequent first.
         """
-        found = {}
+        found, worst = {}, self.worst.name
         for trial in self.trials:
-            name, count = trial.victim.target.name, trial.counts.get(self.worst.name)
+            name, count = trial.victim.target.name, trial.counts.get(worst)
             counts = {label: int(rows.sum()) for label, rows in count.called.items()} if count else {}
             found[name] = dict(sorted(({name: 0} | counts).items(), key=lambda one: (-one[1], one[0])))
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -67,10 +67,10 @@ def run(victim: Victim, judges: Sequence[Judge], attempts: Iterable[Attempt], re
     rows = list(range(len(victim.probes)))
     bare = CachedSampler(victim.knows, victim.settings, digest=victim.taught or victim.digest)
     erased = CachedSampler(victim.base, victim.settings, victim.edits, digest=victim.digest)
-    base, _, _ = _drawings(victim, judges, bare, Attempt(), rows, "drawing with the base", report)
+    base, _, _ = _shown(victim, judges, bare, Attempt(), rows, "drawing with the base", report)
     label = "drawing unattacked"
-    before, plain, _ = _drawings(victim, judges, erased, Attempt(), rows, label, report)
-    trial = Trial(victim, _among(victim, base), _among(victim, before), plain, {})
+    before, plain, _ = _shown(victim, judges, erased, Attempt(), rows, label, report)
+    trial = Trial(victim, _seen(victim, base), _seen(victim, before), plain, {})
     for attempt in attempts:
         _tried(trial, judges, erased, attempt, report)
     return trial
@@ -88,8 +88,8 @@ def _tried(
     if not rows:
         return
     label = f"trying {attempt.kind}, try {int(count.tries.max()) + 1}"
-    called, pictures, fired = _drawings(victim, judges, erased, attempt, rows, label, report)
-    seen = _among(victim, called)
+    called, pictures, fired = _shown(victim, judges, erased, attempt, rows, label, report)
+    seen = _seen(victim, called)
     for index, row in enumerate(rows):
         count.tries[row] += 1
         count.pictures[row], count.fired[row] = pictures[index], fired[index]
@@ -100,12 +100,12 @@ def _tried(
             count.prompts[row] = attempt.prompts[row] if attempt.prompts else victim.prompts[row]
 
 
-def _among(victim: Victim, called: Sequence[Collection[str]]) -> np.ndarray:
+def _seen(victim: Victim, called: Sequence[set[str]]) -> np.ndarray:
     """In which pictures some judge sees the concept, [m]."""
     return np.array([victim.target.name in labels for labels in called], bool)
 
 
-def _drawings(
+def _shown(
     victim: Victim, judges: Sequence[Judge], sampler: CachedSampler, attempt: Attempt, rows: Rows,
     label: str, report: Report,
 ) -> tuple[list[set[str]], np.ndarray, list[bool]]:  # fmt: skip
@@ -119,8 +119,7 @@ def _drawings(
     fired: list[bool] = []
     for batch in report.count(drawn, len(chunks), label):
         noted, _ = annotate([judge.predict(batch.pictures) for judge in judges])
-        ranked = [one.labels.get(victim.target.kind, ()) for one in noted]
-        called += [{first for judge in judged for first in judge[:1]} for judged in ranked]
+        called += [one.first(victim.target.kind) for one in noted]
         pictures += list(batch.pictures)
         fired += [bool(names) for names in batch.fired]
     return called, np.stack(pictures), fired
