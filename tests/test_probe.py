@@ -8,10 +8,10 @@ import edits as some
 import pytest
 import torch
 
-from conceptzap.base import Base, Cond
+from conceptzap.base import CROSS, Base, Cond
 from conceptzap.report import Report
 from conceptzap.result import Settings
-from conceptzap.runtime import sight
+from conceptzap.runtime import guides, sight
 from conceptzap.runtime.attach import attached
 from conceptzap.runtime.guides import Guidance
 from conceptzap.runtime.sampler import denoise
@@ -200,3 +200,17 @@ def test_what_was_erased_alone_sets_the_threshold_where_the_text_names_it() -> N
         found = probe.looks(gate, these, torch.full((len(these),), told))
         assert (found > 0).any(0).eq(opens).all(), (len(these), told)
     assert "eased" not in probe.fit_gate([concept], near.joined(gone)).tensors
+
+
+def test_it_looks_once_a_call_whatever_is_made_anew(sd1: Base) -> None:
+    """The first run of a call, as gates do: not the one with what another gate has opened, nor a guide's own."""
+    (site, *_), asked = sd1.sites(CROSS), ["a church", "a cat"]
+    edit = replace(some.tokens(sd1), sites=(site,))
+    early = replace(edit, gates=(some.always(sd1, times=(999,)),))
+    plain, from_the_first, anew, steered = (
+        probe.watch(sd1, asked, 0, Report(), "looking", edits)
+        for edits in ((), (edit,), (early,), (guides.guide(sd1, "swap", ("a church", "a house"), {}),))
+    )
+    assert anew.given[0].equal(plain.given[0]) and not anew.given[0].equal(from_the_first.given[0])
+    assert torch.allclose(anew.given[1:], from_the_first.given[1:], atol=1e-5)
+    assert steered.given.shape == plain.given.shape and steered.given[0].equal(plain.given[0])

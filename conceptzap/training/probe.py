@@ -30,7 +30,7 @@ from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit, Gate
 from conceptzap.report import Report
 from conceptzap.result import Settings
-from conceptzap.runtime import sight
+from conceptzap.runtime import guides, sight
 from conceptzap.runtime.attach import attached
 from conceptzap.runtime.sampler import denoise
 from conceptzap.runtime.sight import pooled
@@ -119,16 +119,26 @@ def watch(
 
 @contextmanager
 def looking(base: Base) -> Iterator[list[Tensor]]:
-    """What a gate would look at in each call of the blocks, [rows, channels]; gradients flow."""
+    """What a gate would look at in each call of the UNet, [rows, channels], one a call; gradients flow.
+
+    As gates do, it looks at the first run of a call alone: not at one that is made anew since another gate
+    has opened, nor at what guides ask for their own texts.
+    """
     outputs: list[Tensor] = []
+    parts: list[Tensor] = []  # of the call that runs
 
-    def first(module: nn.Module, args: Any, output: Any) -> None:
-        outputs.append(pooled(output))
+    def begin(module: nn.Module, args: Any) -> None:
+        parts.clear()
 
-    def more(module: nn.Module, args: Any, output: Any) -> None:
-        outputs[-1] = torch.cat([outputs[-1], pooled(output)], -1)
+    def see(module: nn.Module, args: Any, output: Any) -> None:
+        if len(parts) == len(SITES) or guides.BESIDE.get():
+            return
+        parts.append(pooled(output))
+        if len(parts) == len(SITES):
+            outputs.append(torch.cat(parts, -1))
 
-    hooks = [base.module(site).register_forward_hook(more if n else first) for n, site in enumerate(SITES)]
+    hooks = [base.unet.register_forward_pre_hook(begin)]
+    hooks += [base.module(site).register_forward_hook(see) for site in SITES]
     try:
         yield outputs
     finally:
