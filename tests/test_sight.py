@@ -41,11 +41,11 @@ def call(base: Base, t: int, rows: int = 1) -> Tensor:
 
 
 @torch.no_grad()
-def open_at(base: Base, t: int) -> bool:
+def open_at(base: Base, t: int, rows: int = 1) -> int:
     hook = next(h for h in base.unet._forward_pre_hooks.values()).__self__
     before = hook.ledger.receipt.opened.sum()
-    call(base, t)
-    return bool(hook.ledger.receipt.opened.sum() > before)
+    call(base, t, rows)
+    return hook.ledger.receipt.opened.sum() - before
 
 
 def test_a_call_that_opens_it_is_made_under_its_edits(base: Base) -> None:
@@ -80,10 +80,10 @@ def test_once_open_it_stays_open_until_the_run_ends(sd1: Base, early: Attachment
     assert said == [False, True, True, True, True, False, False]
 
 
-def test_another_number_of_rows_is_another_run(sd1: Base, early: Attachment) -> None:
-    assert open_at(sd1, 900)
-    call(sd1, 300, rows=2)
-    assert not early.receipt.opened[0, 1:].any() and not open_at(sd1, 300)
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
+def test_another_number_of_rows_does_not_forget(sd1: Base, early: Attachment, first: int, then: int) -> None:
+    calls = (900, first), (200, then), (300, first), (200, then)  # from 300 on other pictures
+    assert [open_at(sd1, *one) for one in calls] == [first, then, 0, 0]
 
 
 def test_a_new_run_can_be_announced(sd1: Base, early: Attachment) -> None:

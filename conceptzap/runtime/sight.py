@@ -14,8 +14,8 @@ conditional row is read alone, too, with the same behind it again; so is every r
 are unconditional, or none is, and that tells less than pairs do. Where the text itself opens one of the
 gates that are `told` it, a pair is watched closer, by the offset that is `eased`.
 
-A run of a row is over when its timestep rises, when a call has another number of rows, or when the
-pipeline that the edits were applied to is called anew. Rows of equal latents are one picture (the
+A run of a row is over when its timestep rises, or when the pipeline that the edits were applied to is called
+anew. Rows of equal latents are one picture (the
 halves of a classifier-free batch): what is seen in one of them opens all. Runs of different threads
 are kept apart. A call of a training or of a self-test is a run of its own.
 """
@@ -169,16 +169,24 @@ class Sight:
 
         The first `below` rows are unconditional; 0 where nobody said so.
         """
-        run = self._runs.get(get_ident())
-        if run is None or len(run.times) != len(times):
-            run = Run(times, torch.zeros(len(self.gates), len(times), dtype=torch.bool))
-        else:
-            run = Run(times, run.opened & (times <= run.times))  # a timestep that rises begins anew
-        self._runs[get_ident()] = run
+        run = self._runs[get_ident()] = Run(times, self._still_open(times))
         self._sample, self._outputs = sample, {}
         self._half = below if 2 * below == len(times) else 0
         self.factors = run.opened.float()
         self.looking = bool(self._reads().any())
+
+    def _still_open(self, times: Tensor) -> Tensor:
+        """What earlier calls of the same pictures have opened, [gates, rows]; where a timestep rises, none has.
+
+        Another number of rows where none rises is the same pictures in another order, with guidance
+        switched off midway, say. Nobody says which is which, so what is open is open for all.
+        """
+        run = self._runs.get(get_ident())
+        if run is not None and len(run.times) == len(times):
+            return run.opened & (times <= run.times)
+        if run is not None and bool(times.max() <= run.times.max()):
+            return run.opened.any(1, keepdim=True).repeat(1, len(times))
+        return torch.zeros(len(self.gates), len(times), dtype=torch.bool)
 
     def see(self, site: str, output: Tensor | tuple) -> None:
         """Rows of what a module put out in this call; a module may give them in parts."""
