@@ -14,12 +14,19 @@ from conceptzap.errors import RefusedError, UsageError
 from conceptzap.trust import policy
 
 
+def subject(files: list[Path], concepts: list[str]) -> dict[str, Any]:
+    return {
+        "files": [{"digest": format.load(file).digest, "strength": 1.0} for file in files],
+        "concepts": concepts,
+    }
+
+
 def result(folder: Path, files: list[Path], rate: float = 0.05, **changes: Any) -> Path:
     """What `conceptzap attack` writes, as far as a policy reads it."""
     said = {"value": rate, "low": 0.0, "high": 1.0, "n": 20}
     record = {
         "schema": "conceptzap.attack/1", "attack": "inversion",
-        "subject": {"files": [{"digest": format.load(f).digest, "strength": 1.0} for f in files]},
+        "control": False, "subject": subject(files, [c for f in files for c in format.load(f).header.concepts]),
         "base": {"fingerprint": dict(BASE.fingerprint)}, "asr": said, "before": said, "newly": said,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +71,8 @@ def test_a_limit_that_is_lowered_by_hand_is_held_to(files: list[Path], tmp_path:
     [
         ({"rate": 0.2}, "ASR of inversion is 20.0% of 20, over 10.0%"),
         ({"base": {"fingerprint": {}}}, "attacked another base"),
-        ({"subject": {"files": []}}, "attacked other files"),
+        ({"subject": {"files": [], "concepts": []}}, "attacked other files"),
+        ({"control": True}, "is a control, inversion, and no attack"),
     ],
 )
 def test_what_shows_too_little_is_not_locked(
@@ -72,6 +80,12 @@ def test_what_shows_too_little_is_not_locked(
 ) -> None:
     with pytest.raises(RefusedError, match=told):
         locked(files, result(tmp_path / "attacked", files, **changes))
+
+
+def test_a_result_that_asks_for_something_else_shows_nothing(files: list[Path], tmp_path: Path) -> None:
+    """Erased is what nobody asked for: it is not seen, however weak the erasure."""
+    with pytest.raises(RefusedError, match="did not ask for church"):
+        locked(files, result(tmp_path / "attacked", files, subject=subject(files, ["cat", "Van Gogh"])))
 
 
 def test_a_result_of_one_file_says_nothing_of_two(files: list[Path], tmp_path: Path) -> None:

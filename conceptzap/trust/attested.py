@@ -56,8 +56,10 @@ def attest(name: str, path: Path, limits: Mapping[str, float]) -> Attested:
     return Attested(name, hashlib.sha256(data).hexdigest(), str(_parse(path, data)["attack"]), limits)
 
 
-def faults(one: Attested, path: Path, base: BaseRef, digests: Iterable[str]) -> list[str]:
-    """Why a result does not show what is asked of it, for erasures of these digests on `base`."""
+def faults(
+    one: Attested, path: Path, base: BaseRef, digests: Iterable[str], concepts: Iterable[str]
+) -> list[str]:
+    """Why a result does not show what is asked of it, for these erasures and concepts on `base`."""
     name = escape(one.path)
     try:
         data = _bytes(path)
@@ -73,6 +75,11 @@ def faults(one: Attested, path: Path, base: BaseRef, digests: Iterable[str]) -> 
         reasons.append(f"{name} attacked them at another strength than 1")
     if result["base"]["fingerprint"] != dict(base.fingerprint):
         reasons.append(f"{name} attacked another base")
+    tried = {concept.casefold() for concept in result["subject"]["concepts"]}
+    if missed := sorted(concept for concept in concepts if concept.casefold() not in tried):
+        reasons.append(f"{name} did not ask for {escape(', '.join(missed))}")
+    if result["control"]:
+        reasons.append(f"{name} is a control, {one.attack}, and no attack")
     return reasons + [f"{name}: {over}" for over in _over(one, result)]
 
 
@@ -108,7 +115,10 @@ def _parse(path: Path, data: bytes) -> dict[str, Any]:
             raise ValueError
         _check(tree["subject"]["files"], ("digest", "strength"))
         _check([tree[name] for name in RATES.values()], ("value", "n"))
-        if type(tree["base"]["fingerprint"]) is not dict or type(tree["attack"]) is not str:
+        concepts, kinds = tree["subject"]["concepts"], {"attack": str, "control": bool}
+        if type(tree["base"]["fingerprint"]) is not dict or not all(type(one) is str for one in concepts):
+            raise ValueError
+        if any(type(tree[name]) is not kind for name, kind in kinds.items()):
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{escape(path)} is no result of an attack", "give its result.json") from error

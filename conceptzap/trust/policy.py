@@ -147,8 +147,9 @@ def _present(policy: Policy) -> list[Pinned]:
 def _unattested(policy: Policy) -> list[str]:
     """What the results of attacks do not show; they are of all files together that may be in force."""
     digests = {pinned.digest for pinned in policy.files}
+    concepts = {concept for pinned in policy.files for concept in pinned.concepts}
     pairs = [(one, policy.locate(one)) for one in policy.attacks]
-    return [r for one, place in pairs for r in attested.faults(one, place, policy.base, digests)]
+    return [r for one, place in pairs for r in attested.faults(one, place, policy.base, digests, concepts)]
 
 
 def _examine(policy: Policy, pinned: Pinned) -> list[str]:
