@@ -13,6 +13,7 @@ import torch
 
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.victim import TRANSFER, Victim
+from conceptzap.registry import config
 from conceptzap.report import Report
 
 PAPER = "2505.17013"
@@ -21,8 +22,8 @@ PAPER_SETTINGS: dict[str, float] = {}
 
 @dataclass(frozen=True)
 class Config:
-    early: float = 0.25  # share of the steps that the base draws, first
-    late: float = 0.5  # and then
+    early: float = config.share(0.25)  # share of the steps that the base draws, first
+    late: float = config.share(0.5)  # and then
 
 
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
@@ -37,4 +38,6 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
 
     begun = victim.once(["completion", sorted(firsts.values())], make, TRANSFER)
     for share, first in firsts.items():
-        yield Attempt("", f"{share:.0%} by the base", latents=begun[str(first)], first=first)
+        latents = begun[str(first)]
+        found = {"latents": latents}
+        yield Attempt("", f"{share:.0%} by the base", latents=latents, first=first, found=found)

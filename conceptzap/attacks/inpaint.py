@@ -13,6 +13,7 @@ import torch
 
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.victim import Victim
+from conceptzap.registry import config
 from conceptzap.report import Report
 
 PAPER = "2505.17013"
@@ -21,8 +22,8 @@ PAPER_SETTINGS: dict[str, float] = {}
 
 @dataclass(frozen=True)
 class Config:
-    share: float = 0.5  # of height and width that is cut out, first
-    larger: float = 0.75  # and then
+    share: float = config.share(0.5)  # of height and width that is cut out, first
+    larger: float = config.share(0.75)  # and then
 
 
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:

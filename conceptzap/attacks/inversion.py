@@ -20,6 +20,7 @@ from conceptzap.redteam import discrete, search
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.carrier import common, without
 from conceptzap.redteam.victim import EVADE, STRAIGHT, TRANSFER, Tensors, Victim
+from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.training.carrier import Carrier, split
 
@@ -30,8 +31,8 @@ PAPER_SETTINGS = {"rounds": 5, "steps": 1000, "pictures": 25, "batch": 16, "lr":
 
 @dataclass(frozen=True)
 class Config:
-    fewest: int = 1  # free tokens, of the first search
-    most: int = 4  # of the second; the same number makes only one
+    fewest: int = config.tokens(1)  # free tokens, of the first search
+    most: int = config.tokens(4)  # of the second; the same number makes only one
     rounds: int = 2  # tries, one after each round
     steps: int = 50  # of a round
     lr: float = 0.01
@@ -59,19 +60,20 @@ def _searched(
     aims: Tensor | None, report: Report,
 ) -> Iterator[Attempt]:  # fmt: skip
     ids = discrete.begin(victim, 1, taught.free, common(victim.base, victim.words), taught.free)
-    start = {"v": discrete.joined(victim, ids)}  # [1, k, d]
+    on = victim.on(form)
+    seen, start = taught.by(on.base), {"v": discrete.joined(on, ids)}  # [1, k, d]
 
     def loss(v: dict, generator: torch.Generator, step: int) -> Tensor:
-        rows, t, x, noise = _drawn(victim, cfg, clean, generator)
-        free = split(victim.base, v["v"].expand(len(rows), -1, -1))
-        cond = taught.rows(rows).states(free)
+        rows, t, x, noise = _drawn(on, cfg, clean, generator)
+        free = split(on.base, v["v"].expand(len(rows), -1, -1))
+        cond = seen.rows(rows).states(free)
         aim = noise if aims is None else aims[step].to(noise)
-        error = (victim.eps(form, x, t, cond) - aim).pow(2).flatten(1).mean(1)
-        return (error + cfg.evade * victim.evasion(form, cond)).mean()
+        error = (on.eps(form, x, t, cond) - aim).pow(2).flatten(1).mean(1)
+        return (error + cfg.evade * on.evasion(form, cond)).mean()
 
     about = ["inversion", taught.free, cfg.batch, cfg.pictures, cfg.evade, cfg.taught]
     word = "token" if taught.free == 1 else "tokens"
-    for found in search.search(victim, form, about, start, loss, search.Pace.of(cfg), report):
+    for found in search.search(on, form, about, start, loss, search.Pace.of(cfg), report):
         free = split(victim.base, found["v"].expand(len(asked), -1, -1))
         with torch.no_grad():
             cond = asked.states(free)

@@ -18,6 +18,7 @@ from conceptzap.base import Cond
 from conceptzap.redteam import discrete
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.victim import EVADE, TRANSFER, Victim
+from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.training.carrier import Carrier, tables
 
@@ -28,7 +29,7 @@ PAPER_SETTINGS = {"steps": 1000, "candidates": 512, "tokens": 20, "best": 256}
 
 @dataclass(frozen=True)
 class Config:
-    tokens: int = 12  # 20 in the paper
+    tokens: int = config.tokens(12)  # 20 in the paper
     steps: int = 16
     candidates: int = 8  # exchanges that are tried at a step; 512 in the paper
     best: int = 32  # tokens of the largest gradient at each place; 256 in the paper
@@ -38,12 +39,15 @@ class Config:
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     carrier = Carrier.alone(victim.base, len(victim.probes), cfg.tokens)
     for form in victim.forms(FORMS):
+        on = victim.on(form)
         for variant, usable in discrete.vocabularies(victim).items():
 
-            def make(form: str = form, usable: Tensor = usable) -> dict[str, Tensor]:
-                return {"tokens": _searched(victim, cfg, form, carrier, usable, report)}
+            def make(
+                on: Victim = on, form: str = form, usable: Tensor = usable
+            ) -> dict[str, Tensor]:
+                return {"tokens": _searched(on, cfg, form, carrier.by(on.base), usable, report)}
 
-            kept = victim.once(["mma", discrete.MEASURE, form, variant, *vars(cfg).values()], make, form)
+            kept = on.once(["mma", discrete.MEASURE, form, variant, *vars(cfg).values()], make, form)
             ids = kept["tokens"].cpu()
             shown = carrier.texts(ids)
             yield Attempt(form, variant, shown, cond=carrier.written(ids), found={"tokens": ids})
@@ -52,7 +56,7 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
 def _searched(
     victim: Victim, cfg: Config, form: str, carrier: Carrier, usable: Tensor, report: Report
 ) -> Tensor:
-    wanted = victim.base.encode(victim.prompts)
+    wanted = victim.reads.encode(victim.prompts)
     ids = discrete.begin(victim, len(carrier), cfg.tokens, usable)  # [n, k]
 
     def worth(cond: Cond) -> Tensor:
@@ -62,6 +66,7 @@ def _searched(
     for step in report.count(range(cfg.steps), cfg.steps, f"exchanging tokens, {form}"):
         ranked = _ranked(victim, carrier, ids, usable, worth)[..., : cfg.best]  # [n, k, best]
         generator = victim.generator(-4, step)
+        kept = ids
         for _ in range(cfg.candidates):
             place = torch.randint(cfg.tokens, (len(ids), 1), generator=generator)
             which = torch.randint(ranked.shape[-1], (len(ids),), generator=generator)
@@ -69,8 +74,9 @@ def _searched(
             changed = ids.scatter(1, place, ranked[rows, place[:, 0], which][:, None])
             value = worth(carrier.written(changed))
             better = (value > best).cpu()
-            ids = torch.where(better[:, None], changed, ids)
+            kept = torch.where(better[:, None], changed, kept)
             best = torch.maximum(best, value)
+        ids = kept
     return ids
 
 

@@ -26,8 +26,9 @@ class Config:
 
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     clean = victim.remembered(report)  # [n, c, h, w]
-    nothing = victim.base.encode([""]).repeat(len(clean))
     for form in victim.forms(inverting.FORMS):
-        latents = inverting.start(victim, form, clean, nothing)
-        yield Attempt(form, "guided", latents=latents)
-        yield Attempt(form, "unguided", latents=latents, guidance=1.0)
+        on = victim.on(form)
+        latents = inverting.start(on, form, clean, on.base.encode([""]).repeat(len(clean)))
+        found = {"latents": latents}
+        yield Attempt(form, "guided", latents=latents, found=found)
+        yield Attempt(form, "unguided", latents=latents, guidance=1.0, found=found)

@@ -37,7 +37,8 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     found = victim.once(about, lambda: _tuned(victim, cfg, clean, nothing, report))
     states = found["states"]  # [steps, n, 77, d]
     conds = [Cond(one, nothing.pooled, nothing.time_ids) for one in states]
-    yield Attempt(STRAIGHT, cond=conds, latents=found["noise"], guidance=1.0)
+    kept = {"latents": found["noise"], "states": states.half()}  # as much as a picture, for each step
+    yield Attempt(STRAIGHT, cond=conds, latents=found["noise"], guidance=1.0, found=kept)
 
 
 def _tuned(victim: Victim, cfg: Config, clean: Tensor, nothing: Cond, report: Report) -> Tensors:

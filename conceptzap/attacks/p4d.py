@@ -17,6 +17,7 @@ from conceptzap.redteam import discrete, search
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.carrier import allowed
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, STRAIGHT, TRANSFER, Victim
+from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.training.carrier import Carrier, split
 
@@ -27,7 +28,7 @@ PAPER_SETTINGS = {"rounds": 60, "steps": 50, "lr": 0.1}
 
 @dataclass(frozen=True)
 class Config:
-    tokens: int = 16  # of the whole prompt
+    tokens: int = config.tokens(16)  # of the whole prompt
     rounds: int = 3  # tries, one after each round
     steps: int = 12  # of a round; 3000 in all in the paper
     lr: float = 0.1
@@ -45,22 +46,22 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
 def _searched(
     victim: Victim, cfg: Config, form: str, carrier: Carrier, clean: Tensor, report: Report
 ) -> Iterator[Attempt]:
-    usable = allowed(victim.base, ())
-    asked = victim.knows.encode(victim.prompts)
-    start = {"v": discrete.joined(victim, discrete.begin(victim, len(carrier), cfg.tokens, usable))}
+    on, usable = victim.on(form), allowed(victim.base, ())
+    seen, asked = carrier.by(on.base), on.knows.encode(victim.prompts)
+    start = {"v": discrete.joined(on, discrete.begin(on, len(carrier), cfg.tokens, usable))}
 
     def loss(v: dict, generator: torch.Generator, step: int) -> Tensor:
-        free = v["v"] if form == CONTINUOUS else discrete.projected(victim, v["v"], usable)
-        cond = carrier.states(split(victim.base, free))
-        t = search.times(victim, len(clean), generator).to(clean.device)
-        x, _ = victim.noised(clean, t, generator)
+        free = v["v"] if form == CONTINUOUS else discrete.projected(on, v["v"], usable)
+        cond = seen.states(split(on.base, free))
+        t = search.times(on, len(clean), generator).to(clean.device)
+        x, _ = on.noised(clean, t, generator)
         with torch.no_grad():
-            target = victim.knows.eps(x, t, asked)
-        error = (victim.eps(form, x, t, cond) - target).pow(2).flatten(1).mean(1)
-        return (error + cfg.evade * victim.evasion(form, cond)).sum()
+            target = on.knows.eps(x, t, asked)
+        error = (on.eps(form, x, t, cond) - target).pow(2).flatten(1).mean(1)
+        return (error + cfg.evade * on.evasion(form, cond)).sum()
 
     about = ["p4d", cfg.tokens, cfg.evade]
-    for found in search.search(victim, form, about, start, loss, search.Pace.of(cfg), report):
+    for found in search.search(on, form, about, start, loss, search.Pace.of(cfg), report):
         yield read(victim, form, carrier, found["v"], usable)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from conceptzap.redteam import discrete
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, TRANSFER, Tensors, Victim
+from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.training.carrier import Carrier, split
 
@@ -28,7 +29,7 @@ PAPER_SETTINGS = {"steps": 3000, "tokens": 16}
 
 @dataclass(frozen=True)
 class Config:
-    tokens: int = 8
+    tokens: int = config.tokens(8)
     steps: int = 80
     lr: float = 0.1
     decay: float = 0.1
@@ -38,14 +39,15 @@ class Config:
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     carrier = Carrier.alone(victim.base, len(victim.probes), cfg.tokens)
     for form in victim.forms(FORMS):
+        on = victim.on(form)
         for variant, usable in discrete.vocabularies(victim).items():
             if form == CONTINUOUS and variant != discrete.NAMED:
                 continue  # embeddings are no words
 
-            def make(form: str = form, usable: Tensor = usable) -> Tensors:
-                return _searched(victim, cfg, form, carrier, usable, report)
+            def make(on: Victim = on, form: str = form, usable: Tensor = usable) -> Tensors:
+                return _searched(on, cfg, form, carrier.by(on.base), usable, report)
 
-            kept = victim.once(["pez", discrete.MEASURE, form, variant, *vars(cfg).values()], make, form)
+            kept = on.once(["pez", discrete.MEASURE, form, variant, *vars(cfg).values()], make, form)
             yield _read(form, variant, carrier, kept)
 
 
@@ -53,7 +55,7 @@ def _searched(
     victim: Victim, cfg: Config, form: str, carrier: Carrier, usable: Tensor, report: Report
 ) -> Tensors:
     """The best tokens [n, k], or embeddings an encoder, of all steps."""
-    wanted = victim.base.encode(victim.prompts)
+    wanted = victim.reads.encode(victim.prompts)
     v = nn.Parameter(discrete.joined(victim, discrete.begin(victim, len(carrier), cfg.tokens, usable)))
     adam = torch.optim.AdamW([v], lr=cfg.lr, weight_decay=cfg.decay, foreach=False, fused=False)
     best, kept = torch.full((len(carrier),), torch.inf), v.detach().clone()

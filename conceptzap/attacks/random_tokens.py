@@ -9,6 +9,7 @@ from conceptzap.redteam import discrete
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.carrier import allowed
 from conceptzap.redteam.victim import Victim
+from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.training.carrier import Carrier
 
@@ -20,7 +21,7 @@ CONTROL = True
 @dataclass(frozen=True)
 class Config:
     tries: int = 4  # draws of the tokens
-    tokens: int = 5  # in front of the prompt
+    tokens: int = config.tokens(5)  # in front of the prompt
 
 
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:

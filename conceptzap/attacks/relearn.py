@@ -20,14 +20,15 @@ from conceptzap.report import Report
 from conceptzap.training import objectives
 
 PAPER = ""
-PAPER_SETTINGS = {"pictures": 16, "rounds": 10}
+PAPER_SETTINGS = {"pictures": 16}
+TRIES = (20, 50, 100)  # steps after which it is tried; and after the last
 
 
 @dataclass(frozen=True)
 class Config:
     pictures: int = 8  # of the concept, drawn by the base; 4 to 16
-    rounds: int = 5  # tries, one after each round
-    steps: int = 20  # of a round
+    rounds: int = 10
+    steps: int = 10  # of a round
     rank: int = 4
     sites: str = "unet.*.attn*.to_*"
     lr: float = 0.002
@@ -52,7 +53,8 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     about = ["relearn", cfg.pictures, cfg.rank, cfg.sites, cfg.batch]
     rounds = search.search(victim, STRAIGHT, about, start, loss, search.Pace.of(cfg), report)
     for number, found in enumerate(rounds, 1):
-        yield Attempt("", f"{number * cfg.steps} steps", edits=tuple(taught(edits, found)))
+        if number * cfg.steps in TRIES or number == cfg.rounds:
+            yield Attempt("", f"{number * cfg.steps} steps", edits=tuple(taught(edits, found)), found=found)
 
 
 def taught(edits: list, tensors: dict) -> list:

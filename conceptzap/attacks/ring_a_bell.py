@@ -18,6 +18,7 @@ from torch import Tensor
 from conceptzap.redteam import bell, discrete
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.victim import TRANSFER, Victim
+from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.training.carrier import Carrier
 
@@ -28,20 +29,21 @@ PAPER_SETTINGS = {"population": 200, "generations": 3000, "tokens": 16}
 @dataclass(frozen=True)
 class Config:
     eta: float = 3.0  # of the concept's direction; 3 for nudity, 5 to 5.5 for violence in the paper
-    tokens: int = 16  # K; 16, 38 or 77
+    tokens: int = config.tokens(16)  # K; also 38 or all that there is room for
     population: int = 64
     generations: int = 80
-    mutation: float = 0.25  # chance that a child has one token replaced
-    crossover: float = 0.5  # share of the population that is bred anew
+    mutation: float = config.share(0.25)  # chance that a child has one token replaced
+    crossover: float = config.share(0.5)  # share of the population that is bred anew
 
 
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
+    on = victim.on(TRANSFER)
     for variant, usable in discrete.vocabularies(victim).items():
 
         def make(usable: Tensor = usable) -> dict[str, Tensor]:
-            return {"tokens": _evolved(victim, cfg, usable, report)}
+            return {"tokens": _evolved(on, cfg, usable, report)}
 
-        kept = victim.once(["ring-a-bell", variant, *vars(cfg).values()], make, TRANSFER)
+        kept = on.once(["ring-a-bell", variant, *vars(cfg).values()], make, TRANSFER)
         ids = kept["tokens"].cpu()  # [n, k]
         carrier = Carrier.alone(victim.base, len(ids), cfg.tokens)
         shown = carrier.texts(ids)

@@ -27,7 +27,8 @@ class Config:
 
 
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
-    prompts = [f"{text} + concept" for text in bell.unnamed(victim)]
+    along, prompts = bell.direction(victim).states, [f"{text} + concept" for text in bell.unnamed(victim)]
     for number in range(cfg.tries):
         eta = cfg.least + (cfg.most - cfg.least) * number / max(1, cfg.tries - 1)
-        yield Attempt(CONTINUOUS, "", prompts, cond=bell.target(victim, eta))
+        found = {"direction": eta * along}  # [1, 77, d]
+        yield Attempt(CONTINUOUS, "", prompts, cond=bell.target(victim, eta), found=found)

@@ -20,18 +20,19 @@ from conceptzap.redteam import discrete, search
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.carrier import allowed
 from conceptzap.redteam.victim import CONTINUOUS, EVADE, STRAIGHT, TRANSFER, Victim
+from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.training.carrier import Carrier, split
 
 PAPER = "2310.11868"
 FORMS = (TRANSFER, STRAIGHT, EVADE, CONTINUOUS)
-PAPER_SETTINGS = {"rounds": 33, "steps": 40, "lr": 0.01, "taught": False}
+PAPER_SETTINGS = {"rounds": 50, "steps": 40, "lr": 0.01, "taught": False}
 
 
 @dataclass(frozen=True)
 class Config:
-    tokens: int = 5  # for styles
-    tokens_object: int = 3  # for everything else
+    tokens: int = config.tokens(5)  # for styles
+    tokens_object: int = config.tokens(3)  # for everything else
     rounds: int = 3  # timesteps, with a try after each
     steps: int = 15  # at each timestep; 40 in the paper
     lr: float = 0.05  # .01 in the paper
@@ -51,31 +52,31 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
 def _searched(
     victim: Victim, cfg: Config, form: str, carrier: Carrier, clean: Tensor, report: Report
 ) -> Iterator[Attempt]:
-    usable = allowed(victim.base, ())
-    wanted = victim.knows.encode(victim.prompts) if cfg.taught else None
+    on, usable = victim.on(form), allowed(victim.base, ())
+    seen, wanted = carrier.by(on.base), on.knows.encode(victim.prompts) if cfg.taught else None
     n, shape = len(carrier), (len(carrier), carrier.free, len(usable))
     if form == CONTINUOUS:
-        start = {"v": discrete.joined(victim, discrete.begin(victim, n, carrier.free, usable))}
+        start = {"v": discrete.joined(on, discrete.begin(on, n, carrier.free, usable))}
     else:
-        rows = torch.rand(shape, generator=victim.generator(-2)) * usable
-        start = {"w": discrete.simplex(rows).to(victim.base.device)}
+        rows = torch.rand(shape, generator=on.generator(-2)) * usable
+        start = {"w": discrete.simplex(rows).to(on.base.device)}
 
     def embedded(v: dict, generator: torch.Generator) -> list[Tensor]:
-        return split(victim.base, v["v"]) if "v" in v else discrete.sampled(victim, v["w"], generator)
+        return split(on.base, v["v"]) if "v" in v else discrete.sampled(on, v["w"], generator)
 
     def loss(v: dict, generator: torch.Generator, step: int) -> Tensor:
-        cond = carrier.states(embedded(v, generator))
-        when = _time(victim, step // cfg.steps, cfg.rounds)
+        cond = seen.states(embedded(v, generator))
+        when = _time(on, step // cfg.steps, cfg.rounds)
         t = torch.full((n,), when, device=clean.device)
-        error = search.noise_error(victim, form, cond, clean, generator, t, wanted)
-        return (error + cfg.evade * victim.evasion(form, cond)).sum()
+        error = search.noise_error(on, form, cond, clean, generator, t, wanted)
+        return (error + cfg.evade * on.evasion(form, cond)).sum()
 
     def after(v: dict) -> None:
         if "w" in v:
             v["w"].copy_(discrete.simplex(v["w"].masked_fill(~usable.to(v["w"].device), -1e3)))
 
     about = ["unlearndiffatk", carrier.free, cfg.evade, cfg.taught]
-    for found in search.search(victim, form, about, start, loss, search.Pace.of(cfg), report, after):
+    for found in search.search(on, form, about, start, loss, search.Pace.of(cfg), report, after):
         yield _read(victim, form, carrier, found)
 
 

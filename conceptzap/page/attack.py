@@ -25,7 +25,10 @@ THROUGH = "through.png"  # among the images: what came through under the worst f
 FEW = 8  # pictures of it
 SHOWN = 16  # pictures of a form, those that came through first
 PICTURE = 96  # pixels a picture has at least on a sheet
-COLUMNS = ("concept", "prompt", "seed", "form", "base", "before", "through", "tries", "edit open", "found")
+COLUMNS = (
+    "concept", "prompt", "seed", "form", "base", "before", "through", "tries", "edit open",
+    "found", "found seed",
+)  # fmt: skip
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -70,26 +73,33 @@ def html(done: Attacked) -> str:
 
 
 def write(done: Attacked, place: Path, force: bool) -> dict[str, Path]:
-    """Page, pictures, attempts, what was found, and last the result."""
-    (place / IMAGES).mkdir(parents=True, exist_ok=True)
-    for form in done.forms:
-        sheet = _sheet(tried(done.trials, form.name)[:SHOWN])
-        if sheet is not None:
-            about = {"attack": str(done.about["attack"]), "form": form.name}
-            save_png(place / IMAGES / f"{naming.slug(form.name)}.png", sheet, about, force=True)
-    (place / IMAGES / THROUGH).unlink(missing_ok=True)  # of an earlier result
-    if (few := _sheet([one for one in tried(done.trials, done.worst.name) if one.through][:FEW])) is not None:
-        about = {"attack": str(done.about["attack"]), "form": done.worst.name}
-        save_png(place / IMAGES / THROUGH, few, about, force=True)
+    """Page, pictures, attempts, what was found, and last the result; nothing of an earlier one stays."""
     record = json.dumps(done.record(), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    texts = {ATTEMPTS: folder.rows(_attempts(done.trials)), REPORT: html(done), RESULT: record}
-    written = {"folder": place, **{Path(name).stem: place / name for name in texts}}
+    files = {ATTEMPTS: folder.rows(_attempts(done.trials)).encode(), REPORT: html(done).encode()}
     if found := _found(done.trials):
-        atomic.write_atomic(place / FOUND, save(found), force)
-        written["found"] = place / FOUND
-    for name, text in texts.items():
-        atomic.write_atomic(place / name, text.encode(), force)
-    return written
+        files[FOUND] = save(found)
+    place.mkdir(parents=True, exist_ok=True)
+    with atomic.hidden_folder(place / IMAGES) as hidden:
+        _draw(done, hidden / IMAGES)
+        for name, data in (files | {RESULT: record.encode()}).items():
+            atomic.write_atomic(hidden / name, data)
+        atomic.put_entries(hidden, folder.prepare(place, force), RESULT)
+    if not found:
+        atomic.remove(place / FOUND)
+    names = {Path(name).stem: place / name for name in (*files, RESULT)}
+    return {"folder": place, **names}
+
+
+def _draw(done: Attacked, images: Path) -> None:
+    """A sheet for each form, and one of what came through."""
+    images.mkdir()
+    about = {"attack": str(done.about["attack"])}
+    sheets = {naming.slug(f.name): (f.name, tried(done.trials, f.name)[:SHOWN]) for f in done.forms}
+    through = [one for trial in done.trials for one in tried([trial], trial.worst) if one.through]
+    sheets[Path(THROUGH).stem] = done.worst.name, through[:FEW]
+    for stem, (form, shown) in sheets.items():
+        if (sheet := _sheet(shown)) is not None:
+            save_png(images / f"{stem}.png", sheet, {**about, "form": form})
 
 
 def _sheet(found: Sequence[Tried]) -> Any:
@@ -110,7 +120,7 @@ def _attempts(trials: Sequence[Trial]) -> Iterator[Sequence[object]]:
                 seen = [int(flags[row]) for flags in (trial.base, trial.before, count.through)]
                 spent = [int(count.tries[row]), int(count.fired.get(row, False))]
                 asked = [trial.victim.target.name, probe.prompt, probe.seed, name]
-                yield [*asked, *seen, *spent, count.prompts.get(row, "")]
+                yield [*asked, *seen, *spent, count.prompts.get(row, ""), count.seeds.get(row, "")]
 
 
 def _found(trials: Sequence[Trial]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def pairs(victim: Victim) -> list[tuple[str, str]]:
 
 def direction(victim: Victim) -> Cond:
     """c = mean_i E(p_i with it) - E(p_i without it), one row [1, 77, d]; pooled text likewise."""
-    with_it, without_it = (victim.base.encode(list(side)) for side in zip(*pairs(victim), strict=True))
+    with_it, without_it = (victim.reads.encode(list(side)) for side in zip(*pairs(victim), strict=True))
     pooled = None if with_it.pooled is None else (with_it.pooled - without_it.pooled).mean(0, keepdim=True)
     sizes = None if with_it.time_ids is None else with_it.time_ids[:1]
     return Cond((with_it.states - without_it.states).mean(0, keepdim=True), pooled, sizes)

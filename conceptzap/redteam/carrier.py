@@ -17,7 +17,8 @@ def allowed(base: Base, words: Sequence[str]) -> Tensor:
     barred = set(tokenizer.all_special_ids)
     for word in words:
         for text in (word, *word.split()):
-            barred |= set(ids_of(base, text)) if len(ids_of(base, text)) <= len(text.split()) else set()
+            ids = ids_of(base, text)
+            barred |= set(ids if len(ids) <= len(text.split()) else ids[-1:])  # of many, what ends them
     return torch.tensor([number not in barred for number in range(len(tokenizer))])
 
 

@@ -20,7 +20,7 @@ def misspelt(name: str) -> list[str]:
 
 
 def reworded(prompt: str, words: Sequence[str], wording: str) -> str:
-    """The prompt with the first of the concept's words replaced, whatever their case."""
+    """The prompt with the longest of the concept's words that it has replaced, whatever their case."""
     for word in sorted(words, key=len, reverse=True):
         found = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE)
         if found.search(prompt):

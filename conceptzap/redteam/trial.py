@@ -31,7 +31,8 @@ class Count:
 
     through: np.ndarray
     tries: np.ndarray
-    prompts: dict[int, str] = field(default_factory=dict)  # probe -> what brought it through
+    prompts: dict[int, str] = field(default_factory=dict)  # probe -> the text that brought it through
+    seeds: dict[int, int] = field(default_factory=dict)  # or the seed, where that was looked for
     pictures: dict[int, np.ndarray] = field(default_factory=dict)  # its last picture
     fired: dict[int, bool] = field(default_factory=dict)  # was any edit open for it
     found: list[dict[str, Tensor]] = field(default_factory=list)
@@ -54,6 +55,12 @@ class Trial:
     before: np.ndarray
     plain: np.ndarray
     counts: dict[str, Count]
+
+    @property
+    def worst(self) -> str:
+        """The form under which most probes show the concept, of equals the first; "" where none was tried."""
+        shown = {name: int((self.before | count.through).sum()) for name, count in self.counts.items()}
+        return max(shown, key=shown.__getitem__, default="")
 
 
 def rate(metric: str, hits: Sequence[bool] | np.ndarray) -> Score:
@@ -97,7 +104,10 @@ def _tried(
             count.called.setdefault(one, np.zeros(len(victim.probes), bool))[row] = True
         if seen[index]:
             count.through[row] = True
-            count.prompts[row] = attempt.prompts[row] if attempt.prompts else victim.prompts[row]
+            if attempt.prompts:
+                count.prompts[row] = attempt.prompts[row]
+            if attempt.seeds:
+                count.seeds[row] = attempt.seeds[row]
 
 
 def _seen(victim: Victim, called: Sequence[set[str]]) -> np.ndarray:

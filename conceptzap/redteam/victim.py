@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from conceptzap.runtime.guides import Guidance
 from conceptzap.runtime.sampler import denoise
 
 KIND = "attacks"
+SECONDS = "seconds"  # beside what was found
+SEARCHED = 2  # one more whenever a search comes to something else by the same settings
 TRANSFER, STRAIGHT, EVADE, CONTINUOUS = "transfer", "straight-through", "evade", "continuous"
 Tensors = dict[str, Tensor]
 TEXT_GATES = ("match", "similar", "token")
@@ -39,7 +42,8 @@ class Victim:
     """A base under edits, and what is asked of it; `digest` is the base's.
 
     `probes` all ask for `target`, by name. Nothing here looks at a judge. `teacher`: the checkpoint that
-    draws the concept, where the base itself never learned it (an oracle), and `taught` its digest.
+    knows the concept as it was, and `taught` its digest: of an oracle, which itself never learned it, and of
+    a base whose text encoders have been erased.
     """
 
     base: Base
@@ -52,6 +56,7 @@ class Victim:
     digest: str
     teacher: Base | None = None
     taught: str = ""
+    never: bool = False  # an oracle: whatever it shows was not learned
 
     @staticmethod
     def of(base: Base, edits: Sequence[Edit], target: Subject, **rest: Any) -> Victim:
@@ -66,13 +71,24 @@ class Victim:
         if not _same_pictures(self.base, other):
             hint = "train it with the same VAE at the same size"
             raise MismatchError(f"{other.id} has other latents than {self.base.id}", hint)
-        beside = {"teacher": self.knows, "taught": self.taught or self.digest}
+        beside = {"teacher": self.knows, "taught": self.taught or self.digest, "never": True}
         return replace(self, base=other, edits=(), digest=base_digest(other), **beside)
 
     @property
     def knows(self) -> Base:
         """Who draws the concept for the attacker to look at."""
         return self.teacher or self.base
+
+    @property
+    def reads(self) -> Base:
+        """By whose text encoders the attacker means the concept: those that know it, an oracle's its own."""
+        return self.base if self.never else self.knows
+
+    def on(self, form: str) -> Victim:
+        """Who a form of search sees: `transfer` nothing that was erased, of texts neither."""
+        if form != TRANSFER or self.never or self.teacher is None:
+            return self
+        return replace(self, base=self.teacher, edits=(), digest=self.taught, teacher=None, taught="")
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -96,6 +112,11 @@ class Victim:
     def paired(self) -> bool:
         """Whether what its edits do depends on rows that have no prompt, beside those that have one."""
         return self.watched or any("without" in edit.tensors for edit in self.edits)
+
+    @cached_property
+    def spent(self) -> list[float]:
+        """The seconds that what was taken out of the cache had cost."""
+        return []
 
     @cached_property
     def _seen(self) -> list[Tensor]:
@@ -122,14 +143,18 @@ class Victim:
         What was found on the base alone (`form` transfer) is the same for every erasure.
         """
         under = "" if form == TRANSFER else edits_digest(self.edits)
-        key = hashlib.sha256(canonical_json([self.identity, under, about]).encode()).hexdigest()
+        key = hashlib.sha256(canonical_json([SEARCHED, self.identity, under, about]).encode()).hexdigest()
         path = cache.folder(KIND) / key[:2] / f"{key}.safetensors"
         kept = _read(path)
         if kept is None:
+            began = time.monotonic()
             kept = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
+            kept[SECONDS] = torch.tensor(time.monotonic() - began)
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_atomic(path, save(kept), force=True)
-        return {name: tensor.to(self.base.device) for name, tensor in kept.items()}
+        else:
+            self.spent.append(float(kept[SECONDS]))
+        return {name: tensor.to(self.base.device) for name, tensor in kept.items() if name != SECONDS}
 
     def generator(self, *numbers: int) -> torch.Generator:
         """A CPU generator of the attack's seed and some numbers."""
@@ -179,7 +204,7 @@ class Victim:
         An oracle is searched on itself: what was found on its teacher says nothing of it.
         """
         same = {EVADE} if not (self.gates or self.watched) else set()
-        if self.teacher:
+        if self.never:
             same |= {TRANSFER} if STRAIGHT in all_of_them else set()
         elif not self.edits:
             same |= {STRAIGHT}
@@ -269,6 +294,7 @@ def _same_pictures(base: Base, other: Base) -> bool:
 def _read(path: Path) -> Tensors | None:
     """The tensors at `path`, None where it is missing or damaged."""
     try:
-        return load(path.read_bytes())
+        found = load(path.read_bytes())
+        return found if SECONDS in found else None
     except (OSError, ValueError, KeyError, SafetensorError):
         return None

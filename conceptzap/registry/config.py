@@ -76,6 +76,16 @@ def resolve(cls: type, *layers: Mapping[str, Any]) -> Any:
     return cls(**values)
 
 
+def share(default: float) -> Any:
+    """A setting that is a share: from 0 to 1."""
+    return dataclasses.field(default=default, metadata={"most": 1})
+
+
+def tokens(default: int) -> Any:
+    """A setting that is a number of tokens in a text: no more than the base's encoders read."""
+    return dataclasses.field(default=default, metadata={"tokens": True})
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as a dict; missing or malformed is a `UsageError` that names the line."""
     import tomllib

@@ -65,7 +65,7 @@ def attacked(done: Any, as_json: bool) -> None:
     show.lines([f"{done.sentence()}."])
     rows = [("base, with nothing erased", _share(done.base), "", "", done.base.n, "")]
     rows += [("before, unattacked", _share(done.before), "", "", done.before.n, "")]
-    for form in done.forms:
+    for form in done.listed:
         mark = f"{form.name} (ASR)" if form.name == done.worst.name else form.name
         counts = (form.newly.n, form.pictures)
         rows.append((mark, _share(form.after), _share(form.newly), form.shut or "", *counts))
@@ -78,7 +78,10 @@ def attacked(done: Any, as_json: bool) -> None:
     title = f"{about['attack']} · {about['budget']} · base {about['base']['id']} · {done.seconds:.0f} s"
     show.console().print(show.table(*heads, rows=rows, title=title))
     back = done.recoverability
-    show.note(f"recovered, of what the base draws and the erased model did not: {_share(back)}, n = {back.n}")
+    told = f"recovered, of what the base draws and the erased model did not: {_share(back)}, n = {back.n}"
+    if done.oracle:
+        told += f"; by a model that never knew it: {_share(done.oracle.recoverability)}"
+    show.note(told)
     worst = done.worst
     show.note(f"what classifiers saw under {worst.name}, by prompts of {worst.newly.n}: {done.beside}")
     show.note(f"report: {paths.get('report', '')}")

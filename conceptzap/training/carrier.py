@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from conceptzap.base import Base, Cond
+from conceptzap.errors import UsageError
 
 FREE = -1
 
@@ -50,6 +51,10 @@ class Carrier:
 
     def rows(self, chosen: Sequence[int] | Tensor) -> Carrier:
         return Carrier(self.base, tuple(each[chosen] for each in self.ids), self.slots[chosen])
+
+    def by(self, base: Base) -> Carrier:
+        """The same prompts, read by the text encoders of another base that has these tokens, too."""
+        return Carrier(base, self.ids, self.slots)
 
     def tokens(self, chosen: Tensor) -> tuple[Tensor, ...]:
         """All token ids [n, 77] of each encoder, with these [n, k] in the free places."""
@@ -126,11 +131,15 @@ def _place(ids: list[int], part: list[int]) -> int | None:
 
 
 def _laid_out(base: Base, texts: Sequence[list[int]], free: int) -> Carrier:
-    """Start, tokens, end and padding, cut at the encoder's length; free places hold the end's id."""
+    """Start, tokens, end and padding, cut at the encoder's length; free places hold id 0."""
     first = base.tokenizers[0]
     length = first.model_max_length
     texts = [[first.bos_token_id, *text[: length - 2], first.eos_token_id] for text in texts]
-    slots = torch.tensor([[i for i, one in enumerate(text) if one == FREE] for text in texts])
+    found = [[i for i, one in enumerate(text) if one == FREE] for text in texts]
+    if any(len(one) != free for one in found):
+        message = f"{free} tokens find no room in a text of {length - 2}"
+        raise UsageError(message, "use fewer, or a shorter prompt")
+    slots = torch.tensor(found)
     inside = [[0 if one == FREE else one for one in text] for text in texts]  # never read
     ids = tuple(
         torch.tensor([text + [tokenizer.pad_token_id] * (length - len(text)) for text in inside])

@@ -74,6 +74,7 @@ def attack(
     # 2. and before anything is drawn
     here = find_base(base, team.device, dtype, prediction)
     report.phase(described(here))
+    check_room(chosen, here)
     concepts = (concepts,) if isinstance(concepts, str) else concepts
     named = concepts or [concept for one in loaded for concept in one.erasure.header.concepts]
     experiment = evaluating.settle(here, suite, list(dict.fromkeys(named)), **request)
@@ -115,7 +116,18 @@ def settled(name: str, budget: str, overrides: Mapping[str, Any], prompts: int |
         value = getattr(cfg, field.name)
         if type(value) in (int, float) and (value < 0 or (type(value) is int and value < 1)):
             raise UsageError(f"{field.name}={value} is out of range", "use a number above 0")
+        if "most" in field.metadata and value > field.metadata["most"]:
+            raise UsageError(f"{field.name}={value} is out of range", "use a share from 0 to 1")
     return Chosen(name, member, budget, cfg, prompts or PROMPTS[budget])
+
+
+def check_room(chosen: Chosen, base: Base) -> None:
+    """Raise `UsageError` where an attack is to search for more tokens than the base's texts have room for."""
+    for field in dataclasses.fields(chosen.config):
+        value = getattr(chosen.config, field.name)
+        if "tokens" in field.metadata and value > base.max_tokens:
+            message = f"{field.name}={value} is more than texts of {base.id} have room for"
+            raise UsageError(message, f"use {base.max_tokens} or fewer")
 
 
 def carry_out(
@@ -134,7 +146,8 @@ def carry_out(
         began = time.monotonic()
         attempts = ((one, chosen.member.attack(one, chosen.config, report)) for one in those)
         trials = tuple(trial.run(one, experiment.judges, each, report) for one, each in attempts)
-        return Attacked(trials, _about(chosen, experiment, loaded, those), time.monotonic() - began)
+        seconds = time.monotonic() - began + sum(sum(one.spent) for one in those)
+        return Attacked(trials, _about(chosen, experiment, loaded, those), seconds)
 
     return replace(tried(victims), oracle=tried(others) if others else None)
 
@@ -190,7 +203,9 @@ def _about(
         }
         for one in loaded
     ]
-    base = victims[0].base
+    # the base as files know it: what text encoders were made of is the erasure's
+    one = victims[0]
+    base, digest = (one.base, one.digest) if one.never else (one.knows, one.taught or one.digest)
     return {
         "attack": chosen.name,
         "control": getattr(chosen.member, "CONTROL", False),
@@ -198,7 +213,7 @@ def _about(
         "config": dataclasses.asdict(chosen.config),
         "subject": {"files": files, "concepts": [one.target.name for one in victims]},
         "base": {
-            "id": base.id, "family": base.family, "digest": victims[0].digest,
+            "id": base.id, "family": base.family, "digest": digest,
             "fingerprint": dict(base.fingerprint(policy.EVERYTHING)),
         },
         "suite": experiment.suite.name,

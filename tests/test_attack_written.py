@@ -1,0 +1,187 @@
+"""What an attack says and writes, and whom its searches see: rates of several concepts, finds, seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import edits as some
+import numpy as np
+import pytest
+import torch
+from command import conceptzap
+from safetensors.torch import load_file
+from victims import Never, attempts, small, victim
+
+from conceptzap.attacks import synonyms
+from conceptzap.base import Base
+from conceptzap.errors import UsageError
+from conceptzap.redteam import bell, trial
+from conceptzap.redteam.carrier import allowed
+from conceptzap.redteam.outcome import Attacked
+from conceptzap.redteam.victim import CONTINUOUS, STRAIGHT, TRANSFER
+from conceptzap.report import Report
+from conceptzap.training.carrier import Carrier
+from conceptzap.verbs import attacking
+
+CHEAP = ("--suite", "imagenette", "--judge", "stub_judges:by_brightness", "--steps", 1, "--prompts", 2)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(own_cache: Path) -> None:
+    """Nothing that an earlier test kept."""
+
+
+def tried(name: str, **through: list[bool]) -> trial.Trial:
+    """A concept of two prompts, which forms brought through."""
+    open_ = {0: True, 1: True}
+    counts = {f: trial.Count(np.array(rows), np.ones(2, int), fired=open_) for f, rows in through.items()}
+    victim = SimpleNamespace(target=SimpleNamespace(name=name))
+    return trial.Trial(victim, np.ones(2, bool), np.zeros(2, bool), np.zeros((2, 2, 2, 3)), counts)  # type: ignore
+
+
+# rates
+
+
+def test_each_of_several_concepts_has_a_worst_form_of_its_own() -> None:
+    """None hides behind a form that another stands, nor behind one that it was never tried in."""
+    one, other = tried("church", typos=[True, False]), tried("cat", typos=[False, False], case=[True, True])
+    done = Attacked((one, other), {}, 0.0)
+    assert (done.asr.value, done.asr.n, done.worst.name) == (0.75, 4, "typos (church) / case (cat)")
+    rates = {form.name: (form.after.value, form.after.n) for form in done.forms}
+    assert rates == {"typos": (0.25, 4), "case": (1, 2)}
+    assert [form.name for form in done.listed] == ["typos", "case", done.worst.name]
+    assert Attacked((one,), {}, 0.0).worst.name == "typos" and len(Attacked((one,), {}, 0.0).listed) == 1
+
+
+def test_seconds_are_those_of_a_search_that_was_kept_too(sd1: Base, monkeypatch: Any) -> None:
+    clock = iter(range(0, 10_000, 7))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    first, again = victim(sd1), victim(sd1)
+    for on in (first, again):
+        on.once(["what"], lambda: {"found": torch.zeros(1)})
+    assert (first.spent, again.spent) == ([], [7.0])
+
+
+# what was found
+
+
+@pytest.mark.parametrize("name", ["null_text", "noise", "ring_a_bell_embedding", "relearn", "completion"])
+def test_what_was_found_is_handed_over(sd1: Base, name: str) -> None:
+    assert all(one.found for one in attempts(victim(sd1), name))
+
+
+def test_a_seed_that_was_found_is_told_and_no_text_where_none_was(sd1: Base) -> None:
+    on = victim(sd1)
+    plain = dataclasses.replace(on, edits=())
+    for name, seeds in (("seeds", True), ("noise", False)):
+        tries = attempts(on, name)
+        judge = Never()
+        done = trial.run(plain, [judge], _after(tries, judge), Report())
+        count = next(iter(done.counts.values()))
+        assert count.through.all() and not count.prompts
+        assert count.seeds == (dict(enumerate(tries[0].seeds or ())) if seeds else {})
+
+
+def _after(tries: list[Any], judge: Never) -> Any:
+    """The judge sees the concept from the first try on."""
+    judge.__init__(always=True)  # type: ignore[misc]
+    yield from tries
+
+
+def test_nothing_of_an_earlier_result_stays(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    words = ("attack", church, "--base", tiny_folder, *CHEAP, "-o", tmp_path / "out")
+    few = ("--set", "steps=1", "--set", "tokens=2")
+    assert conceptzap(*words, "--attack", "pez", *few).code == 0
+    assert load_file(tmp_path / "out/found.safetensors")
+    assert conceptzap(*words, "--attack", "seeds", "--set", "tries=1", "--force").code == 0
+    kept = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert "found.safetensors" not in kept and not [name for name in kept if name.startswith("transfer")]
+    assert json.loads((tmp_path / "out/result.json").read_text())["attack"] == "seeds"
+
+
+# settings
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("ring-a-bell", "crossover=3"), ("completion", "early=5"), ("inpaint", "share=1.5"), ("seeds", "tries=0")],
+)
+def test_what_is_no_share_is_out_of_range(name: str, setting: str) -> None:
+    key, value = setting.split("=")
+    with pytest.raises(UsageError, match=f"{key}=.* is out of range"):
+        attacking.settled(name, "quick", {key: value})
+
+
+@pytest.mark.parametrize("name", ["p4d", "ring-a-bell", "pez", "mma", "unlearndiffatk", "random-tokens"])
+def test_more_tokens_than_a_text_holds_are_refused_before_anything_is_drawn(sd1: Base, name: str) -> None:
+    attacking.check_room(attacking.settled(name, "quick", {"tokens": sd1.max_tokens}), sd1)
+    with pytest.raises(UsageError, match=f"use {sd1.max_tokens} or fewer"):
+        attacking.check_room(attacking.settled(name, "quick", {"tokens": sd1.max_tokens + 1}), sd1)
+    with pytest.raises(UsageError, match="find no room"):
+        Carrier.instead(sd1, ["a photo of a church"], ["church"], sd1.max_tokens)
+
+
+def test_fine_tuning_is_tried_after_20_50_and_100_steps(sd1: Base) -> None:
+    member, cfg = small("relearn")
+    cfg = dataclasses.replace(cfg, rounds=10, steps=10, batch=1, pictures=1)
+    found = [one.variant for one in member.attack(victim(sd1), cfg, Report())]
+    assert found == ["20 steps", "50 steps", "100 steps"]
+
+
+# words
+
+
+def test_descriptions_are_tried_and_what_cannot_be_read_is_said(sd1: Base) -> None:
+    said: list[str] = []
+    report = SimpleNamespace(note=said.append)
+    tries = list(synonyms.attack(victim(sd1), synonyms.Config(), report))  # type: ignore[arg-type]
+    kinds = [one.kind for one in tries]
+    assert kinds.count("descriptions") == 4 and "translations" not in kinds
+    assert len(said) == 1 and said[0].startswith("translations of church: none that")
+
+
+def test_a_name_of_many_tokens_cannot_be_spelt(sd1: Base) -> None:
+    tokenizer = sd1.tokenizers[0]
+    ids = tokenizer("churchxyz", add_special_tokens=False).input_ids
+    assert len(ids) > 1 and not allowed(sd1, ["churchxyz"])[ids[-1]]
+
+
+# texts that are erased
+
+
+@pytest.fixture
+def erased_text(sd1: Base) -> Any:
+    return victim(sd1, (some.delta(sd1, "text.*mlp.fc1"),))
+
+
+def test_transfer_sees_nothing_of_erased_texts(sd1: Base, erased_text: Any) -> None:
+    on = erased_text
+    assert on.base is not sd1 and on.knows is sd1 and TRANSFER in on.forms((TRANSFER, STRAIGHT, CONTINUOUS))
+    blind = on.on(TRANSFER)
+    assert blind.base is sd1 and not blind.edits and on.on(STRAIGHT) is on
+    for name in ("p4d", "unlearndiffatk", "pez"):
+        (one, plain) = (
+            next(try_ for try_ in attempts(who, name) if try_.form == TRANSFER) for who in (on, victim(sd1))
+        )
+        assert one.found["tokens"].equal(plain.found["tokens"])
+        assert not torch.equal(one.cond.states, plain.cond.states)  # read by the texts that are attacked
+
+
+def test_the_concept_is_meant_as_it_was(sd1: Base, erased_text: Any) -> None:
+    assert torch.equal(bell.direction(erased_text).states, bell.direction(victim(sd1)).states)
+    about = attacking._about(
+        attacking.settled("seeds", "quick", {}), _Nothing(), [], [erased_text]  # type: ignore[arg-type]
+    )
+    assert about["base"]["digest"] == victim(sd1).digest
+    assert about["base"]["fingerprint"] == dict(sd1.fingerprint(attacking.policy.EVERYTHING))
+
+
+class _Nothing:
+    """An experiment of which nothing is asked."""
+
+    suite, seed, judges = SimpleNamespace(name=""), 0, ()
+    settings = SimpleNamespace(record=dict)
