@@ -176,7 +176,7 @@ class Sight:
         self.looking = bool(self._reads().any())
 
     def _still_open(self, times: Tensor) -> Tensor:
-        """What earlier calls of the same pictures have opened, [gates, rows]; where a timestep rises, none has.
+        """What earlier calls of the same pictures opened, [gates, rows]; a timestep that rises begins anew.
 
         Another number of rows where none rises is the same pictures in another order, with guidance
         switched off midway, say. Nobody says which is which, so what is open is open for all.
