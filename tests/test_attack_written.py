@@ -22,7 +22,7 @@ from conceptzap.errors import UsageError
 from conceptzap.redteam import bell, trial
 from conceptzap.redteam.carrier import allowed
 from conceptzap.redteam.outcome import Attacked
-from conceptzap.redteam.victim import CONTINUOUS, STRAIGHT, TRANSFER
+from conceptzap.redteam.victim import CONTINUOUS, STRAIGHT, TRANSFER, Victim
 from conceptzap.report import Report
 from conceptzap.training.carrier import Carrier
 from conceptzap.verbs import attacking
@@ -64,6 +64,25 @@ def test_seconds_are_those_of_a_search_that_was_kept_too(sd1: Base, monkeypatch:
     for on in (first, again):
         on.once(["what"], lambda: {"found": torch.zeros(1)})
     assert (first.spent, again.spent) == ([], [7.0])
+
+
+@pytest.mark.parametrize("name", ["ring_a_bell", "pez", "mma", "null_text"])
+def test_a_search_that_is_stopped_keeps_the_batches_that_it_had(sd1: Base, name: str) -> None:
+    """And finds in batches what it finds at once."""
+    whole, few = victim(sd1, n=3), victim(sd1, n=3)
+    few = dataclasses.replace(few, settings=dataclasses.replace(few.settings, batch=2))
+    made, once = [], Victim.once
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Victim, "once", lambda on, about, make, _: once(on, about, lambda: made.append(about) or make())
+        )
+        first, anew = attempts(few, name), attempts(whole, name)
+        count = len(made)
+        attempts(few, name)
+    assert len(made) == count and len([about for about in made if about[-1] == [2, 3]]) >= 1
+    for one, other in zip(first, anew, strict=True):
+        for key, found in one.found.items():
+            assert torch.allclose(found.float(), other.found[key].float(), atol=1e-3)
 
 
 # what was found

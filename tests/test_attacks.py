@@ -157,7 +157,7 @@ def test_breeding_comes_nearer(sd1: Base) -> None:
 
     def far(generations: int) -> float:
         chosen = dataclasses.replace(cfg, population=12, generations=generations, tokens=8)
-        ids = member._evolved(on, chosen, allowed(sd1, on.words), Report())
+        ids = member._evolved(on, chosen, allowed(sd1, on.words), slice(0, 2), Report())
         return float(bell.far(bell.states(on, ids), wanted).mean())
 
     assert far(40) < far(1)
@@ -170,7 +170,7 @@ def test_exchanging_tokens_comes_nearer(sd1: Base) -> None:
 
     def near(steps: int) -> float:
         chosen = dataclasses.replace(cfg, tokens=4, steps=steps, candidates=4, best=16)
-        ids = member._searched(on, chosen, TRANSFER, carrier, allowed(sd1, on.words), Report())
+        ids = member._searched(on, chosen, TRANSFER, carrier, allowed(sd1, on.words), slice(0, 2), Report())
         return float(discrete.alike(carrier.written(ids), wanted).mean())
 
     assert near(8) > near(1)

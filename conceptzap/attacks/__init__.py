@@ -2,7 +2,7 @@
 
 The contract of a member:
 
-    \"\"\"First line: what it does, for `conceptzap attack --help`.\"\"\"
+    \"\"\"First line: what it does.\"\"\"
     PAPER = "2402.09063"          # arXiv id, "" where there is none
     PAPER_SETTINGS = {...}        # what `--budget paper` sets; {} where quick is all there is
 
@@ -19,7 +19,7 @@ The contract of a member:
           same arguments give the same attempts, bit for bit on a CPU.
 
 Each `Attempt` is one try at all n probes; those that came through are not drawn again. What takes
-long goes through `victim.once` or `search.search`, which keep it: the same attack, given again, goes
+long goes through `victim.once`, `victim.in_parts` or `search.search`, which keep it: the same attack, given again, goes
 on where it was stopped. A search by gradients is made in each of its `FORMS`, as far as they mean
 something: `transfer` searches on the base alone; `straight-through` on the base under the edits, whose
 gates have a gradient; `evade` adds to the loss how far each gate is from shutting; `continuous` does

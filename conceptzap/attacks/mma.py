@@ -17,7 +17,7 @@ from torch import Tensor
 from conceptzap.base import Cond
 from conceptzap.redteam import discrete
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.victim import EVADE, TRANSFER, Victim
+from conceptzap.redteam.victim import EVADE, TRANSFER, Tensors, Victim
 from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.training.carrier import Carrier, tables
@@ -42,22 +42,22 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
         on = victim.on(form)
         for variant, usable in discrete.vocabularies(victim).items():
 
-            def make(
-                on: Victim = on, form: str = form, usable: Tensor = usable
-            ) -> dict[str, Tensor]:
-                return {"tokens": _searched(on, cfg, form, carrier.by(on.base), usable, report)}
+            def make(at: slice, on: Victim = on, form: str = form, usable: Tensor = usable) -> Tensors:
+                return {"tokens": _searched(on, cfg, form, carrier.by(on.base), usable, at, report)}
 
-            kept = on.once(["mma", discrete.MEASURE, form, variant, *vars(cfg).values()], make, form)
+            kept = on.in_parts(["mma", form, variant, *vars(cfg).values()], make, form)
             ids = kept["tokens"].cpu()
             shown = carrier.texts(ids)
             yield Attempt(form, variant, shown, cond=carrier.written(ids), found={"tokens": ids})
 
 
 def _searched(
-    victim: Victim, cfg: Config, form: str, carrier: Carrier, usable: Tensor, report: Report
+    victim: Victim, cfg: Config, form: str, carrier: Carrier, usable: Tensor, at: slice, report: Report
 ) -> Tensor:
-    wanted = victim.reads.encode(victim.prompts)
-    ids = discrete.begin(victim, len(carrier), cfg.tokens, usable)  # [n, k]
+    """Tokens [n, k] for these probes."""
+    wanted = victim.reads.encode(victim.prompts[at])
+    whole = discrete.begin(victim, len(carrier), cfg.tokens, usable)
+    ids, carrier, count = whole[at], carrier.rows(at), len(whole)
 
     def worth(cond: Cond) -> Tensor:
         return discrete.alike(cond, wanted) - cfg.evade * victim.evasion(form, cond)
@@ -68,8 +68,8 @@ def _searched(
         generator = victim.generator(-4, step)
         kept = ids
         for _ in range(cfg.candidates):
-            place = torch.randint(cfg.tokens, (len(ids), 1), generator=generator)
-            which = torch.randint(ranked.shape[-1], (len(ids),), generator=generator)
+            place = torch.randint(cfg.tokens, (count, 1), generator=generator)[at]
+            which = torch.randint(ranked.shape[-1], (count,), generator=generator)[at]
             rows = torch.arange(len(ids))
             changed = ids.scatter(1, place, ranked[rows, place[:, 0], which][:, None])
             value = worth(carrier.written(changed))

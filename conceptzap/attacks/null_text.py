@@ -34,8 +34,8 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     clean = victim.remembered(report)  # [n, c, h, w]
     nothing = victim.base.encode([""]).repeat(len(clean))
     about = ["null-text", "unguided", cfg.steps, cfg.lr, inverting.FIXED_POINT]
-    found = victim.once(about, lambda: _tuned(victim, cfg, clean, nothing, report))
-    states = found["states"]  # [steps, n, 77, d]
+    found = victim.in_parts(about, lambda at: _tuned(victim, cfg, clean[at], nothing[at], report))
+    states = found["states"].transpose(0, 1)  # [steps, n, 77, d]
     conds = [Cond(one, nothing.pooled, nothing.time_ids) for one in states]
     kept = {"latents": found["noise"], "states": states.half()}  # as much as a picture, for each step
     yield Attempt(STRAIGHT, cond=conds, latents=found["noise"], guidance=1.0, found=kept)
@@ -63,4 +63,4 @@ def _tuned(victim: Victim, cfg: Config, clean: Tensor, nothing: Cond, report: Re
         with torch.no_grad():
             x = moved(states)
         found.append(states)
-    return {"noise": trail[0], "states": torch.stack(found)}
+    return {"noise": trail[0], "states": torch.stack(found, 1)}  # states [n, steps, 77, d]

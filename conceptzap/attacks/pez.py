@@ -44,19 +44,20 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
             if form == CONTINUOUS and variant != discrete.NAMED:
                 continue  # embeddings are no words
 
-            def make(on: Victim = on, form: str = form, usable: Tensor = usable) -> Tensors:
-                return _searched(on, cfg, form, carrier.by(on.base), usable, report)
+            def make(at: slice, on: Victim = on, form: str = form, usable: Tensor = usable) -> Tensors:
+                return _searched(on, cfg, form, carrier.by(on.base), usable, at, report)
 
-            kept = on.once(["pez", discrete.MEASURE, form, variant, *vars(cfg).values()], make, form)
+            kept = on.in_parts(["pez", form, variant, *vars(cfg).values()], make, form)
             yield _read(form, variant, carrier, kept)
 
 
 def _searched(
-    victim: Victim, cfg: Config, form: str, carrier: Carrier, usable: Tensor, report: Report
+    victim: Victim, cfg: Config, form: str, carrier: Carrier, usable: Tensor, at: slice, report: Report
 ) -> Tensors:
-    """The best tokens [n, k], or embeddings an encoder, of all steps."""
-    wanted = victim.reads.encode(victim.prompts)
-    v = nn.Parameter(discrete.joined(victim, discrete.begin(victim, len(carrier), cfg.tokens, usable)))
+    """The best tokens [n, k] for these probes, or embeddings an encoder, of all steps."""
+    wanted = victim.reads.encode(victim.prompts[at])
+    begun = discrete.begin(victim, len(carrier), cfg.tokens, usable)[at]
+    v, carrier = nn.Parameter(discrete.joined(victim, begun)), carrier.rows(at)
     adam = torch.optim.AdamW([v], lr=cfg.lr, weight_decay=cfg.decay, foreach=False, fused=False)
     best, kept = torch.full((len(carrier),), torch.inf), v.detach().clone()
     for _ in report.count(range(cfg.steps), cfg.steps, f"searching, {form}"):

@@ -40,21 +40,21 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     on = victim.on(TRANSFER)
     for variant, usable in discrete.vocabularies(victim).items():
 
-        def make(usable: Tensor = usable) -> dict[str, Tensor]:
-            return {"tokens": _evolved(on, cfg, usable, report)}
+        def make(at: slice, usable: Tensor = usable) -> dict[str, Tensor]:
+            return {"tokens": _evolved(on, cfg, usable, at, report)}
 
-        kept = on.once(["ring-a-bell", variant, *vars(cfg).values()], make, TRANSFER)
+        kept = on.in_parts(["ring-a-bell", variant, *vars(cfg).values()], make, TRANSFER)
         ids = kept["tokens"].cpu()  # [n, k]
         carrier = Carrier.alone(victim.base, len(ids), cfg.tokens)
         shown = carrier.texts(ids)
         yield Attempt(TRANSFER, variant, shown, cond=carrier.written(ids), found={"tokens": ids})
 
 
-def _evolved(victim: Victim, cfg: Config, usable: Tensor, report: Report) -> Tensor:
-    """The best tokens for each probe, [n, k]."""
+def _evolved(victim: Victim, cfg: Config, usable: Tensor, at: slice, report: Report) -> Tensor:
+    """The best tokens for each of these probes, [n, k]."""
     wanted = bell.target(victim, cfg.eta).states  # [n, 77, d]
     known, prompts = usable.nonzero()[:, 0], bell.unnamed(victim)
-    rows = report.count(range(len(wanted)), len(wanted), "breeding prompts")
+    rows = report.count(range(at.start, at.stop), at.stop - at.start, "breeding prompts")
     return torch.stack([_best(victim, cfg, wanted[i : i + 1], known, prompts[i], i) for i in rows])
 
 

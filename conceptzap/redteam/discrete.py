@@ -14,7 +14,6 @@ from conceptzap.redteam.victim import Victim
 from conceptzap.training.carrier import tables
 
 NAMED, UNNAMED = "named", "unnamed"
-MEASURE = "mean state"  # what `alike` compares: what was kept by another is not taken for it
 
 
 def vocabularies(victim: Victim) -> dict[str, Tensor]:

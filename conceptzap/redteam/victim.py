@@ -156,6 +156,14 @@ class Victim:
             self.spent.append(float(kept[SECONDS]))
         return {name: tensor.to(self.base.device) for name, tensor in kept.items() if name != SECONDS}
 
+    def in_parts(self, about: Json, make: Callable[[slice], Tensors], form: str = STRAIGHT) -> Tensors:
+        """What `make` finds for some of the probes, [n, ...] each: kept batch by batch, and joined."""
+        parts = [
+            self.once([*about, [at.start, at.stop]], lambda at=at: make(at), form)
+            for at in self.batches(len(self.probes))
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
     def generator(self, *numbers: int) -> torch.Generator:
         """A CPU generator of the attack's seed and some numbers."""
         text = canonical_json([self.seed, *numbers]).encode()

@@ -49,7 +49,7 @@ class Carrier:
         """Nothing but k free tokens."""
         return _laid_out(base, [[FREE] * free] * n, free)
 
-    def rows(self, chosen: Sequence[int] | Tensor) -> Carrier:
+    def rows(self, chosen: Sequence[int] | slice | Tensor) -> Carrier:
         return Carrier(self.base, tuple(each[chosen] for each in self.ids), self.slots[chosen])
 
     def by(self, base: Base) -> Carrier:
