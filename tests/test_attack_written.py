@@ -40,7 +40,8 @@ def tried(name: str, **through: list[bool]) -> trial.Trial:
     open_ = {0: True, 1: True}
     counts = {f: trial.Count(np.array(rows), np.ones(2, int), fired=open_) for f, rows in through.items()}
     victim = SimpleNamespace(target=SimpleNamespace(name=name))
-    return trial.Trial(victim, np.ones(2, bool), np.zeros(2, bool), np.zeros((2, 2, 2, 3)), counts)  # type: ignore
+    pictures = np.zeros((2, 2, 2, 3))
+    return trial.Trial(victim, np.ones(2, bool), np.zeros(2, bool), pictures, counts)  # type: ignore
 
 
 # rates
@@ -127,7 +128,7 @@ def test_nothing_of_an_earlier_result_stays(church: Path, tiny_folder: Path, tmp
 
 @pytest.mark.parametrize(
     ("name", "setting"),
-    [("ring-a-bell", "crossover=3"), ("completion", "early=5"), ("inpaint", "share=1.5"), ("seeds", "tries=0")],
+    [("ring-a-bell", "crossover=3"), ("completion", "early=5"), ("inpaint", "share=2"), ("p4d", "tokens=0")],
 )
 def test_what_is_no_share_is_out_of_range(name: str, setting: str) -> None:
     key, value = setting.split("=")

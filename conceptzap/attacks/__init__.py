@@ -19,11 +19,12 @@ The contract of a member:
           same arguments give the same attempts, bit for bit on a CPU.
 
 Each `Attempt` is one try at all n probes; those that came through are not drawn again. What takes
-long goes through `victim.once`, `victim.in_parts` or `search.search`, which keep it: the same attack, given again, goes
-on where it was stopped. A search by gradients is made in each of its `FORMS`, as far as they mean
-something: `transfer` searches on the base alone; `straight-through` on the base under the edits, whose
-gates have a gradient; `evade` adds to the loss how far each gate is from shutting; `continuous` does
-the same with embeddings that need be no tokens. The worst of them is the attack's success rate.
+long goes through `victim.once`, `in_parts` or `search.search`, which keep it: the same attack, given
+again, goes on where it was stopped. A search by gradients is made in each of its `FORMS`, as far as
+they mean something: `transfer` searches on the base alone; `straight-through` on the base under the
+edits, whose gates have a gradient; `evade` adds to the loss how far each gate is from shutting;
+`continuous` does the same with embeddings that need be no tokens. The worst of them is the
+attack's success rate.
 
 `CONTROL = True` marks what only spends tries: an attack has to do better than these.
 """
