@@ -4,6 +4,8 @@ Yang et al. 2024 (MMA-Diffusion, text): from random tokens, max_p cos(f(p), f(c)
 gradient of the cosine to the one-hot tokens, the best candidates for every place, tries some single
 exchanges and keeps the best. The concept's words are barred. Differs: it is searched once more without
 that bar; `evade` adds the margins of the erasure's gates; fewer candidates in `quick`.
+No diffusion model is in the loop, so `straight-through` would be `transfer`; tokens are what is exchanged, so
+there is no `continuous`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from conceptzap.report import Report
 from conceptzap.training.carrier import Carrier
 
 PAPER = ""
-PAPER_SETTINGS = {"tries": 32}
+PAPER_SETTINGS = {"tries": 60}  # as many as p4d
 CONTROL = True
 
 

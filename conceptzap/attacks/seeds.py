@@ -11,7 +11,7 @@ from conceptzap.redteam.victim import Victim
 from conceptzap.report import Report
 
 PAPER = ""
-PAPER_SETTINGS = {"tries": 32}
+PAPER_SETTINGS = {"tries": 60}  # as many as p4d
 CONTROL = True
 
 
