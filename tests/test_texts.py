@@ -266,4 +266,4 @@ def test_whoever_attacks_has_the_edits_in_weights(sd1: Base) -> None:
     rest = {"world": None, "probes": (), "settings": LOOK, "seed": 0}
     victim = Victim.of(sd1, [text, other], Subject("style", "van gogh", ("van gogh",)), **rest)
     assert victim.knows is sd1 and victim.edits == (other,) and victim.digest != victim.taught
-    assert victim.forms(("transfer", "straight-through")) == ["straight-through"]
+    assert victim.forms(("transfer", "straight-through")) == ["transfer", "straight-through"]
