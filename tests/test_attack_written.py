@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from command import conceptzap
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file, save
 from victims import Never, attempts, small, victim
 
 from conceptzap.attacks import synonyms
 from conceptzap.base import Base
 from conceptzap.errors import UsageError
+from conceptzap.page import attack as page
 from conceptzap.redteam import bell, trial
 from conceptzap.redteam.carrier import allowed
 from conceptzap.redteam.outcome import Attacked
@@ -55,16 +56,20 @@ def test_each_of_several_concepts_has_a_worst_form_of_its_own() -> None:
     rates = {form.name: (form.after.value, form.after.n) for form in done.forms}
     assert rates == {"typos": (0.25, 4), "case": (1, 2)}
     assert [form.name for form in done.listed] == ["typos", "case", done.worst.name]
+    assert done.record()["worst"] in {form["form"] for form in done.record()["forms"]}
     assert Attacked((one,), {}, 0.0).worst.name == "typos" and len(Attacked((one,), {}, 0.0).listed) == 1
+    safe = tried("dog", case=[False, False], typos=[False, False])
+    assert Attacked((one, safe), {}, 0.0).worst.name == "typos"  # of equals that which is everybody's
 
 
 def test_seconds_are_those_of_a_search_that_was_kept_too(sd1: Base, monkeypatch: Any) -> None:
     clock = iter(range(0, 10_000, 7))
     monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
-    first, again = victim(sd1), victim(sd1)
+    first, again = victim(sd1, (some.in_text(sd1),)), victim(sd1, (some.in_text(sd1),))
     for on in (first, again):
-        on.once(["what"], lambda: {"found": torch.zeros(1)})
-    assert (first.spent, again.spent) == ([], [7.0])
+        for form in (TRANSFER, STRAIGHT):
+            on.on(form).once(["what"], lambda: {"found": torch.zeros(1)}, form)
+    assert (first.spent, again.spent) == ([], [7.0, 7.0]) and not again.oracle(sd1).spent
 
 
 @pytest.mark.parametrize("name", ["ring_a_bell", "pez", "mma", "null_text"])
@@ -90,8 +95,11 @@ def test_a_search_that_is_stopped_keeps_the_batches_that_it_had(sd1: Base, name:
 
 
 @pytest.mark.parametrize("name", ["null_text", "noise", "ring_a_bell_embedding", "relearn", "completion"])
-def test_what_was_found_is_handed_over(sd1: Base, name: str) -> None:
-    assert all(one.found for one in attempts(victim(sd1), name))
+def test_what_was_found_is_written(sd1: Base, name: str) -> None:
+    tries = attempts(victim(sd1), name)
+    done = trial.run(victim(sd1), [Never()], tries, Report())
+    kept = load(save(page._found([done])))
+    assert tries and all(one.found for one in tries) and len(kept) == sum(len(one.found) for one in tries)
 
 
 def test_a_seed_that_was_found_is_told_and_no_text_where_none_was(sd1: Base) -> None:
@@ -112,6 +120,13 @@ def _after(tries: list[Any], judge: Never) -> Any:
     yield from tries
 
 
+@pytest.mark.parametrize("name", ["attempts.csv", "found.safetensors", "images"])
+def test_what_somebody_has_there_is_not_overwritten(church: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir() if name == "images" else (tmp_path / name).write_text("mine")
+    answer = conceptzap("attack", church, "--attack", "seeds", "-o", tmp_path)
+    assert answer.code == 2 and f"{name} exists" in answer.err and (tmp_path / name).exists()
+
+
 def test_nothing_of_an_earlier_result_stays(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
     words = ("attack", church, "--base", tiny_folder, *CHEAP, "-o", tmp_path / "out")
     few = ("--set", "steps=1", "--set", "tokens=2")
@@ -128,7 +143,7 @@ def test_nothing_of_an_earlier_result_stays(church: Path, tiny_folder: Path, tmp
 
 @pytest.mark.parametrize(
     ("name", "setting"),
-    [("ring-a-bell", "crossover=3"), ("completion", "early=5"), ("inpaint", "share=2"), ("p4d", "tokens=0")],
+    [("ring-a-bell", "crossover=3"), ("completion", "early=5"), ("inpaint", "share=2"), ("pez", "steps=0")],
 )
 def test_what_is_no_share_is_out_of_range(name: str, setting: str) -> None:
     key, value = setting.split("=")
@@ -143,13 +158,29 @@ def test_more_tokens_than_a_text_holds_are_refused_before_anything_is_drawn(sd1:
         attacking.check_room(attacking.settled(name, "quick", {"tokens": sd1.max_tokens + 1}), sd1)
     with pytest.raises(UsageError, match="find no room"):
         Carrier.instead(sd1, ["a photo of a church"], ["church"], sd1.max_tokens)
+    with pytest.raises(UsageError, match="find no room"):
+        Carrier.before(sd1, ["a church"], sd1.max_tokens)
 
 
-def test_fine_tuning_is_tried_after_20_50_and_100_steps(sd1: Base) -> None:
+@pytest.mark.parametrize(
+    ("rounds", "steps", "tries"), [(10, 10, [20, 50, 100]), (3, 15, [30, 45]), (2, 60, [60, 120])]
+)
+def test_fine_tuning_is_tried_after_20_50_and_100_steps(
+    sd1: Base, rounds: int, steps: int, tries: list[int]
+) -> None:
+    """Or as soon as so many are over, and at the end."""
     member, cfg = small("relearn")
-    cfg = dataclasses.replace(cfg, rounds=10, steps=10, batch=1, pictures=1)
+    cfg = dataclasses.replace(cfg, rounds=rounds, steps=steps, batch=1, pictures=1)
     found = [one.variant for one in member.attack(victim(sd1), cfg, Report())]
-    assert found == ["20 steps", "50 steps", "100 steps"]
+    assert found == [f"{count} steps" for count in tries]
+
+
+def test_something_is_left_to_complete(sd1: Base) -> None:
+    member, _ = small("completion")
+    assert {one.first for one in member.attack(victim(sd1), member.Config(1.0, 0.0), Report())} == {1}
+    single = dataclasses.replace(victim(sd1), settings=dataclasses.replace(victim(sd1).settings, steps=1))
+    with pytest.raises(UsageError, match="single step"):
+        next(member.attack(single, member.Config(), Report()))
 
 
 # words
@@ -175,12 +206,15 @@ def test_a_name_of_many_tokens_cannot_be_spelt(sd1: Base) -> None:
 
 @pytest.fixture
 def erased_text(sd1: Base) -> Any:
-    return victim(sd1, (some.delta(sd1, "text.*mlp.fc1"),))
+    return victim(sd1, (some.in_text(sd1),))
 
 
 def test_transfer_sees_nothing_of_erased_texts(sd1: Base, erased_text: Any) -> None:
     on = erased_text
-    assert on.base is not sd1 and on.knows is sd1 and TRANSFER in on.forms((TRANSFER, STRAIGHT, CONTINUOUS))
+    every = TRANSFER, STRAIGHT, CONTINUOUS
+    assert on.base is not sd1 and on.knows is sd1 and on.forms(every) == on.forms(every, texts=True) == [*every]
+    assert victim(sd1).forms(every, texts=True) == [TRANSFER, CONTINUOUS]  # where texts are as they were
+    assert {one.form for one in attempts(on, "ring_a_bell")} == {TRANSFER, STRAIGHT}
     blind = on.on(TRANSFER)
     assert blind.base is sd1 and not blind.edits and on.on(STRAIGHT) is on
     for name in ("p4d", "unlearndiffatk", "pez"):

@@ -53,7 +53,8 @@ def test_an_attack_is_whole(sd1: Base, name: str) -> None:
     done = trial.run(on, [Never()], member.attack(on, cfg, Report()), Report())
     assert done.counts and all((c.tries > 0).all() for c in done.counts.values())
     named = {kind.partition(",")[0] for kind in done.counts}
-    assert set(getattr(member, "FORMS", ())) <= named
+    texts = name in ("mma", "pez", "ring_a_bell")  # which see no diffusion model
+    assert set(on.forms(getattr(member, "FORMS", ()), texts)) <= named
     assert all(torch.equal(value, before[key]) for key, value in sd1.unet.state_dict().items())
     assert not sd1.unet._forward_pre_hooks
     assert set(member.PAPER_SETTINGS) <= {field.name for field in dataclasses.fields(member.Config)}

@@ -86,6 +86,8 @@ def test_a_result_that_asks_for_something_else_shows_nothing(files: list[Path], 
     """Erased is what nobody asked for: it is not seen, however weak the erasure."""
     with pytest.raises(RefusedError, match="did not ask for church"):
         locked(files, result(tmp_path / "attacked", files, subject=subject(files, ["cat", "Van Gogh"])))
+    named = subject(files, ["temple", "Van Gogh"]) | {"words": {"temple": ["temple", "Church"]}}
+    locked(files, result(tmp_path / "attacked", files, subject=named))  # by another word for the same
 
 
 def test_a_result_of_one_file_says_nothing_of_two(files: list[Path], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from conceptzap.errors import UsageError
 from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.victim import TRANSFER, Victim
 from conceptzap.registry import config
@@ -28,7 +29,9 @@ class Config:
 
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     steps = victim.settings.steps
-    firsts = {share: max(1, round(steps * share)) for share in (cfg.early, cfg.late)}
+    if steps < 2:
+        raise UsageError("of a single step nothing is left to complete", "use --steps 2 or more")
+    firsts = {share: min(steps - 1, max(1, round(steps * share))) for share in (cfg.early, cfg.late)}
 
     def make() -> dict[str, torch.Tensor]:
         """Latents [n, c, h, w] before these steps of the base."""

@@ -4,8 +4,8 @@ Yang et al. 2024 (MMA-Diffusion, text): from random tokens, max_p cos(f(p), f(c)
 gradient of the cosine to the one-hot tokens, the best candidates for every place, tries some single
 exchanges and keeps the best. The concept's words are barred. Differs: it is searched once more without
 that bar; `evade` adds the margins of the erasure's gates; fewer candidates in `quick`.
-No diffusion model is in the loop, so `straight-through` would be `transfer`; tokens are what is exchanged, so
-there is no `continuous`.
+No diffusion model is in the loop, so `straight-through` is `transfer` unless texts were erased; what is
+exchanged are tokens, so there is no `continuous`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 from conceptzap.base import Cond
 from conceptzap.redteam import discrete
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.victim import EVADE, TRANSFER, Tensors, Victim
+from conceptzap.redteam.victim import EVADE, STRAIGHT, TRANSFER, Tensors, Victim
 from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.training.carrier import Carrier, tables
 
 PAPER = "2311.17516"
-FORMS = (TRANSFER, EVADE)
+FORMS = (TRANSFER, STRAIGHT, EVADE)
 PAPER_SETTINGS = {"steps": 1000, "candidates": 512, "tokens": 20, "best": 256}
 
 
@@ -40,7 +40,7 @@ class Config:
 
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     carrier = Carrier.alone(victim.base, len(victim.probes), cfg.tokens)
-    for form in victim.forms(FORMS):
+    for form in victim.forms(FORMS, texts=True):
         on = victim.on(form)
         for variant, usable in discrete.vocabularies(victim).items():
 

@@ -4,7 +4,7 @@ Wen et al. 2023 (PEZ): max_p cos(f(p), f(c)), the gradient taken at the nearest 
 embeddings, the best tokens of all steps kept. Differs: f(c) is the text feature of the concept's own prompt,
 and it is searched twice, with the concept's words barred and without.
 No diffusion model is in the loop; the erasure is seen by the forms `evade` and `continuous` through its gates
-alone, and `straight-through` would be `transfer`.
+alone, and `straight-through` is `transfer` unless texts were erased.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from conceptzap.redteam import discrete
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.victim import CONTINUOUS, EVADE, TRANSFER, Tensors, Victim
+from conceptzap.redteam.victim import CONTINUOUS, EVADE, STRAIGHT, TRANSFER, Tensors, Victim
 from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.training.carrier import Carrier, split
 
 PAPER = "2302.03668"
-FORMS = (TRANSFER, EVADE, CONTINUOUS)
+FORMS = (TRANSFER, STRAIGHT, EVADE, CONTINUOUS)
 PAPER_SETTINGS = {"steps": 3000, "tokens": 16}
 
 
@@ -38,7 +38,7 @@ class Config:
 
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     carrier = Carrier.alone(victim.base, len(victim.probes), cfg.tokens)
-    for form in victim.forms(FORMS):
+    for form in victim.forms(FORMS, texts=True):
         on = victim.on(form)
         for variant, usable in discrete.vocabularies(victim).items():
             if form == CONTINUOUS and variant != discrete.NAMED:

@@ -52,8 +52,9 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
 
     about = ["relearn", cfg.pictures, cfg.rank, cfg.sites, cfg.batch]
     rounds = search.search(victim, STRAIGHT, about, start, loss, search.Pace.of(cfg), report)
+    due = [-(-steps // cfg.steps) for steps in TRIES]  # the rounds at which so many are over
     for number, found in enumerate(rounds, 1):
-        if number * cfg.steps in TRIES or number == cfg.rounds:
+        if number in due or number == cfg.rounds:
             yield Attempt("", f"{number * cfg.steps} steps", edits=tuple(taught(edits, found)), found=found)
 
 

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from conceptzap.redteam import bell, discrete
 from conceptzap.redteam.attempt import Attempt
-from conceptzap.redteam.victim import TRANSFER, Victim
+from conceptzap.redteam.victim import STRAIGHT, TRANSFER, Victim
 from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.training.carrier import Carrier
 
 PAPER = "2310.10012"
+FORMS = (TRANSFER, STRAIGHT)  # without a diffusion model these are one, unless texts were erased
 PAPER_SETTINGS = {"population": 200, "generations": 3000, "tokens": 16}
 
 
@@ -37,17 +38,18 @@ class Config:
 
 
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
-    on = victim.on(TRANSFER)
-    for variant, usable in discrete.vocabularies(victim).items():
+    for form in victim.forms(FORMS, texts=True):
+        on = victim.on(form)
+        for variant, usable in discrete.vocabularies(victim).items():
 
-        def make(at: slice, usable: Tensor = usable) -> dict[str, Tensor]:
-            return {"tokens": _evolved(on, cfg, usable, at, report)}
+            def make(at: slice, on: Victim = on, usable: Tensor = usable) -> dict[str, Tensor]:
+                return {"tokens": _evolved(on, cfg, usable, at, report)}
 
-        kept = on.in_parts(["ring-a-bell", variant, *vars(cfg).values()], make, TRANSFER)
-        ids = kept["tokens"].cpu()  # [n, k]
-        carrier = Carrier.alone(victim.base, len(ids), cfg.tokens)
-        shown = carrier.texts(ids)
-        yield Attempt(TRANSFER, variant, shown, cond=carrier.written(ids), found={"tokens": ids})
+            kept = on.in_parts(["ring-a-bell", variant, *vars(cfg).values()], make, form)
+            ids = kept["tokens"].cpu()  # [n, k]
+            carrier = Carrier.alone(victim.base, len(ids), cfg.tokens)
+            shown = carrier.texts(ids)
+            yield Attempt(form, variant, shown, cond=carrier.written(ids), found={"tokens": ids})
 
 
 def _evolved(victim: Victim, cfg: Config, usable: Tensor, at: slice, report: Report) -> Tensor:

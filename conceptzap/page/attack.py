@@ -36,7 +36,8 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 class Tried:
     """One probe under one form: its pictures uint8 [h, w, 3], and whether the last one shows the concept.
 
-    `found`: the prompt that brought it through; `open`: was any edit ever open in that picture.
+    `found`: the prompt that brought it through, `seed` of the attacked picture; `open`: was any edit ever
+    open in that.
     """
 
     prompt: str
@@ -52,8 +53,8 @@ class Tried:
 def tried(trials: Sequence[Trial], name: str) -> list[Tried]:
     """What a form came to at every probe that it was tried at, what came through first."""
     found = [
-        Tried(probe.prompt, probe.seed, trial.plain[row], count.pictures[row], bool(count.through[row]),
-              count.fired[row], int(count.tries[row]), count.prompts.get(row, ""))
+        Tried(probe.prompt, count.seeds.get(row, probe.seed), trial.plain[row], count.pictures[row],
+              bool(count.through[row]), count.fired[row], int(count.tries[row]), count.prompts.get(row, ""))
         for trial in trials if (count := trial.counts.get(name))
         for row, probe in enumerate(trial.victim.probes) if row in count.pictures
     ]  # fmt: skip
@@ -72,6 +73,11 @@ def html(done: Attacked) -> str:
     )
 
 
+def prepare(place: Path, force: bool) -> Path:
+    """The folder itself, once it is known that a result can be written there; see `folder.prepare`."""
+    return folder.prepare(place, force, (RESULT, REPORT, ATTEMPTS, FOUND, IMAGES))
+
+
 def write(done: Attacked, place: Path, force: bool) -> dict[str, Path]:
     """Page, pictures, attempts, what was found, and last the result; nothing of an earlier one stays."""
     record = json.dumps(done.record(), indent=1, sort_keys=True, allow_nan=False) + "\n"
@@ -83,9 +89,10 @@ def write(done: Attacked, place: Path, force: bool) -> dict[str, Path]:
         _draw(done, hidden / IMAGES)
         for name, data in (files | {RESULT: record.encode()}).items():
             atomic.write_atomic(hidden / name, data)
-        atomic.put_entries(hidden, folder.prepare(place, force), RESULT)
-    if not found:
-        atomic.remove(place / FOUND)
+        prepare(place, force)
+        for name in (RESULT, FOUND):  # of an earlier one
+            atomic.remove(place / name)
+        atomic.put_entries(hidden, place, RESULT)
     names = {Path(name).stem: place / name for name in (*files, RESULT)}
     return {"folder": place, **names}
 
@@ -95,7 +102,7 @@ def _draw(done: Attacked, images: Path) -> None:
     images.mkdir()
     about = {"attack": str(done.about["attack"])}
     sheets = {naming.slug(f.name): (f.name, tried(done.trials, f.name)[:SHOWN]) for f in done.forms}
-    through = [one for trial in done.trials for one in tried([trial], trial.worst) if one.through]
+    through = [one for trial, name in done.worst_of for one in tried([trial], name) if one.through]
     sheets[Path(THROUGH).stem] = done.worst.name, through[:FEW]
     for stem, (form, shown) in sheets.items():
         if (sheet := _sheet(shown)) is not None:
@@ -124,9 +131,9 @@ def _attempts(trials: Sequence[Trial]) -> Iterator[Sequence[object]]:
 
 
 def _found(trials: Sequence[Trial]) -> dict[str, Any]:
-    """`concept/form/round/name` -> embeddings or token ids that the searches found."""
+    """`concept/form/round/name` -> what was found, whatever it is; no two share memory."""
     return {
-        f"{trial.victim.target.name}/{name}/{number}/{key}": tensor.detach().cpu().contiguous()
+        f"{trial.victim.target.name}/{name}/{number}/{key}": tensor.detach().cpu().contiguous().clone()
         for trial in trials
         for name, count in trial.counts.items()
         for number, found in enumerate(count.found, 1)

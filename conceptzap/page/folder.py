@@ -26,14 +26,14 @@ def usual(paths: Sequence[Path], suite: str) -> Path:
     return Path(f"{naming.slug(stem)}-{suite}")
 
 
-def prepare(folder: Path, force: bool) -> Path:
-    """The folder itself, once it is known that results can be written there.
+def prepare(folder: Path, force: bool, names: Iterable[str] = (*NAMES.values(), IMAGES)) -> Path:
+    """The folder itself, once it is known that results can be written there, in files of these names.
 
     Raises `UsageError` where some lie there already (without `force`) or it is no folder.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{escape(folder)} is not a folder", "name a folder to --output")
-    taken = [name for name in NAMES.values() if (folder / name).exists()]
+    taken = [name for name in names if (folder / name).exists()]
     if taken and not force:
         raise UsageError(f"{escape(folder / taken[0])} exists", "name another folder or use --force")
     near = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -19,7 +19,7 @@ class Attempt:
     variant count together. `prompts`: what was found, as text, to be drawn where `cond` is None and
     to be shown where it is not. `cond`: n rows, or a sequence of such, one for each step. `latents`
     [n, c, h, w]: noise, or what stands before step `first`. `known` [n, c, h, w] and `mask` [h, w]: see
-    `sampler.Start`. `edits`: the attacker's own, beside the victim's. `found`: embeddings to keep.
+    `sampler.Start`. `edits`: the attacker's own, beside the victim's. `found`: what is to be kept of it.
     """
 
     form: str = ""

@@ -75,10 +75,18 @@ class Attacked:
     @property
     def worst(self) -> Form:
         """Every concept under its own worst form, so that none hides behind another."""
-        names = [(trial, trial.worst) for trial in self.trials]
+        names = self.worst_of
         if len({name for _, name in names}) == 1:
             return _form(names[0][1], names)
         return _form(" / ".join(f"{name} ({trial.victim.target.name})" for trial, name in names), names)
+
+    @property
+    def worst_of(self) -> list[tuple[Trial, str]]:
+        """Each concept's worst form; of equals one that is every concept's, else the first."""
+        for name in self.trials[0].worst:
+            if all(name in trial.worst for trial in self.trials):
+                return [(trial, name) for trial in self.trials]
+        return [(trial, next(iter(trial.worst), "")) for trial in self.trials]
 
     @property
     def asr(self) -> Score:
@@ -91,8 +99,8 @@ class Attacked:
         In some picture; of all labels of the concept's kind, itself among them, the most frequent first.
         """
         found = {}
-        for trial in self.trials:
-            name, count = trial.victim.target.name, trial.counts.get(trial.worst)
+        for trial, worst in self.worst_of:
+            name, count = trial.victim.target.name, trial.counts.get(worst)
             counts = {label: int(rows.sum()) for label, rows in count.called.items()} if count else {}
             found[name] = dict(sorted(({name: 0} | counts).items(), key=lambda one: (-one[1], one[0])))
         return found
@@ -127,7 +135,7 @@ class Attacked:
         return {
             "base_draws": self.base.record(),
             "before": self.before.record(),
-            "forms": [form.record() for form in self.forms],
+            "forms": [form.record() for form in self.listed],
             "worst": self.worst.name,
             "asr": self.asr.record(),
             "newly": self.worst.newly.record(),

@@ -57,10 +57,10 @@ class Trial:
     counts: dict[str, Count]
 
     @property
-    def worst(self) -> str:
-        """The form under which most probes show the concept, of equals the first; "" where none was tried."""
+    def worst(self) -> list[str]:
+        """The forms under which most probes show the concept, equals in order; [] where none was tried."""
         shown = {name: int((self.before | count.through).sum()) for name, count in self.counts.items()}
-        return max(shown, key=shown.__getitem__, default="")
+        return [name for name, count in shown.items() if count == max(shown.values())]
 
 
 def rate(metric: str, hits: Sequence[bool] | np.ndarray) -> Score:

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Victim:
     teacher: Base | None = None
     taught: str = ""
     never: bool = False  # an oracle: whatever it shows was not learned
+    spent: list[float] = field(default_factory=list, compare=False)  # seconds that what was kept had cost
 
     @staticmethod
     def of(base: Base, edits: Sequence[Edit], target: Subject, **rest: Any) -> Victim:
@@ -71,7 +72,7 @@ class Victim:
         if not _same_pictures(self.base, other):
             hint = "train it with the same VAE at the same size"
             raise MismatchError(f"{other.id} has other latents than {self.base.id}", hint)
-        beside = {"teacher": self.knows, "taught": self.taught or self.digest, "never": True}
+        beside = {"teacher": self.knows, "taught": self.taught or self.digest, "never": True, "spent": []}
         return replace(self, base=other, edits=(), digest=base_digest(other), **beside)
 
     @property
@@ -112,11 +113,6 @@ class Victim:
     def paired(self) -> bool:
         """Whether what its edits do depends on rows that have no prompt, beside those that have one."""
         return self.watched or any("without" in edit.tensors for edit in self.edits)
-
-    @cached_property
-    def spent(self) -> list[float]:
-        """The seconds that what was taken out of the cache had cost."""
-        return []
 
     @cached_property
     def _seen(self) -> list[Tensor]:
@@ -206,16 +202,18 @@ class Victim:
         alpha = self.base.alphas.to(clean)[t].view(-1, 1, 1, 1)
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, noise
 
-    def forms(self, all_of_them: Sequence[str]) -> list[str]:
+    def forms(self, all_of_them: Sequence[str], texts: bool = False) -> list[str]:
         """The forms of a search that differ here: where no gate is, none is evaded.
 
-        An oracle is searched on itself: what was found on its teacher says nothing of it.
+        `texts`: it sees nothing but text encoders, so that `straight-through` is `transfer` unless these were
+        erased. An oracle is searched on itself: what was found on its teacher says nothing of it.
         """
         same = {EVADE} if not (self.gates or self.watched) else set()
-        if self.never:
-            same |= {TRANSFER} if STRAIGHT in all_of_them else set()
-        elif not self.edits:
+        erased = self.teacher is not None and not self.never  # of its texts
+        if not erased and (texts or not (self.edits or self.never)):
             same |= {STRAIGHT}
+        elif self.never:
+            same |= {TRANSFER} if STRAIGHT in all_of_them else set()
         return [form for form in all_of_them if form not in same]
 
     # -- what an attacker sees -----------------------------------------------------------------

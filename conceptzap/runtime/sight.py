@@ -179,7 +179,8 @@ class Sight:
         """What earlier calls of the same pictures opened, [gates, rows]; a timestep that rises begins anew.
 
         Another number of rows where none rises is the same pictures in another order, with guidance
-        switched off midway, say. Nobody says which is which, so what is open is open for all.
+        switched off midway, say. Nobody says which is which, so what is open is open for all; also where
+        pictures of a single step follow each other in batches of other sizes and nobody calls `new_run`.
         """
         run = self._runs.get(get_ident())
         if run is not None and len(run.times) == len(times):

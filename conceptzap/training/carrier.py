@@ -134,9 +134,11 @@ def _laid_out(base: Base, texts: Sequence[list[int]], free: int) -> Carrier:
     """Start, tokens, end and padding, cut at the encoder's length; free places hold id 0."""
     first = base.tokenizers[0]
     length = first.model_max_length
-    texts = [[first.bos_token_id, *text[: length - 2], first.eos_token_id] for text in texts]
+    cut = [text[: length - 2] for text in texts]
+    texts, whole = [[first.bos_token_id, *text, first.eos_token_id] for text in cut], texts
     found = [[i for i, one in enumerate(text) if one == FREE] for text in texts]
-    if any(len(one) != free for one in found):
+    gone = any(len(text) > free and {*left} <= {FREE} for text, left in zip(whole, cut, strict=True))
+    if gone or any(len(one) != free for one in found):
         message = f"{free} tokens find no room in a text of {length - 2}"
         raise UsageError(message, "use fewer, or a shorter prompt")
     slots = torch.tensor(found)

@@ -75,7 +75,9 @@ def faults(
         reasons.append(f"{name} attacked them at another strength than 1")
     if result["base"]["fingerprint"] != dict(base.fingerprint):
         reasons.append(f"{name} attacked another base")
-    tried = {concept.casefold() for concept in result["subject"]["concepts"]}
+    subject = result["subject"]
+    words = {word for some in subject.get("words", {}).values() for word in some}
+    tried = {concept.casefold() for concept in (*subject["concepts"], *words)}
     if missed := sorted(concept for concept in concepts if concept.casefold() not in tried):
         reasons.append(f"{name} did not ask for {escape(', '.join(missed))}")
     if result["control"]:

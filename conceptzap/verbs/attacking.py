@@ -17,7 +17,6 @@ from conceptzap.evaluation import judging, probes, verdict
 from conceptzap.evaluation.probes import Subject
 from conceptzap.evaluation.run import Experiment
 from conceptzap.page import attack as page
-from conceptzap.page import folder
 from conceptzap.redteam import trial
 from conceptzap.redteam.outcome import Attacked
 from conceptzap.redteam.victim import Victim
@@ -70,7 +69,7 @@ def attack(
     limits = parse(fail_over)
     loaded = admission.load_all(erasures)
     team = Team(device)
-    target = folder.prepare(Path(output), force) if output is not None and team.leads else None
+    target = page.prepare(Path(output), force) if output is not None and team.leads else None
     # 2. and before anything is drawn
     here = find_base(base, team.device, dtype, prediction)
     report.phase(described(here))
@@ -188,7 +187,7 @@ def _victims(here: Base, edits: Sequence[Edit], experiment: Experiment, n: int) 
     rest = {"world": experiment.world, "settings": experiment.settings, "seed": experiment.seed}
     first, *others = experiment.targets
     one = Victim.of(here, edits, first, probes=questions(experiment, first, n), **rest)
-    return [one, *(replace(one, target=t, probes=questions(experiment, t, n)) for t in others)]
+    return [one, *(replace(one, target=t, probes=questions(experiment, t, n), spent=[]) for t in others)]
 
 
 def _about(
@@ -211,7 +210,10 @@ def _about(
         "control": getattr(chosen.member, "CONTROL", False),
         "budget": chosen.budget,
         "config": dataclasses.asdict(chosen.config),
-        "subject": {"files": files, "concepts": [one.target.name for one in victims]},
+        "subject": {
+            "files": files, "concepts": [one.target.name for one in victims],
+            "words": {one.target.name: list(one.words) for one in victims},
+        },
         "base": {
             "id": base.id, "family": base.family, "digest": digest,
             "fingerprint": dict(base.fingerprint(policy.EVERYTHING)),

@@ -26,6 +26,7 @@ from conceptzap.evaluation.run import Experiment
 from conceptzap.format import atomic, naming
 from conceptzap.page import attack as attack_page
 from conceptzap.page import bench as page
+from conceptzap.redteam.victim import SEARCHED
 from conceptzap.registry import config
 from conceptzap.report import Report
 from conceptzap.training import memory
@@ -203,15 +204,20 @@ def _budget(asked: Matrix, job: Job) -> dict[str, Json]:
     return json.loads(canonical_json(about))
 
 
+def _terms(asked: Matrix, cell: Cell) -> dict[str, Json]:
+    """The same of a cell of an attack, whose searches may have come to mean something else."""
+    return _budget(asked, cell.job) | ({"searched": SEARCHED} if cell.attack else {})
+
+
 def _keep(path: Path, asked: Matrix, cell: Cell) -> None:
-    record = {"budget": _budget(asked, cell.job), **cell.record(), **cell.costs()}
+    record = {"budget": _terms(asked, cell), **cell.record(), **cell.costs()}
     atomic.write_atomic(path, canonical_json(record).encode(), force=True)
 
 
 def _read(folder: Path, asked: Matrix, cell: Cell) -> Cell | None:
     """A cell as it was kept; None where it was not, or with another budget."""
     record = _json(folder / CELLS / f"{cell.name}.json")
-    if record.pop("budget", None) != _budget(asked, cell.job):
+    if record.pop("budget", None) != _terms(asked, cell):
         return None
     try:
         return Cell.from_record(record)
