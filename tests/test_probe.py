@@ -12,7 +12,7 @@ from conceptzap.base import CROSS, Base, Cond
 from conceptzap.report import Report
 from conceptzap.result import Settings
 from conceptzap.runtime import guides, sight
-from conceptzap.runtime.attach import attached
+from conceptzap.runtime.attach import attached, new_run
 from conceptzap.runtime.guides import Guidance
 from conceptzap.runtime.sampler import denoise
 from conceptzap.training import probe
@@ -165,6 +165,7 @@ def test_what_is_learned_opens_where_it_is_attached(sd1: Base) -> None:
     with torch.no_grad(), sight.margins_seen() as margins, attached(sd1.unet, [edit]):
         with Guidance(lambda rows: rows // 2).told():
             sd1.predict(x.repeat(2, 1, 1, 1), given.times[0], Cond.cat([without, cond]))
+        new_run(sd1.unet)
         sd1.predict(x, given.times[0], cond)
     lone = sight.paired(gate, given.given[0], given.times[:1].expand(3), None, 0) - gate.params["threshold"]
     assert torch.allclose(margins[1][0], lone, atol=1e-5)
