@@ -90,6 +90,13 @@ def test_a_result_that_asks_for_something_else_shows_nothing(files: list[Path], 
     locked(files, result(tmp_path / "attacked", files, subject=named))  # by another word for the same
 
 
+@pytest.mark.parametrize("words", [None, ["a"], {"church": [1]}, {"church": 1}])
+def test_words_that_are_none_are_no_result(files: list[Path], tmp_path: Path, words: Any) -> None:
+    said = subject(files, ["church", "Van Gogh"]) | {"words": words}
+    with pytest.raises(UsageError, match="no result of an attack"):
+        locked(files, result(tmp_path / "attacked", files, subject=said))
+
+
 def test_a_result_of_one_file_says_nothing_of_two(files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="attacked other files"):
         locked(files, result(tmp_path / "attacked", files[:1]))

@@ -70,7 +70,7 @@ class Attacked:
     def listed(self) -> tuple[Form, ...]:
         """The forms, and behind them the worst where it is no single one."""
         worst, forms = self.worst, self.forms
-        return forms if any(form.name == worst.name for form in forms) else (*forms, worst)
+        return forms if worst.name in ("", *(form.name for form in forms)) else (*forms, worst)
 
     @property
     def worst(self) -> Form:

@@ -118,11 +118,14 @@ def _parse(path: Path, data: bytes) -> dict[str, Any]:
         _check(tree["subject"]["files"], ("digest", "strength"))
         _check([tree[name] for name in RATES.values()], ("value", "n"))
         concepts, kinds = tree["subject"]["concepts"], {"attack": str, "control": bool}
-        if type(tree["base"]["fingerprint"]) is not dict or not all(type(one) is str for one in concepts):
+        words = [word for some in tree["subject"].get("words", {}).values() for word in some]
+        if type(tree["base"]["fingerprint"]) is not dict:
+            raise ValueError
+        if any(type(one) is not str for one in [*concepts, *words]):
             raise ValueError
         if any(type(tree[name]) is not kind for name, kind in kinds.items()):
             raise ValueError
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{escape(path)} is no result of an attack", "give its result.json") from error
     return tree
 
