@@ -85,8 +85,8 @@ def attack(
     `attack` names a file of the folder `attacks`, `overrides` are its settings; each concept, the files'
     own when none is given, is asked for in `prompts` prompts (16 with the `budget` "quick", 64 with
     "paper"). `oracle`: a checkpoint that never knew it, attacked in the same way. With `output`, what was
-    found is written to that folder. What comes back has `before`, `asr` (after the worst of `forms`),
-    `recoverability`, `called` (what else was seen), `oracle`, `record()` and `written`.
+    found is written to that folder. What comes back has `before`, `asr` (after each concept's worst of
+    `forms`), `recoverability`, `called` (what else was seen), `oracle`, `record()` and `written`.
 
     A rate over its percentage in `fail_over`, such as `["ASR=10"]`, raises `ThresholdError`, whose `made`
     is what was measured; otherwise it raises what `evaluate` does.

@@ -31,16 +31,16 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     steps = victim.settings.steps
     if steps < 2:
         raise UsageError("of a single step nothing is left to complete", "use --steps 2 or more")
-    firsts = {share: min(steps - 1, max(1, round(steps * share))) for share in (cfg.early, cfg.late)}
+    firsts = {min(steps - 1, max(1, round(steps * share))): share for share in (cfg.late, cfg.early)}
 
     def make() -> dict[str, torch.Tensor]:
         """Latents [n, c, h, w] before these steps of the base."""
         chunks = victim.batches(len(victim.probes))
         walks = [victim.walk(victim.prompts[at], victim.seeds[at]) for at in chunks]
-        return {str(k): torch.cat([walk[k][1] for walk in walks]) for k in firsts.values()}
+        return {str(k): torch.cat([walk[k][1] for walk in walks]) for k in firsts}
 
-    begun = victim.once(["completion", sorted(firsts.values())], make, TRANSFER)
-    for share, first in firsts.items():
+    begun = victim.once(["completion", sorted(firsts)], make, TRANSFER)
+    for first, share in sorted(firsts.items()):
         latents = begun[str(first)]
         found = {"latents": latents}
         yield Attempt("", f"{share:.0%} by the base", latents=latents, first=first, found=found)

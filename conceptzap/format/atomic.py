@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,14 +207,16 @@ def put_folder(hidden: Path, target: Path) -> None:
         remove(old)
 
 
-def put_entries(hidden: Path, folder: Path, last: str) -> None:
+def put_entries(hidden: Path, folder: Path, last: str, stale: Iterable[str] = ()) -> None:
     """Move what is in `hidden` into a folder that has other things too, `last` when the rest is there.
 
-    An entry of the same name is replaced; `last` goes first, so that where it lies all is of one kind.
+    An entry of the same name is replaced, one of a `stale` name goes; `last` goes first, so that where it
+    lies all is of one kind.
     """
     with _reported(folder / last, folder, 0):
         settle(hidden)
-        remove(folder / last)
+        for name in (last, *stale):
+            remove(folder / name)
         for path in sorted(hidden.iterdir(), key=lambda path: (path.name == last, path.name)):
             if path.is_dir():
                 remove(folder / path.name)

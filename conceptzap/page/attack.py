@@ -89,10 +89,7 @@ def write(done: Attacked, place: Path, force: bool) -> dict[str, Path]:
         _draw(done, hidden / IMAGES)
         for name, data in (files | {RESULT: record.encode()}).items():
             atomic.write_atomic(hidden / name, data)
-        prepare(place, force)
-        for name in (RESULT, FOUND):  # of an earlier one
-            atomic.remove(place / name)
-        atomic.put_entries(hidden, place, RESULT)
+        atomic.put_entries(hidden, prepare(place, force), RESULT, stale=(FOUND,))
     names = {Path(name).stem: place / name for name in (*files, RESULT)}
     return {"folder": place, **names}
 

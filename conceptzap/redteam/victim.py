@@ -57,7 +57,7 @@ class Victim:
     teacher: Base | None = None
     taught: str = ""
     never: bool = False  # an oracle: whatever it shows was not learned
-    spent: list[float] = field(default_factory=list, compare=False)  # seconds that what was kept had cost
+    spent: dict[str, float] = field(default_factory=dict, compare=False)  # seconds of what earlier runs kept
 
     @staticmethod
     def of(base: Base, edits: Sequence[Edit], target: Subject, **rest: Any) -> Victim:
@@ -72,7 +72,7 @@ class Victim:
         if not _same_pictures(self.base, other):
             hint = "train it with the same VAE at the same size"
             raise MismatchError(f"{other.id} has other latents than {self.base.id}", hint)
-        beside = {"teacher": self.knows, "taught": self.taught or self.digest, "never": True, "spent": []}
+        beside = {"teacher": self.knows, "taught": self.taught or self.digest, "never": True, "spent": {}}
         return replace(self, base=other, edits=(), digest=base_digest(other), **beside)
 
     @property
@@ -146,10 +146,11 @@ class Victim:
             began = time.monotonic()
             kept = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
             kept[SECONDS] = torch.tensor(time.monotonic() - began)
+            self.spent[key] = 0.0
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_atomic(path, save(kept), force=True)
         else:
-            self.spent.append(float(kept[SECONDS]))
+            self.spent.setdefault(key, float(kept[SECONDS]))
         return {name: tensor.to(self.base.device) for name, tensor in kept.items() if name != SECONDS}
 
     def in_parts(self, about: Json, make: Callable[[slice], Tensors], form: str = STRAIGHT) -> Tensors:

@@ -135,10 +135,10 @@ def _laid_out(base: Base, texts: Sequence[list[int]], free: int) -> Carrier:
     first = base.tokenizers[0]
     length = first.model_max_length
     cut = [text[: length - 2] for text in texts]
-    texts, whole = [[first.bos_token_id, *text, first.eos_token_id] for text in cut], texts
+    alone = any(len(text) > free and {*left} <= {FREE} for text, left in zip(texts, cut, strict=True))
+    texts = [[first.bos_token_id, *text, first.eos_token_id] for text in cut]
     found = [[i for i, one in enumerate(text) if one == FREE] for text in texts]
-    gone = any(len(text) > free and {*left} <= {FREE} for text, left in zip(whole, cut, strict=True))
-    if gone or any(len(one) != free for one in found):
+    if alone or any(len(one) != free for one in found):  # cut off, or all that is left
         message = f"{free} tokens find no room in a text of {length - 2}"
         raise UsageError(message, "use fewer, or a shorter prompt")
     slots = torch.tensor(found)

@@ -145,7 +145,7 @@ def carry_out(
         began = time.monotonic()
         attempts = ((one, chosen.member.attack(one, chosen.config, report)) for one in those)
         trials = tuple(trial.run(one, experiment.judges, each, report) for one, each in attempts)
-        seconds = time.monotonic() - began + sum(sum(one.spent) for one in those)
+        seconds = time.monotonic() - began + sum(sum(one.spent.values()) for one in those)
         return Attacked(trials, _about(chosen, experiment, loaded, those), seconds)
 
     return replace(tried(victims), oracle=tried(others) if others else None)
@@ -187,7 +187,7 @@ def _victims(here: Base, edits: Sequence[Edit], experiment: Experiment, n: int) 
     rest = {"world": experiment.world, "settings": experiment.settings, "seed": experiment.seed}
     first, *others = experiment.targets
     one = Victim.of(here, edits, first, probes=questions(experiment, first, n), **rest)
-    return [one, *(replace(one, target=t, probes=questions(experiment, t, n), spent=[]) for t in others)]
+    return [one, *(replace(one, target=t, probes=questions(experiment, t, n), spent={}) for t in others)]
 
 
 def _about(
