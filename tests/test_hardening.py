@@ -19,8 +19,9 @@ from conceptzap import format
 from conceptzap.base import Base
 from conceptzap.edit import Erasure, Gate
 from conceptzap.errors import UsageError
-from conceptzap.redteam import hardening, slips, spelling, standing_in
-from conceptzap.redteam.hardening import ALONE, BEFORE, INSTEAD, Budget, Search
+from conceptzap.redteam import case as cases
+from conceptzap.redteam import finding, hardening, slips, spelling, standing_in
+from conceptzap.redteam.case import ALONE, BEFORE, INSTEAD, Budget, Case, Known, Search
 from conceptzap.report import Report
 from conceptzap.runtime.attach import installed_on
 from conceptzap.task import Task
@@ -41,7 +42,7 @@ SMALL = Budget(
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Few pictures, two looks, a base that recognises nothing, and no gate for wrong spelling."""
     monkeypatch.setattr(slips, "fit_gate", lambda *_: None)
-    monkeypatch.setattr(hardening.recognition, "rather", lambda base, clean, *_: -torch.ones(len(clean)))
+    monkeypatch.setattr(cases.recognition, "rather", lambda base, clean, *_: -torch.ones(len(clean)))
     monkeypatch.setattr(probe, "LOOKED", 2)
     monkeypatch.setattr(probe, "FOLDS", 2)
     monkeypatch.setattr(hardening, "BUDGETS", {"quick": replace(SMALL, rounds=0), "full": SMALL})
@@ -50,7 +51,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def recognised(monkeypatch: pytest.MonkeyPatch, found: float) -> None:
     """The base says of every picture that it is so far the concept."""
-    monkeypatch.setattr(hardening.recognition, "rather", lambda base, clean, *_: torch.full((len(clean),), found))
+    monkeypatch.setattr(cases.recognition, "rather", lambda base, clean, *_: torch.full((len(clean),), found))
 
 
 def test_a_gate_and_what_stands_in_for_the_text_join_the_edits(sd1: Base) -> None:
@@ -138,7 +139,7 @@ def test_a_mixture_is_between_the_concept_and_others_of_its_kind(sd1: Base, monk
     """Each word with each share in turn, in the concept's place in the prompt."""
     lesson = replace(next(iter(lessons.lessons(sd1, TASK))), pairs=(Pair("a van gogh", "a painting"),))
     monkeypatch.setattr(lessons, "alike", lambda *_: ["monet", "hokusai"])
-    case = hardening._Case(sd1, sd1, lesson, (), replace(SMALL, mixed=7), Report())
+    case = Case(sd1, sd1, lesson, (), replace(SMALL, mixed=7), Report())
     found = hardening._mixed(case, ["a van gogh"])
     assert len(found) == 7
     concept = sd1.encode(["a van gogh"]).states
@@ -152,7 +153,7 @@ def test_what_was_erased_is_all_that_the_texts_gate_opens_for(sd1: Base) -> None
     """The prompts of the concept, and those of another that share its gate; a soft gate tells nothing."""
     lesson, edits = next(iter(lessons.lessons(sd1, TASK))), some.eraser(sd1)
     lesson = replace(lesson, pairs=tuple(Pair(prompt, "a painting") for prompt in some.ASKED))
-    case, beside = hardening._Case(sd1, sd1, lesson, tuple(edits), SMALL, Report()), [some.ASKED[1], some.OTHER[1]]
+    case, beside = Case(sd1, sd1, lesson, tuple(edits), SMALL, Report()), [some.ASKED[1], some.OTHER[1]]
     told = case.opened(some.ASKED[:2])
     assert [gate.name for gate in told] == [some.gate(sd1).name]
     known = hardening._watched(case, some.ASKED[:2], beside, told)
@@ -171,19 +172,19 @@ def test_a_search_lowers_what_it_is_after(sd1: Base, place: str) -> None:
     lesson = next(iter(lessons.lessons(sd1, TASK)))
     prompts = lesson.prompts[:4]
     seen = probe.watch(sd1, prompts, 0, Report(), "looking")
-    known = hardening._Known(seen, seen.rows([0]), probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"), 2, ())
+    known = Known(seen, seen.rows([0]), probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"), 2, ())
 
     def searched(steps: int) -> float:
         size, search = replace(SMALL, steps=steps, batch=4), Search(2, 0.1, place, lr=0.05)
-        case = hardening._Case(sd1, sd1, lesson, (), size, Report())
-        cond = hardening._search(case, known, search, prompts, 0)
+        case = Case(sd1, sd1, lesson, (), size, Report())
+        cond = finding.find(case, known, search, prompts, 0)
         assert len(cond.states.unique(dim=0)) == len(prompts)  # each its own, even where tokens stand alone
         x, t = seen.latents[0], int(seen.times[0])
         with torch.no_grad(), probe.looking(sd1) as looks:
             error = (sd1.predict(x, t, cond) - sd1.predict(x, t, sd1.encode(prompts))).pow(2).mean()
         pairs = torch.cat([looks[0], seen.without[0]], -1)
-        margin = hardening.sight.scores(known.gate, pairs, seen.times[:1].expand(4))
-        return float(error + search.evade * hardening._shutting([margin]))
+        margin = finding.sight.scores(known.gate, pairs, seen.times[:1].expand(4))
+        return float(error + search.evade * finding._shutting([margin]))
 
     assert searched(12) < searched(0)
 
@@ -201,8 +202,8 @@ def test_the_base_says_what_was_drawn(sd1: Base, monkeypatch: pytest.MonkeyPatch
     lesson, asked = next(iter(lessons.lessons(sd1, TASK))), []
     prompts = lesson.prompts[:2]
     found = probe.watch(sd1, prompts, 0, Report(), "looking", ends=True)
-    monkeypatch.setattr(hardening.recognition, "rather", lambda *given: asked.append(given) or torch.ones(2))
-    case = hardening._Case(sd1, sd1, lesson, (), SMALL, Report())
+    monkeypatch.setattr(cases.recognition, "rather", lambda *given: asked.append(given) or torch.ones(2))
+    case = Case(sd1, sd1, lesson, (), SMALL, Report())
     assert (case.likeness(prompts, found, 7) == 1).all()
     (_, ends, concept, anchor, seed), = asked
     assert ends.equal(found.ends) and seed == 7

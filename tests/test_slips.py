@@ -13,7 +13,7 @@ from conceptzap.base import Base
 from conceptzap.edit import Gate
 from conceptzap.errors import RefusedError
 from conceptzap.redteam import hardening, slips, spelling
-from conceptzap.redteam.hardening import Budget
+from conceptzap.redteam.case import Budget, Case
 from conceptzap.report import Report
 from conceptzap.runtime import gates
 from conceptzap.task import Task
@@ -141,7 +141,7 @@ def test_rows_stand_behind_it_in_place_of_the_gate_it_was_made_of(
     given: list[Gate] = []
     monkeypatch.setattr(slips, "fit_gate", lambda *g: given.append(g[3]) or (wrong if told else None))
     lesson = next(iter(lessons.lessons(sd1, TASK)))
-    case = hardening._Case(sd1, sd1, lesson, tuple(edits), SMALL, Report())
+    case = Case(sd1, sd1, lesson, tuple(edits), SMALL, Report())
     found, rows = hardening._told_of(case, some.ASKED, ())
     assert given == [plain]
     assert found == ((low, plain, more, wrong) if told else (low, plain, more))

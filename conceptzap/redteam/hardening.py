@@ -4,22 +4,14 @@ Behind the gate some of the anchor's states stand in place of the text's, so tha
 recognise it, and in unconditional rows some of the concept's, or beyond (`alone` rows at every
 cross-attention): guidance then leads away from what the picture already shows of it, however late the gate
 opens, as a negative prompt does. Such rows beside the text's stand behind the text gates, too, for what the
-edits there leave of the concept in words that were searched for. A round searches, as textual inversion does
-(Gal et al. 2022), for free tokens v in place of the concept's name, begun from words at random, with the
-embeddings moved by gradients through the text encoder and the erased UNet:
-
-    min_v || eps(x_t, t, c(v); edits) - eps_base(x_t, t, c) ||^2 + w sum_g relu(margin_g + slack)
-
-x_t the base's own latents on the way to pictures of the concept c, g all gates: the text's, and the one that
-looks; w is 0 in the first rounds, which only have to draw. What a round finds is drawn from noise. It is the
-concept where the base itself says so (`training/recognition.py`), for the gate cannot tell what it does not
-see; and it came through where no look of the first half had opened the gate. What is the concept joins what
-the same kind of search has found before, which has a probe of its own (or, while it is little, that of the
-mixtures below), so that the next search has to get past all of them (STEREO's rounds, Srivatsan et al. 2025,
-with a probe in place of the weights). The probe of the concept as the base draws it sees none of that: tokens
-that evade draw what is half something else, and dull it. A search may also find for every prompt tokens of
-its own, in front of it, as UnlearnDiffAtk does, or instead of all of it, as P4D does. When every search in
-turn has found nothing new, that is the end.
+edits there leave of the concept in words that were searched for. A round searches for text states that bring
+it back (`finding.py`). What it finds is drawn from noise. It is the concept where the base itself says so
+(`training/recognition.py`), for the gate cannot tell what it does not see; and it came through where no look
+of the first half had opened the gate. What is the concept joins what the same kind of search has found
+before, which has a probe of its own (or, while it is little, that of the mixtures below), so that the next
+search has to get past all of them (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of the
+weights). The probe of the concept as the base draws it sees none of that: tokens that evade draw what is half
+something else, and dull it. When every search in turn has found nothing new, that is the end.
 
 Before all that comes what takes no search: the name written wrongly, which a text gate is fitted for
 (`slips.py`) and a probe; and mixtures of the concept's text states with those of others of its kind, since
@@ -31,83 +23,25 @@ stand out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit, Gate, Json
-from conceptzap.redteam import slips, spelling, standing_in
-from conceptzap.redteam.carrier import common
+from conceptzap.redteam import finding, slips, spelling, standing_in
+from conceptzap.redteam.case import MISSPELT, Budget, Case, Known, Search, told_by
 from conceptzap.report import Report
-from conceptzap.runtime import gates, sight, texts
-from conceptzap.runtime.attach import attached
+from conceptzap.runtime import texts
 from conceptzap.task import Task
-from conceptzap.training import lessons, objectives, probe, recognition
-from conceptzap.training.carrier import Carrier, split, tables
+from conceptzap.training import lessons, objectives, probe
 from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
 
 SHARES = (0.7, 0.6, 0.5)  # of the concept in a mixture
 MIXED = 8  # others of its kind that it is mixed with
-SLACK = 0.2  # by which a gate has to be shut, for a search to be content
-INSTEAD, BEFORE, ALONE = "instead", "before", "alone"  # of the name; the whole prompt; all that is asked
-
-
-@dataclass(frozen=True)
-class Search:
-    """`free` tokens instead of the concept's name, or for every prompt its own, before it or alone.
-
-    `evade`: weight of the gates' margins.
-    """
-
-    free: int
-    evade: float = 0.0
-    place: str = INSTEAD
-    lr: float = 0.03
-
-    @property
-    def own(self) -> bool:
-        """Whether each prompt has tokens of its own."""
-        return self.place != INSTEAD
-
-    def carrier(self, base: Base, prompts: Sequence[str], names: Sequence[str]) -> Carrier:
-        if self.place == ALONE:
-            return Carrier.alone(base, len(prompts), self.free)
-        if self.place == BEFORE:
-            return Carrier.before(base, prompts, self.free)
-        return Carrier.instead(base, prompts, names, self.free)
-
-
-MISSPELT = Search(0)  # the name written wrongly, which takes no search
-SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, BEFORE, 0.06), Search(1, 0.3),
-            Search(16, 0.3, ALONE, 0.1))  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How thoroughly: pictures that are looked at, rounds, steps of each search, and searches in turn.
-
-    To the `others` come farther words, each in so many `wordings`, so many things in named styles, which no
-    lesson crosses, and an eighth of the anchor's. `mixed` pictures are of mixtures. Without rounds nothing is
-    searched for.
-    """
-
-    erased: int
-    mixed: int
-    rounds: int = 0
-    steps: int = 0
-    concept: int = 24
-    others: int = 96  # each word of the keep set at least once: what is left out may open the gate
-    wordings: int = 1
-    styled: int = 48
-    searches: tuple[Search, ...] = SEARCHES
-    batch: int = 6
-    own: int = 12  # prompts, where each gets tokens of its own
-    found: int = 12  # pictures in which what was found is looked at
-
 
 BUDGETS = {
     "quick": Budget(erased=16, mixed=27),
@@ -131,76 +65,13 @@ def harden(
     acting, baked = texts.baked(base, edits)
     for lesson in every:
         beside = [prompt for other in every if other is not lesson for prompt in other.prompts]
-        case = _Case(base, acting, lesson, tuple(baked), BUDGETS[budget], report)
+        case = Case(base, acting, lesson, tuple(baked), BUDGETS[budget], report)
         own, record[lesson.concept] = _hardened(case, beside)
         more += own
     return Hardened((*edits, *more), {"budget": budget, "rounds": record})
 
 
-@dataclass(frozen=True)
-class _Case:
-    """A concept under attack: `base` knows it, `acting` has the erasure's part in its text encoder."""
-
-    base: Base
-    acting: Base
-    lesson: Lesson
-    edits: tuple[Edit, ...]
-    size: Budget
-    report: Report
-
-    def watch(self, asked: Sequence[str] | Cond, seed: int, label: str, ends: bool = False) -> Seen:
-        """Pictures under the edits; see `probe.watch`."""
-        return probe.watch(self.acting, asked, self.report.seed + seed, self.report, label, self.edits, ends)
-
-    def likeness(self, prompts: Sequence[str], seen: Seen, seed: int) -> Tensor:
-        """How much more the concept than its anchor pictures are, drawn in place of these prompts': [n]."""
-        anchors = {pair.concept: pair.anchor for pair in self.lesson.pairs}
-        asked = self.base.encode(prompts), self.base.encode([anchors[prompt] for prompt in prompts])
-        return recognition.rather(self.base, seen.ends, *asked, self.report.seed + seed)
-
-    @property
-    def text_gates(self) -> list[Gate]:
-        """The gates of the edits that read text, each once."""
-        every = (gate for edit in self.edits for gate in edit.gates if gate.kind in gates.TEXT)
-        return list({gate.name: gate for gate in every}.values())
-
-    def opened(self, prompts: Sequence[str]) -> tuple[Gate, ...]:
-        """Those of them that some of the prompts open."""
-        if not prompts:
-            return ()
-        cond = self.acting.encode(list(prompts))
-        return tuple(gate for gate in self.text_gates if _told([gate], cond).any())
-
-
-@dataclass
-class _Known:
-    """Pictures of the concept, of mixtures of it, of all else, and by kinds of search of what they found.
-
-    The last so many of the others, `gone`, are what is drawn under the edits where one of the text gates is
-    open that are `told` of the concept.
-    """
-
-    concept: Seen
-    mixed: Seen
-    others: Seen
-    gone: int
-    told: tuple[Gate, ...]
-    found: dict[Search, Seen] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.gate = self._fitted()
-
-    def learn(self, search: Search, found: Seen) -> None:
-        self.found[search] = self.found[search].joined(found) if search in self.found else found
-        self.gate = self._fitted()
-
-    def _fitted(self) -> Gate:
-        names, finds = [gate.name for gate in self.told], self.found.values()
-        mixed = self.mixed.joined(*(few for few in finds if len(few) < probe.FOLDS))
-        return probe.fit_gate([self.concept, mixed, *finds], self.others, self.gone, names)
-
-
-def _hardened(case: _Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str, Json]]:
+def _hardened(case: Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str, Json]]:
     """What joins the edits, and what came of the rounds, column by column, one of each a round.
 
     `beside`: prompts of the concepts that are erased with it.
@@ -217,7 +88,7 @@ def _hardened(case: _Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str,
     for number in range(size.rounds):
         search = size.searches[number % len(size.searches)]
         asked = prompts[: size.own] if search.own else prompts
-        cond = _search(case, known, search, asked, number)
+        cond = finding.find(case, known, search, asked, number)
         drawn = [index % len(asked) for index in range(size.found)]
         rounds.append(_round(case, known, search, [asked[i] for i in drawn], cond[drawn], number + 1))
         idle = 0 if rounds[-1]["through"] else idle + 1
@@ -228,7 +99,7 @@ def _hardened(case: _Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str,
 
 
 def _told_of(
-    case: _Case, prompts: Sequence[str], beside: Sequence[str]
+    case: Case, prompts: Sequence[str], beside: Sequence[str]
 ) -> tuple[tuple[Gate, ...], list[Edit]]:
     """The text gates that open for the concept, one for its wrong spelling among them; and rows behind them.
 
@@ -252,12 +123,12 @@ def _misspelt(lesson: Lesson, prompts: Sequence[str]) -> tuple[list[str], list[s
 
 
 def _round(
-    case: _Case, known: _Known, search: Search, asked: Sequence[str], cond: Cond, number: int = 0
+    case: Case, known: Known, search: Search, asked: Sequence[str], cond: Cond, number: int = 0
 ) -> dict[str, Json]:
     """Look at what was found in place of prompts; what shows the concept is learned, what came of it told."""
     found = case.watch(cond, 2900 + 100 * number, "looking at what was found", ends=True)
     drawn = case.likeness(asked, found, number) > 0
-    through = drawn & ~_opened(known.gate, found, _told(known.told, cond))
+    through = drawn & ~_opened(known.gate, found, told_by(known.told, cond))
     if drawn.any():
         known.learn(search, found.rows(drawn))
     return {
@@ -266,7 +137,7 @@ def _round(
     }  # fmt: skip
 
 
-def _watched(case: _Case, prompts: Sequence[str], beside: Sequence[str], told: tuple[Gate, ...]) -> _Known:
+def _watched(case: Case, prompts: Sequence[str], beside: Sequence[str], told: tuple[Gate, ...]) -> Known:
     """The concept as the base draws it, and under the edits what stays, the anchor and what is erased."""
     lesson, size, seed = case.lesson, case.size, case.report.seed
     # 1. the concept, and what stays: every word `beside` at least once
@@ -281,13 +152,13 @@ def _watched(case: _Case, prompts: Sequence[str], beside: Sequence[str], told: t
     # 2. what is erased, and what else is behind the same gates
     label = "looking at what is erased"
     gone = case.watch(prompts[: size.erased], 2000, label)
-    opens = _told(told, case.acting.encode(list(beside))).tolist() if beside else []
+    opens = told_by(told, case.acting.encode(list(beside))).tolist() if beside else []
     if heard := [one for one, open_ in zip(beside, opens, strict=True) if open_]:
         gone = gone.joined(case.watch(objectives.subset(seed, heard, size.erased), 2500, label))
-    return _Known(concept, mixed, others.joined(gone), len(gone), told)
+    return Known(concept, mixed, others.joined(gone), len(gone), told)
 
 
-def _mixed(case: _Case, prompts: Sequence[str]) -> Cond:
+def _mixed(case: Case, prompts: Sequence[str]) -> Cond:
     """Prompts on the way from the concept to others of its kind, and to its anchor, in their place."""
     lesson, size = case.lesson, case.size
     names = [lesson.anchor, *lessons.alike(case.base, lesson.concept, lesson.kind)[:MIXED]]
@@ -301,57 +172,3 @@ def _mixed(case: _Case, prompts: Sequence[str]) -> Cond:
 def _opened(gate: Gate, seen: Seen, told: Tensor) -> Tensor:
     """For which of n pictures, by texts that are `told` of or are not, it opens in half of its looks, [n]."""
     return (probe.looks(gate, seen, told)[: len(seen.times) // 2] > 0).any(0)
-
-
-def _search(case: _Case, known: _Known, search: Search, prompts: Sequence[str], number: int) -> Cond:
-    """Text states, by the base that acts, of prompts with what was found in them.
-
-    Text gates have a straight-through gradient: where they are shut, the concept is drawn.
-    """
-    base, size, seen, gate = case.base, case.size, known.concept, known.gate
-    carrier, asked = search.carrier(case.acting, prompts, case.lesson.names), base.encode(list(prompts))
-    generator = torch.Generator().manual_seed(case.report.seed * 7919 + number)
-    v = nn.Parameter(_start(base, case.lesson, len(prompts) if search.own else 1, carrier.free, generator))
-    adam = torch.optim.Adam([v], lr=search.lr, foreach=False, fused=False)
-    label = f"attacking, round {number + 1} of {size.rounds}"
-    for _ in case.report.count(range(size.steps), size.steps, label):
-        rows = torch.randint(len(prompts), (size.batch,), generator=generator)
-        steps = torch.randint(len(seen.times), (size.batch,), generator=generator)
-        x, t = seen.latents[steps, rows].to(base.device), seen.times[steps].long()
-        with torch.no_grad():
-            target = base.predict(x, t, asked[rows])  # [batch, c, h, w]
-        with torch.enable_grad():
-            free = v[rows] if search.own else v.expand(size.batch, -1, -1)  # [batch, free, d]
-            cond = carrier.rows(rows).states(split(base, free))
-            with gates.straight_through(), attached(base, case.edits), probe.looking(base) as looks:
-                error = (base.predict(x, t, cond) - target).pow(2).mean()
-            pairs = torch.cat([looks[0], seen.without[steps, rows].to(looks[0])], -1)  # [batch, 2 channels]
-            margin = sight.scores(gate, pairs, t.float().cpu(), _told(known.told, cond))
-            margin = margin - gate.params["threshold"]
-            margins = [*(gates.margins(one, cond.states) for one in case.text_gates), margin]
-            loss = error + search.evade * _shutting(margins)
-            adam.zero_grad()
-            torch.autograd.backward(loss, inputs=[v])
-        adam.step()
-    with torch.no_grad():
-        return carrier.states(split(base, v.detach().expand(len(prompts), -1, -1)))
-
-
-def _start(base: Base, lesson: Lesson, n: int, free: int, generator: torch.Generator) -> Tensor:
-    """Embeddings of words at random, all encoders' side by side: [n, free, d]."""
-    words = common(base, lesson.names).nonzero()[:, 0]
-    joined = torch.cat(tables(base), -1)  # [vocabulary, d]
-    return joined[words[torch.randint(len(words), (n, free), generator=generator)]]
-
-
-def _shutting(margins: Sequence[Tensor]) -> Tensor:
-    """How far gates are from shut, mean over rows of their margins [rows], in all."""
-    return sum((margin + SLACK).relu().mean() for margin in margins)
-
-
-@torch.no_grad()
-def _told(told: Sequence[Gate], cond: Cond) -> Tensor:
-    """For which of n texts one of these gates is open that is hard and reads the whole text, [n]."""
-    margins = [gates.margins(gate, cond.states) for gate in told if gate.kind == "match"]
-    return (torch.stack(margins) > 0).any(0).cpu() if margins else torch.zeros(len(cond), dtype=torch.bool)
-

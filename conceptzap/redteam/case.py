@@ -1,0 +1,144 @@
+"""A concept under attack: what is searched for, how thoroughly, and what is known of it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from conceptzap.base import Base, Cond
+from conceptzap.edit import Edit, Gate
+from conceptzap.report import Report
+from conceptzap.runtime import gates
+from conceptzap.training import probe, recognition
+from conceptzap.training.carrier import Carrier
+from conceptzap.training.lessons import Lesson
+from conceptzap.training.probe import Seen
+
+INSTEAD, BEFORE, ALONE = "instead", "before", "alone"  # of the name; the whole prompt; all that is asked
+
+
+@dataclass(frozen=True)
+class Search:
+    """`free` tokens instead of the concept's name, or for every prompt its own, before it or alone.
+
+    `evade`: weight of the gates' margins.
+    """
+
+    free: int
+    evade: float = 0.0
+    place: str = INSTEAD
+    lr: float = 0.03
+
+    @property
+    def own(self) -> bool:
+        """Whether each prompt has tokens of its own."""
+        return self.place != INSTEAD
+
+    def carrier(self, base: Base, prompts: Sequence[str], names: Sequence[str]) -> Carrier:
+        if self.place == ALONE:
+            return Carrier.alone(base, len(prompts), self.free)
+        if self.place == BEFORE:
+            return Carrier.before(base, prompts, self.free)
+        return Carrier.instead(base, prompts, names, self.free)
+
+
+MISSPELT = Search(0)  # the name written wrongly, which takes no search
+SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, BEFORE, 0.06), Search(1, 0.3),
+            Search(16, 0.3, ALONE, 0.1))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How thoroughly: pictures that are looked at, rounds, steps of each search, and searches in turn.
+
+    To the `others` come farther words, each in so many `wordings`, so many things in named styles, which no
+    lesson crosses, and an eighth of the anchor's. `mixed` pictures are of mixtures. Without rounds nothing is
+    searched for.
+    """
+
+    erased: int
+    mixed: int
+    rounds: int = 0
+    steps: int = 0
+    concept: int = 24
+    others: int = 96  # each word of the keep set at least once: what is left out may open the gate
+    wordings: int = 1
+    styled: int = 48
+    searches: tuple[Search, ...] = SEARCHES
+    batch: int = 6
+    own: int = 12  # prompts, where each gets tokens of its own
+    found: int = 12  # pictures in which what was found is looked at
+
+
+@dataclass(frozen=True)
+class Case:
+    """A concept under attack: `base` knows it, `acting` has the erasure's part in its text encoder."""
+
+    base: Base
+    acting: Base
+    lesson: Lesson
+    edits: tuple[Edit, ...]
+    size: Budget
+    report: Report
+
+    def watch(self, asked: Sequence[str] | Cond, seed: int, label: str, ends: bool = False) -> Seen:
+        """Pictures under the edits; see `probe.watch`."""
+        return probe.watch(self.acting, asked, self.report.seed + seed, self.report, label, self.edits, ends)
+
+    def likeness(self, prompts: Sequence[str], seen: Seen, seed: int) -> Tensor:
+        """How much more the concept than its anchor pictures are, drawn in place of these prompts': [n]."""
+        anchors = {pair.concept: pair.anchor for pair in self.lesson.pairs}
+        asked = self.base.encode(prompts), self.base.encode([anchors[prompt] for prompt in prompts])
+        return recognition.rather(self.base, seen.ends, *asked, self.report.seed + seed)
+
+    @property
+    def text_gates(self) -> list[Gate]:
+        """The gates of the edits that read text, each once."""
+        every = (gate for edit in self.edits for gate in edit.gates if gate.kind in gates.TEXT)
+        return list({gate.name: gate for gate in every}.values())
+
+    def opened(self, prompts: Sequence[str]) -> tuple[Gate, ...]:
+        """Those of them that some of the prompts open."""
+        if not prompts:
+            return ()
+        cond = self.acting.encode(list(prompts))
+        return tuple(gate for gate in self.text_gates if told_by([gate], cond).any())
+
+
+@dataclass
+class Known:
+    """Pictures of the concept, of mixtures of it, of all else, and by kinds of search of what they found.
+
+    The last so many of the others, `gone`, are what is drawn under the edits where one of the text gates is
+    open that are `told` of the concept.
+    """
+
+    concept: Seen
+    mixed: Seen
+    others: Seen
+    gone: int
+    told: tuple[Gate, ...]
+    found: dict[Search, Seen] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.gate = self._fitted()
+
+    def learn(self, search: Search, found: Seen) -> None:
+        self.found[search] = self.found[search].joined(found) if search in self.found else found
+        self.gate = self._fitted()
+
+    def _fitted(self) -> Gate:
+        names, finds = [gate.name for gate in self.told], self.found.values()
+        mixed = self.mixed.joined(*(few for few in finds if len(few) < probe.FOLDS))
+        return probe.fit_gate([self.concept, mixed, *finds], self.others, self.gone, names)
+
+
+@torch.no_grad()
+def told_by(told: Sequence[Gate], cond: Cond) -> Tensor:
+    """For which of n texts one of these gates is open that is hard and reads the whole text, [n]."""
+    margins = [gates.margins(gate, cond.states) for gate in told if gate.kind == "match"]
+    return (torch.stack(margins) > 0).any(0).cpu() if margins else torch.zeros(len(cond), dtype=torch.bool)
+
