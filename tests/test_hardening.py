@@ -20,8 +20,8 @@ from conceptzap.base import Base
 from conceptzap.edit import Erasure, Gate
 from conceptzap.errors import UsageError
 from conceptzap.redteam import case as cases
-from conceptzap.redteam import finding, hardening, slips, spelling, standing_in
-from conceptzap.redteam.case import ALONE, BEFORE, INSTEAD, Budget, Case, Known, Search
+from conceptzap.redteam import hardening, slips, spelling, standing_in
+from conceptzap.redteam.case import BEFORE, INSTEAD, Budget, Case, Search
 from conceptzap.report import Report
 from conceptzap.runtime.attach import installed_on
 from conceptzap.task import Task
@@ -164,29 +164,6 @@ def test_what_was_erased_is_all_that_the_texts_gate_opens_for(sd1: Base) -> None
     case = replace(case, edits=vague)
     known = hardening._watched(case, some.ASKED[:2], beside, case.opened(some.ASKED[:2]))
     assert known.gone == 2 and "told" not in known.gate.params
-
-
-@pytest.mark.parametrize("place", [INSTEAD, BEFORE, ALONE])
-def test_a_search_lowers_what_it_is_after(sd1: Base, place: str) -> None:
-    """From the same tokens: nearer to what the base draws for the name, with the gates further shut."""
-    lesson = next(iter(lessons.lessons(sd1, TASK)))
-    prompts = lesson.prompts[:4]
-    seen = probe.watch(sd1, prompts, 0, Report(), "looking")
-    known = Known(seen, seen.rows([0]), probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"), 2, ())
-
-    def searched(steps: int) -> float:
-        size, search = replace(SMALL, steps=steps, batch=4), Search(2, 0.1, place, lr=0.05)
-        case = Case(sd1, sd1, lesson, (), size, Report())
-        cond = finding.find(case, known, search, prompts, 0)
-        assert len(cond.states.unique(dim=0)) == len(prompts)  # each its own, even where tokens stand alone
-        x, t = seen.latents[0], int(seen.times[0])
-        with torch.no_grad(), probe.looking(sd1) as looks:
-            error = (sd1.predict(x, t, cond) - sd1.predict(x, t, sd1.encode(prompts))).pow(2).mean()
-        pairs = torch.cat([looks[0], seen.without[0]], -1)
-        margin = finding.sight.scores(known.gate, pairs, seen.times[:1].expand(4))
-        return float(error + search.evade * finding._shutting([margin]))
-
-    assert searched(12) < searched(0)
 
 
 def test_what_opens_late_came_through(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,17 +8,19 @@ from functools import cache
 import edits as some
 import pytest
 import torch
+from torch import Tensor
 
 from conceptzap.base import Base
 from conceptzap.edit import Gate
 from conceptzap.errors import RefusedError
 from conceptzap.redteam import hardening, slips, spelling
 from conceptzap.redteam.case import Budget, Case
+from conceptzap.redteam.finding import Found
 from conceptzap.report import Report
 from conceptzap.runtime import gates
 from conceptzap.task import Task
 from conceptzap.training import detector, lessons
-from conceptzap.training.carrier import ids_of, position
+from conceptzap.training.carrier import Carrier, ids_of, position, tables
 from conceptzap.training.lessons import Lesson
 from conceptzap.training.states import States
 from conceptzap.trust import canary
@@ -94,12 +96,11 @@ def test_it_opens_wherever_the_gate_does_that_is_known(demo_base: Base) -> None:
 
 def test_a_slip_that_is_a_word_means_that_word(demo_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     lesson, _, _ = church(demo_base)
-    states, found = States.of(demo_base, lesson.kept(40)), []
+    found, mean = [], torch.zeros(States.of(demo_base, ["a"]).hidden.shape[-1])
     for words in ((), ("chrch", "chruch")):
         known = (*demo_base.vocabulary(), *words)
         monkeypatch.setattr(Base, "vocabulary", lambda self, known=known: known)
-        mean = torch.zeros(states.hidden.shape[-1])
-        found.append(len(slips._spellings(demo_base, lesson, states, lesson.kept(40), mean, 0)[0]))
+        found.append(len(slips._spellings(demo_base, lesson, mean, 0)))
         monkeypatch.undo()
     assert found[0] - found[1] == 2
 
@@ -110,6 +111,25 @@ def test_a_name_that_leaves_no_room_has_no_spelling(sd1: Base) -> None:
     long = replace(lesson, concept="abracadabra " * 7, synonyms=())
     assert slips._ends(sd1, long, " ".join(long.concept), mean, 0) is None
     assert slips._ends(sd1, lesson, "van gohg", mean, 0).shape == (slips.CARRIERS, len(mean))
+
+
+def test_what_a_search_found_has_a_direction_too(demo_base: Base) -> None:
+    """An embedding that is no word's, in prompts that it was not fitted on; nothing tells a word that stays."""
+    lesson, plain, without = church(demo_base)
+    table = tables(demo_base)[0]
+    strange = table.std() * torch.randn(1, 1, table.shape[1], generator=torch.Generator().manual_seed(0))
+    house = table[ids_of(demo_base, "house")][None]
+
+    def said(texts: list[str], embedding: Tensor) -> Found:
+        carrier = Carrier.instead(demo_base, texts, lesson.names, 1)
+        return Found(carrier.states([embedding.expand(len(texts), -1, -1)]), carrier.slots[:, -1])
+
+    gate = slips.fit_gate(demo_base, lesson, (), plain, 0, [said(lesson.prompts[:6], strange)])
+    assert gate and len(gate.tensors["query"]) == len(without.tensors["query"]) + 1
+    states = said(lesson.prompts[6:12], strange).cond.states
+    assert (gates.margins(gate, states) > 0).all() and not (gates.margins(without, states) > 0).any()
+    assert gate.params["false_open"]["rate"] == 0
+    assert slips.fit_gate(demo_base, lesson, (), plain, 0, [said(lesson.prompts[:6], house)]) == without
 
 
 def test_a_name_of_which_no_spelling_can_be_told_has_no_gate(

@@ -13,18 +13,21 @@ from conceptzap.edit import Edit, Gate
 from conceptzap.report import Report
 from conceptzap.runtime import gates
 from conceptzap.training import probe, recognition
-from conceptzap.training.carrier import Carrier
 from conceptzap.training.lessons import Lesson
 from conceptzap.training.probe import Seen
 
-INSTEAD, BEFORE, ALONE = "instead", "before", "alone"  # of the name; the whole prompt; all that is asked
+# tokens in place of the name, before the whole prompt, or all that is asked
+INSTEAD, BEFORE, ALONE = "instead", "before", "alone"
+AROUND, SHIFTED, DERIVED = "around", "shifted", "derived"  # states that no tokens have
 
 
 @dataclass(frozen=True)
 class Search:
     """`free` tokens instead of the concept's name, or for every prompt its own, before it or alone.
 
-    `evade`: weight of the gates' margins.
+    Without tokens it is of text states: near the concept's (`AROUND`), a prompt's moved along the concept's
+    direction (`SHIFTED`), or what edited projections turn into the concept's (`DERIVED`). `evade`: weight of
+    the gates' margins.
     """
 
     free: int
@@ -34,20 +37,14 @@ class Search:
 
     @property
     def own(self) -> bool:
-        """Whether each prompt has tokens of its own."""
+        """Whether each prompt has tokens, or states, of its own."""
         return self.place != INSTEAD
-
-    def carrier(self, base: Base, prompts: Sequence[str], names: Sequence[str]) -> Carrier:
-        if self.place == ALONE:
-            return Carrier.alone(base, len(prompts), self.free)
-        if self.place == BEFORE:
-            return Carrier.before(base, prompts, self.free)
-        return Carrier.instead(base, prompts, names, self.free)
 
 
 MISSPELT = Search(0)  # the name written wrongly, which takes no search
 SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, BEFORE, 0.06), Search(1, 0.3),
-            Search(16, 0.3, ALONE, 0.1))  # fmt: skip
+            Search(16, 0.3, ALONE, 0.1), Search(0, 0.3, AROUND, 0.1), Search(0, place=SHIFTED),
+            Search(0, place=DERIVED))  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,36 +8,79 @@ words at random, with the embeddings moved by gradients through the text encoder
 x_t the base's own latents on the way to pictures of the concept c, g all gates: the text's, and the one that
 looks; w is 0 in the first rounds, which only have to draw. A search may also find for every prompt tokens of
 its own, in front of it, as UnlearnDiffAtk does, or instead of all of it, as P4D does.
+Or it needs no tokens: v is then the text states of an attacker who hands in embeddings, kept near the
+concept's by projection (PGD, Madry et al. 2018). Two kinds of states take no search: Ring-A-Bell's (Tsai et
+al. 2024), E(p) + eta mean(E(concept) - E(anchor)); and RECE's (Gong et al. 2024, eq. 9), what the changed
+projections W' of all cross-attentions best turn into what W makes of the concept's,
+
+    c' = (lambda I + sum W'^T W')^-1 (sum W'^T W) c.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from conceptzap.base import Base, Cond
+from conceptzap.base import CROSS_KV, Base, Cond
+from conceptzap.edit import Edit
 from conceptzap.redteam.carrier import common
-from conceptzap.redteam.case import Case, Known, Search, told_by
-from conceptzap.runtime import gates, sight
+from conceptzap.redteam.case import ALONE, AROUND, BEFORE, DERIVED, SHIFTED, Case, Known, Search, told_by
+from conceptzap.runtime import gates, ops, sight
 from conceptzap.runtime.attach import attached
 from conceptzap.training import probe
-from conceptzap.training.carrier import split, tables
-from conceptzap.training.lessons import Lesson
+from conceptzap.training.carrier import Carrier, split, tables
 
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
+REACH = 1.0  # how far states move at most, in each number: times how far the anchor's are, root mean square
+ALONG = (0.75, 3.0)  # eta, from the first prompt to the last
+RESTORING = 0.1  # lambda, of the mean eigenvalue of sum W^T W
 
 
-def find(case: Case, known: Known, search: Search, prompts: Sequence[str], number: int) -> Cond:
-    """Text states, by the base that acts, of prompts with what was found in them.
+@dataclass(frozen=True)
+class Found:
+    """Text states, a row a prompt; `at` [n]: where something ends that is the same in every prompt."""
 
-    Text gates have a straight-through gradient: where they are shut, the concept is drawn.
+    cond: Cond
+    at: Tensor | None = None
+
+
+def applies(case: Case, search: Search) -> bool:
+    """Whether there is anything to find: nothing is derived where no projection of the text is changed."""
+    return search.place != DERIVED or bool(_projecting(case.base, case.edits))
+
+
+@dataclass(frozen=True)
+class _Free:
+    """What is searched for: where it begins, what it says for some of the prompts, how far from 0 it may be.
+
+    `spoken(v, rows)` are text states, a row each; `at` as in `Found`.
     """
+
+    start: Tensor
+    spoken: Callable[[Tensor, Tensor], Cond]
+    bound: float = math.inf
+    at: Tensor | None = None
+
+
+def find(case: Case, known: Known, search: Search, prompts: Sequence[str], number: int) -> Found:
+    """Text states, by the base that acts, of prompts with what was found in them."""
+    if search.place == SHIFTED:
+        return Found(_shifted(case, prompts))
+    if search.place == DERIVED:
+        return Found(_derived(case, prompts))
+    return _searched(case, known, search, prompts, number)
+
+
+def _searched(case: Case, known: Known, search: Search, prompts: Sequence[str], number: int) -> Found:
+    """Text gates have a straight-through gradient: where they are shut, the concept is drawn."""
     base, size, seen, gate = case.base, case.size, known.concept, known.gate
-    carrier, asked = search.carrier(case.acting, prompts, case.lesson.names), base.encode(list(prompts))
     generator = torch.Generator().manual_seed(case.report.seed * 7919 + number)
-    v = nn.Parameter(_start(base, case.lesson, len(prompts) if search.own else 1, carrier.free, generator))
+    free = _near(case, prompts) if search.place == AROUND else _tokens(case, search, prompts, generator)
+    asked, v = base.encode(list(prompts)), nn.Parameter(free.start)
     adam = torch.optim.Adam([v], lr=search.lr, foreach=False, fused=False)
     label = f"attacking, round {number + 1} of {size.rounds}"
     for _ in case.report.count(range(size.steps), size.steps, label):
@@ -47,8 +90,7 @@ def find(case: Case, known: Known, search: Search, prompts: Sequence[str], numbe
         with torch.no_grad():
             target = base.predict(x, t, asked[rows])  # [batch, c, h, w]
         with torch.enable_grad():
-            free = v[rows] if search.own else v.expand(size.batch, -1, -1)  # [batch, free, d]
-            cond = carrier.rows(rows).states(split(base, free))
+            cond = free.spoken(v, rows)
             with gates.straight_through(), attached(base, case.edits), probe.looking(base) as looks:
                 error = (base.predict(x, t, cond) - target).pow(2).mean()
             pairs = torch.cat([looks[0], seen.without[steps, rows].to(looks[0])], -1)  # [batch, 2 channels]
@@ -59,15 +101,84 @@ def find(case: Case, known: Known, search: Search, prompts: Sequence[str], numbe
             adam.zero_grad()
             torch.autograd.backward(loss, inputs=[v])
         adam.step()
+        v.data.clamp_(-free.bound, free.bound)
     with torch.no_grad():
-        return carrier.states(split(base, v.detach().expand(len(prompts), -1, -1)))
+        return Found(free.spoken(v.detach(), torch.arange(len(prompts))), free.at)
 
 
-def _start(base: Base, lesson: Lesson, n: int, free: int, generator: torch.Generator) -> Tensor:
-    """Embeddings of words at random, all encoders' side by side: [n, free, d]."""
-    words = common(base, lesson.names).nonzero()[:, 0]
+def _tokens(case: Case, search: Search, prompts: Sequence[str], generator: torch.Generator) -> _Free:
+    """Embeddings of words at random, all encoders' side by side: [1 or n, free, d]."""
+    base, carrier = case.base, _carrier(case, search, prompts)
+    words = common(base, case.lesson.names).nonzero()[:, 0]
     joined = torch.cat(tables(base), -1)  # [vocabulary, d]
-    return joined[words[torch.randint(len(words), (n, free), generator=generator)]]
+    many = len(prompts) if search.own else 1
+    start = joined[words[torch.randint(len(words), (many, carrier.free), generator=generator)]]
+
+    def spoken(v: Tensor, rows: Tensor) -> Cond:
+        free = v[rows] if search.own else v.expand(len(rows), -1, -1)  # [rows, free, d]
+        return carrier.rows(rows).states(split(base, free))
+
+    return _Free(start, spoken, at=None if search.own else carrier.slots[:, -1])
+
+
+def _carrier(case: Case, search: Search, prompts: Sequence[str]) -> Carrier:
+    if search.place == ALONE:
+        return Carrier.alone(case.acting, len(prompts), search.free)
+    if search.place == BEFORE:
+        return Carrier.before(case.acting, prompts, search.free)
+    return Carrier.instead(case.acting, prompts, case.lesson.names, search.free)
+
+
+def _near(case: Case, prompts: Sequence[str]) -> _Free:
+    """A shift [n, length, width] of the concept's states, none at first."""
+    cond, anchor = case.base.encode(list(prompts)), case.base.encode(_anchors(case, prompts))
+    bound = REACH * float((cond.states - anchor.states).pow(2).mean().sqrt())
+
+    def spoken(v: Tensor, rows: Tensor) -> Cond:
+        return replace(cond[rows], states=cond.states[rows] + v[rows])
+
+    return _Free(torch.zeros_like(cond.states), spoken, bound)
+
+
+def _shifted(case: Case, prompts: Sequence[str]) -> Cond:
+    """The anchor's states, moved along the concept's direction, prompt by prompt farther."""
+    every = [pair.concept for pair in case.lesson.pairs]
+    with_it, without_it = (case.base.encode(list(side)) for side in (every, _anchors(case, every)))
+    plain = case.base.encode(_anchors(case, prompts))
+    eta = torch.linspace(*ALONG, len(prompts)).to(plain.states)  # [n]
+    pooled = plain.pooled
+    if pooled is not None:
+        pooled = pooled + eta[:, None] * (with_it.pooled - without_it.pooled).mean(0)
+    along = (with_it.states - without_it.states).mean(0)  # [length, width]
+    return replace(plain, states=plain.states + eta[:, None, None] * along, pooled=pooled)
+
+
+def _derived(case: Case, prompts: Sequence[str]) -> Cond:
+    """What the edited projections have to be given, to make of it what they made of the concept's states."""
+    cond = case.base.encode(list(prompts))
+    width = cond.states.shape[-1]
+    gram, cross, first = (torch.zeros(width, width, dtype=torch.float64) for _ in range(3))
+    for site in case.base.sites(CROSS_KV):
+        module = case.base.module(site)
+        own = [edit for edit in _projecting(case.base, case.edits) if site in edit.sites]
+        old = ops.original(module).detach().cpu().double()  # [inner, width]
+        new = old + ops.weight_delta(own, module).cpu().double()
+        gram, cross, first = gram + new.T @ new, cross + new.T @ old, first + old.T @ old
+    ridge = RESTORING * first.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+    back = torch.linalg.solve(ridge + gram, cross).to(cond.states)  # [width, width]
+    return replace(cond, states=cond.states @ back.T)
+
+
+def _projecting(base: Base, edits: Sequence[Edit]) -> list[Edit]:
+    """Those that change what cross-attentions make of the text, as weights."""
+    sites = set(base.sites(CROSS_KV))
+    return [edit for edit in edits if edit.op == "weight" and not sites.isdisjoint(edit.sites)]
+
+
+def _anchors(case: Case, prompts: Sequence[str]) -> list[str]:
+    """The prompts of the anchor in place of these of the concept."""
+    anchors = {pair.concept: pair.anchor for pair in case.lesson.pairs}
+    return [anchors[prompt] for prompt in prompts]
 
 
 def _shutting(margins: Sequence[Tensor]) -> Tensor:

@@ -33,6 +33,7 @@ from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit, Gate, Json
 from conceptzap.redteam import finding, slips, spelling, standing_in
 from conceptzap.redteam.case import MISSPELT, Budget, Case, Known, Search, told_by
+from conceptzap.redteam.finding import Found
 from conceptzap.report import Report
 from conceptzap.runtime import texts
 from conceptzap.task import Task
@@ -45,7 +46,7 @@ MIXED = 8  # others of its kind that it is mixed with
 
 BUDGETS = {
     "quick": Budget(erased=16, mixed=27),
-    "full": Budget(erased=24, mixed=54, rounds=18, steps=40),
+    "full": Budget(erased=24, mixed=54, rounds=27, steps=40),
 }
 
 
@@ -79,37 +80,45 @@ def _hardened(case: Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str, 
     # 1. what the concept looks like on its way, and what else must not open the gate
     size, rounds, idle = case.size, [], 0
     prompts = objectives.subset(case.report.seed, case.lesson.prompts, size.concept)
-    told, more = _told_of(case, prompts, beside)
-    case = replace(case, edits=(*case.edits, *more))
+    plain, words = case, []
+    told, more = _told_of(plain, prompts, beside)
+    case = replace(plain, edits=(*plain.edits, *more))
     known = _watched(case, prompts, beside, told)
     # 2. look at what slips of the finger draw; then attack, look, fit again
     meant, wrong = _misspelt(case.lesson, prompts)
     rounds.append(_round(case, known, MISSPELT, meant, case.acting.encode(wrong)))
+    searches = [search for search in size.searches if finding.applies(case, search)]
     for number in range(size.rounds):
-        search = size.searches[number % len(size.searches)]
+        search = searches[number % len(searches)]
         asked = prompts[: size.own] if search.own else prompts
-        cond = finding.find(case, known, search, asked, number)
+        found = finding.find(case, known, search, asked, number)
         drawn = [index % len(asked) for index in range(size.found)]
-        rounds.append(_round(case, known, search, [asked[i] for i in drawn], cond[drawn], number + 1))
+        rounds.append(_round(case, known, search, [asked[i] for i in drawn], found.cond[drawn], number + 1))
+        if found.at is not None and rounds[-1]["drawn"]:
+            words.append(found)
         idle = 0 if rounds[-1]["through"] else idle + 1
-        if idle == len(size.searches):
+        if idle == len(searches):
             break
+    # 3. words that were found join the text gate, and what stands behind it; the other is calibrated again
+    if words:
+        told, more = _told_of(plain, prompts, beside, words)
+        known = known if told == known.told else replace(known, told=told)
     more.append(standing_in.instead(case.base, case.lesson, known.gate))
     return more, {name: [one[name] for one in rounds] for name in rounds[0]}
 
 
 def _told_of(
-    case: Case, prompts: Sequence[str], beside: Sequence[str]
+    case: Case, prompts: Sequence[str], beside: Sequence[str], words: Sequence[Found] = ()
 ) -> tuple[tuple[Gate, ...], list[Edit]]:
     """The text gates that open for the concept, one for its wrong spelling among them; and rows behind them.
 
-    Behind a gate that opens for another concept of the task, too, stand none. The one for wrong spelling
-    opens where the first of the others does, in whose place it has them.
+    Behind a gate that opens for another concept of the task, too, stand none. The one for wrong spelling,
+    and for `words` that were found, opens where the first of the others does, in whose place it has them.
     """
     told, shared = case.opened(prompts), case.opened(beside)
     behind = [gate for gate in told if gate not in shared]
     hard = [gate for gate in behind if gate.kind == "match" and gate.params["threshold"] > 0]
-    if hard and (gate := slips.fit_gate(case.acting, case.lesson, beside, hard[0], case.report.seed)):
+    if hard and (gate := slips.fit_gate(case.acting, case.lesson, beside, hard[0], case.report.seed, words)):
         told = (*told, gate)
         behind[behind.index(hard[0])] = gate
     return told, [standing_in.beside(case.base, case.lesson, one) for one in behind]
