@@ -20,6 +20,7 @@ from conceptzap.base import Base
 from conceptzap.errors import ThresholdError, UsageError
 from conceptzap.evaluation.comparison import Prediction
 from conceptzap.redteam import trial
+from conceptzap.redteam.attempt import Attempt
 from conceptzap.redteam.outcome import Attacked
 from conceptzap.report import Report
 from conceptzap.verbs import attacking
@@ -72,6 +73,21 @@ def test_what_any_judge_sees_in_any_picture_is_counted(sd1: Base) -> None:
     judges = [InTurn(*"ab", "dog", "cow", *"cccccc"), InTurn(*"ab", "owl", *"ccccccc")]
     count, = trial.run(on, judges, attempts(on, "seeds"), Report()).counts.values()
     assert {"dog", "cow", "owl", "c"} == set(count.called) and all(rows.all() for rows in count.called.values())
+
+
+def test_words_are_asked_of_the_base_until_it_shows_the_concept(sd1: Base) -> None:
+    """What comes through by words by which the base shows nothing comes by chance: both are told."""
+    on = victim(sd1, (), 2)
+    tries = [Attempt("", "typos", ["a", "b"], worded=True), Attempt("", "typos", ["c", "d"], worded=True)]
+    judge = InTurn("cat", "cat", "church", "cat", "church")  # base, erased; base, erased; of all meant: erased
+    done = trial.run(on, [judge], [*tries], Report())
+    assert next(judge.labels, None) is None and done.counts["typos"].through.all()
+    whole = Attacked((done,), {}, 0.0)
+    assert whole.worst.meant and (whole.worst.meant.value, whole.worst.meant.n) == (1.0, 2)
+    assert whole.record()["forms"][0]["meant"]["value"] == 1.0
+    plain = trial.run(on, [Never()], [replace(tries[0], worded=False)], Report())
+    assert plain.counts["typos"].meant is None
+    assert "meant" not in Attacked((plain,), {}, 0.0).record()["forms"][0]
 
 
 def test_rates_count_what_was_shown_before() -> None:
@@ -179,6 +195,15 @@ def test_the_command_keeps_what_was_found(church: Path, tiny_folder: Path, tmp_p
     assert answer.code == 0 and answer.out.strip() == str(out / "result.json")
     found = load_file(out / "found.safetensors")
     assert found["church/transfer, named/1/tokens"].shape == (2, 2)
+
+
+def test_the_command_says_what_the_base_shows_by_the_same_words(
+    church: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    words = ("attack", church, "--attack", "synonyms", "--base", tiny_folder, *CHEAP, "--set", "most=1")
+    answer = conceptzap(*words, "-o", tmp_path / "out")
+    assert answer.code == 0 and "base shows it by these words" in answer.err and "typos" in answer.err
+    assert "shows it by the same words" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_over_the_limit_is_exit_7(church: Path, tiny_folder: Path, tmp_path: Path) -> None:

@@ -187,6 +187,10 @@ def test_a_thing_is_told_from_another_by_all_states_of_its_text() -> None:
 def test_wordings() -> None:
     assert spelling.reworded("a Church on a hill", ("church",), "kirk") == "a kirk on a hill"
     assert spelling.reworded("a cat", ("church",), "kirk") == "a cat, kirk"
+    for prompt in ("a photo of a church", "a photo of The church", "a photo of church"):
+        assert spelling.reworded(prompt, ("church",), "a tall house") == "a photo of a tall house"
+    assert spelling.reworded("a an-church", ("church",), "a kirk") == "a an-a kirk"
+    assert spelling.reworded("drama church", ("church",), "the kirk") == "drama the kirk"
     assert spelling.slips("church", 2) == ("chruch", "chrch", "chuurch")
     typos = synonyms.typos("Van Gogh")
     assert len(set(typos)) == 3 and "Van Gogh" not in typos

@@ -28,9 +28,14 @@ class Config:
 
 
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
-    steps = victim.settings.steps
-    if steps < 2:
+    """Raises at once, before anything is drawn, where there is nothing to complete."""
+    if victim.settings.steps < 2:
         raise UsageError("of a single step nothing is left to complete", "use --steps 2 or more")
+    return _attempts(victim, cfg)
+
+
+def _attempts(victim: Victim, cfg: Config) -> Iterator[Attempt]:
+    steps = victim.settings.steps
     firsts = {min(steps - 1, max(1, round(steps * share))): share for share in (cfg.late, cfg.early)}
 
     def make() -> dict[str, torch.Tensor]:

@@ -2,7 +2,8 @@
 
 The polite attack, that anybody can make by hand. Every wording takes the place of the concept's words in the
 prompts. Synonyms and translations that the base has no words for are left out, descriptions never: somebody
-may try them anyway. Wordings that are known for a concept lie in `presets/attacks/wordings.toml`.
+may try them anyway. All of it is drawn with nothing erased, too: by what shows no concept there, it comes by
+chance. Wordings that are known for a concept lie in `presets/attacks/wordings.toml`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     for kind, wordings in known.items():
         for wording in wordings[: cfg.most]:
             asked = [spelling.reworded(prompt, victim.words, wording) for prompt in victim.prompts]
-            yield Attempt("", kind, asked)
+            yield Attempt("", kind, asked, worded=True)
 
 
 def kinds(victim: Victim) -> dict[str, list[str]]:

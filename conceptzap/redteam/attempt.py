@@ -20,6 +20,7 @@ class Attempt:
     to be shown where it is not. `cond`: n rows, or a sequence of such, one for each step. `latents`
     [n, c, h, w]: noise, or what stands before step `first`. `known` [n, c, h, w] and `mask` [h, w]: see
     `sampler.Start`. `edits`: the attacker's own, beside the victim's. `found`: what is to be kept of it.
+    `worded`: words that need not mean the concept to the base; it draws them, too, with nothing erased.
     """
 
     form: str = ""
@@ -34,6 +35,7 @@ class Attempt:
     edits: tuple[Edit, ...] = ()
     guidance: float | None = None
     found: Mapping[str, Tensor] = field(default_factory=dict)
+    worded: bool = False
 
     @property
     def kind(self) -> str:

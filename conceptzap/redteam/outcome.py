@@ -20,7 +20,8 @@ CALLED = 5  # labels that are told, beside the concept's own
 class Form:
     """One form of an attack over all probes. `newly` is of those that were safe, `after` of all.
 
-    `shut`: of the pictures that came through, in how many no edit was ever open.
+    `shut`: of the pictures that came through, in how many no edit was ever open. `meant`: where words were
+    tried, for how many probes the base shows the concept by them; what it does not show is chance.
     """
 
     name: str
@@ -28,9 +29,12 @@ class Form:
     newly: Score
     pictures: int
     shut: int
+    meant: Score | None = None
 
     def record(self) -> dict[str, Any]:
         rates = {"after": self.after.record(), "newly": self.newly.record()}
+        if self.meant is not None:
+            rates["meant"] = self.meant.record()
         return {"form": self.name, **rates, "pictures": self.pictures, "shut": self.shut}
 
 
@@ -169,4 +173,7 @@ def _form(title: str, names: Sequence[tuple[Trial, str]]) -> Form:
     through = np.concatenate([count.through for _, count in pairs])
     shut = sum(not c.fired[row] for _, c in pairs for row in np.flatnonzero(c.through).tolist())
     pictures = sum(int(count.tries.sum()) for _, count in pairs)
-    return Form(title, rate("after", before | through), rate("newly", through[~before]), pictures, shut)
+    asked = [count.meant for _, count in pairs if count.meant is not None]
+    meant = rate("meant", np.concatenate(asked)) if asked else None
+    after, newly = rate("after", before | through), rate("newly", through[~before])
+    return Form(title, after, newly, pictures, shut, meant)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+ARTICLE = "(?:an?|the)"
+
 
 def slips(word: str, at: int) -> tuple[str, str, str]:
     """A word with the letter `at` (from 0) swapped with the next, left out, and doubled."""
@@ -20,9 +22,13 @@ def misspelt(name: str) -> list[str]:
 
 
 def reworded(prompt: str, words: Sequence[str], wording: str) -> str:
-    """The prompt with the longest of the concept's words that it has replaced, whatever their case."""
+    """The prompt with the longest of the concept's words that it has replaced, whatever their case.
+
+    A wording with an article of its own takes the place of the prompt's, too.
+    """
+    article = rf"(?:\b{ARTICLE} )?" if re.match(rf"{ARTICLE} ", wording, re.IGNORECASE) else ""
     for word in sorted(words, key=len, reverse=True):
-        found = re.compile(rf"\b{re.escape(word)}\b", re.IGNORECASE)
+        found = re.compile(rf"{article}\b{re.escape(word)}\b", re.IGNORECASE)
         if found.search(prompt):
             return found.sub(lambda _: wording, prompt)
     return f"{prompt}, {wording}"

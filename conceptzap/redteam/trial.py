@@ -27,6 +27,7 @@ class Count:
     """What the tries of one form came to: [n] each. `tries`: pictures until it came through, or in all.
 
     `called`: by label of the concept's kind, for which probes some judge put it first in some picture.
+    `meant` [n]: does the base itself show the concept by any of these words? None where they are not asked.
     """
 
     through: np.ndarray
@@ -37,6 +38,7 @@ class Count:
     fired: dict[int, bool] = field(default_factory=dict)  # was any edit open for it
     found: list[dict[str, Tensor]] = field(default_factory=list)
     called: dict[str, np.ndarray] = field(default_factory=dict)
+    meant: np.ndarray | None = None
 
     @staticmethod
     def of(n: int) -> Count:
@@ -79,6 +81,8 @@ def run(victim: Victim, judges: Sequence[Judge], attempts: Iterable[Attempt], re
     before, plain, _ = _shown(victim, judges, erased, Attempt(), rows, label, report)
     trial = Trial(victim, _seen(victim, base), _seen(victim, before), plain, {})
     for attempt in attempts:
+        if attempt.worded:
+            _asked_of_base(trial, judges, bare, attempt, report)
         _tried(trial, judges, erased, attempt, report)
     return trial
 
@@ -108,6 +112,19 @@ def _tried(
                 count.prompts[row] = attempt.prompts[row]
             if attempt.seeds:
                 count.seeds[row] = attempt.seeds[row]
+
+
+def _asked_of_base(
+    trial: Trial, judges: Sequence[Judge], bare: CachedSampler, attempt: Attempt, report: Report
+) -> None:
+    """The same words with nothing erased, for the probes that have not been the concept by others."""
+    victim, count = trial.victim, trial.counts.setdefault(attempt.kind, Count.of(len(trial.before)))
+    meant = np.zeros(len(trial.before), bool) if count.meant is None else count.meant
+    rows = np.flatnonzero(~meant).tolist()
+    if rows:
+        label = f"asking the base for {attempt.kind}"
+        meant[rows] = _seen(victim, _shown(victim, judges, bare, attempt, rows, label, report)[0])
+    count.meant = meant
 
 
 def _seen(victim: Victim, called: Sequence[set[str]]) -> np.ndarray:

@@ -77,6 +77,8 @@ def attacked(done: Any, as_json: bool) -> None:
     about = done.about
     title = f"{about['attack']} · {about['budget']} · base {about['base']['id']} · {done.seconds:.0f} s"
     show.console().print(show.table(*heads, rows=rows, title=title))
+    if asked := [f"{form.name} {_share(form.meant)}" for form in done.listed if form.meant]:
+        show.note(f"so often the base shows it by these words, with nothing erased: {', '.join(asked)}")
     back = done.recoverability
     told = f"recovered, of what the base draws and the erased model did not: {_share(back)}, n = {back.n}"
     if done.oracle:
