@@ -62,7 +62,7 @@ def test_a_search_lowers_what_it_is_after(sd1: Base, place: str) -> None:
 
 
 def test_states_near_the_concepts_stay_near(sd1: Base) -> None:
-    """In each number no farther than the anchor's are, root mean square, whatever the search is after."""
+    """In each number no farther than `REACH` times the anchor's, root mean square, whatever the search is after."""
     lesson = next(iter(lessons.lessons(sd1, TASK)))
     prompts = lesson.prompts[:4]
     seen = probe.watch(sd1, prompts, 0, Report(), "looking")
@@ -70,7 +70,7 @@ def test_states_near_the_concepts_stay_near(sd1: Base) -> None:
     case = Case(sd1, sd1, lesson, (), replace(SMALL, steps=3, batch=4), Report())
     found = finding.find(case, known, Search(0, 1.0, AROUND, lr=99.0), prompts, 0).cond.states
     concept, anchor = (sd1.encode(texts).states for texts in (prompts, lesson.anchors[:4]))
-    bound = (concept - anchor).pow(2).mean().sqrt()
+    bound = finding.REACH * (concept - anchor).pow(2).mean().sqrt()
     assert torch.isclose((found - concept).abs().max(), bound)
 
 

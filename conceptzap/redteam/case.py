@@ -43,7 +43,7 @@ class Search:
 
 MISSPELT = Search(0)  # the name written wrongly, which takes no search
 SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, BEFORE, 0.06), Search(1, 0.3),
-            Search(16, 0.3, ALONE, 0.1), Search(0, 0.3, AROUND, 0.1), Search(0, place=SHIFTED),
+            Search(16, 0.3, ALONE, 0.1), Search(0, 0.1, AROUND, 0.2), Search(0, place=SHIFTED),
             Search(0, place=DERIVED))  # fmt: skip
 
 

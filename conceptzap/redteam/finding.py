@@ -35,7 +35,7 @@ from conceptzap.training import probe
 from conceptzap.training.carrier import Carrier, split, tables
 
 SLACK = 0.2  # by which a gate has to be shut, for a search to be content
-REACH = 1.0  # how far states move at most, in each number: times how far the anchor's are, root mean square
+REACH = 2.0  # how far states move at most, in each number: times how far the anchor's are, root mean square
 ALONG = (0.75, 3.0)  # eta, from the first prompt to the last
 RESTORING = 0.1  # lambda, of the mean eigenvalue of sum W^T W
 
