@@ -206,6 +206,21 @@ def test_the_command_says_what_the_base_shows_by_the_same_words(
     assert "shows it by the same words" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_single_forms_are_no_asr(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """What is left out may be the worst: said so, in the result, too, and under no limit."""
+    words = ("attack", church, "--attack", "p4d", "--base", tiny_folder, *CHEAP, "--set", "rounds=1", "--set", "steps=1",
+             "--form", "continuous")  # fmt: skip
+    answer = conceptzap(*words, "-o", tmp_path / "a")
+    kept = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert answer.code == 0 and [form["form"] for form in kept["forms"]] == ["continuous"] == kept["only"]
+    assert "(worst of those asked for)" in answer.out and "ASR" not in answer.out
+    assert "ASR" not in (tmp_path / "a" / "report.html").read_text()
+    limited = conceptzap(*words, "--fail-over", "ASR=50", "-o", tmp_path / "b")
+    assert limited.code == 2 and "--form leaves some out" in limited.err and not (tmp_path / "b").exists()
+    unknown = conceptzap(*words[:3], "seeds", *words[4:-2], "--form", "evade")
+    assert unknown.code == 2 and "no form 'evade'" in unknown.err
+
+
 def test_over_the_limit_is_exit_7(church: Path, tiny_folder: Path, tmp_path: Path) -> None:
     words = ("attack", church, "--attack", "seeds", "--base", tiny_folder, *CHEAP, "--set", "tries=1")
     answer = conceptzap(*words, "--fail-over", "ASR=100", "-o", tmp_path / "a")

@@ -237,6 +237,17 @@ def test_evading_lowers_the_gates_margins(sd1: Base) -> None:
     assert margin(found[-1]["v"]).item() < margin(start["v"]).item()
 
 
+def test_a_form_that_is_asked_for_is_the_one_that_it_does_not_differ_from(sd1: Base) -> None:
+    """Without gates to evade, or edits to search through, another name for what is searched anyway."""
+    every = (TRANSFER, STRAIGHT, EVADE, CONTINUOUS)
+    gated, plain, bare = victim(sd1), victim(sd1, (some.shared(sd1),)), victim(sd1, ())
+    for on, found in ((gated, EVADE), (plain, STRAIGHT), (bare, TRANSFER), (gated.oracle(sd1), STRAIGHT)):
+        assert dataclasses.replace(on, only=(EVADE,)).forms(every) == [found]
+        assert dataclasses.replace(on, only=(CONTINUOUS, EVADE)).forms(every) == [found, CONTINUOUS]
+        assert found in on.forms(every)
+    assert dataclasses.replace(gated.oracle(sd1), only=(TRANSFER,)).forms(every) == [STRAIGHT]
+
+
 def test_transfer_never_sees_the_erasure(sd1: Base) -> None:
     """Searched on the base, tried on the erased model: with and without edits it finds the same."""
     for name in GRADIENT:

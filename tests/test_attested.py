@@ -72,6 +72,7 @@ def test_a_limit_that_is_lowered_by_hand_is_held_to(files: list[Path], tmp_path:
         ({"rate": 0.2}, "ASR of inversion is 20.0% of 20, over 10.0%"),
         ({"base": {"fingerprint": {}}}, "attacked another base"),
         ({"subject": {"files": [], "concepts": []}}, "attacked other files"),
+        ({"only": ["transfer"]}, "left forms of inversion out"),
         ({"control": True}, "is a control, inversion, and no attack"),
     ],
 )

@@ -71,6 +71,7 @@ def attack(
     concepts: Sequence[str] | str = (), judges: Sequence[str] | str = (),
     seed: int = 0, steps: int | None = None, guidance: float | None = None,
     batch: int | None = None,
+    forms: Sequence[str] | str = (),
     fail_over: Iterable[str] = (),
     oracle: AnyBase | None = None,
     device: str = "auto", dtype: str = "auto",
@@ -84,9 +85,10 @@ def attack(
 
     `attack` names a file of the folder `attacks`, `overrides` are its settings; each concept, the files'
     own when none is given, is asked for in `prompts` prompts (16 with the `budget` "quick", 64 with
-    "paper"). `oracle`: a checkpoint that never knew it, attacked in the same way. With `output`, what was
-    found is written to that folder. What comes back has `before`, `asr` (after each concept's worst of
-    `forms`), `recoverability`, `called` (what else was seen), `oracle`, `record()` and `written`.
+    "paper"). Naming `forms` leaves out the attack's others. `oracle`: a checkpoint that never knew it,
+    attacked in the same way. With `output`, what was found is written to that folder. What comes back has
+    `before`, `asr` (after each concept's worst of `forms`), `recoverability`, `called` (what else was seen),
+    `oracle`, `record()` and `written`.
 
     A rate over its percentage in `fail_over`, such as `["ASR=10"]`, raises `ThresholdError`, whose `made`
     is what was measured; otherwise it raises what `evaluate` does.
@@ -97,8 +99,8 @@ def attack(
     return attacking.attack(
         admission.listed(erasures), base, attack=attack, budget=budget, overrides=overrides,
         prompts=prompts, suite=suite, concepts=listed(concepts), judges=listed(judges), seed=seed,
-        steps=steps, guidance=guidance, batch=batch, fail_over=fail_over, oracle=oracle, device=device,
-        dtype=dtype, prediction=prediction, strict=strict, output=output, force=force,
+        steps=steps, guidance=guidance, batch=batch, forms=listed(forms), fail_over=fail_over, oracle=oracle,
+        device=device, dtype=dtype, prediction=prediction, strict=strict, output=output, force=force,
         report=report,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from conceptzap.redteam.victim import Victim
 from conceptzap.report import Report
 
 PAPER = "2512.22877"
+FORMS = inverting.FORMS
 PAPER_SETTINGS: dict[str, float] = {}
 
 
@@ -26,7 +27,7 @@ class Config:
 
 def attack(victim: Victim, cfg: Config, report: Report) -> Iterator[Attempt]:
     clean = victim.remembered(report)  # [n, c, h, w]
-    for form in victim.forms(inverting.FORMS):
+    for form in victim.forms(FORMS):
         on = victim.on(form)
         latents = inverting.start(on, form, clean, on.base.encode([""]).repeat(len(clean)))
         found = {"latents": latents}

@@ -51,6 +51,12 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="key=value", help="A setting of the attack. Repeatable."),
     ] = None,
+    form: Annotated[
+        list[str] | None,
+        typer.Option("--form", metavar="F",
+                     help="A form of it, and no other: transfer, straight-through, evade, continuous. "
+                          "Repeatable.  [default: all that differ]"),
+    ] = None,
     prompts: Annotated[
         int | None,
         typer.Option("--prompts", metavar="N", help="Prompts of a concept.  [default: 16, paper: 64]"),
@@ -95,7 +101,8 @@ def run(
             stack, attack, base, budget=budget, overrides=config.parse_sets(settings or ()),
             prompts=prompts, suite=suite, concepts=options.words(concept), judges=judge or (), seed=seed,
             steps=steps, guidance=guidance, batch=batch, device=device, dtype=dtype,
-            prediction=prediction, fail_over=fail_over or (), force=force, oracle=oracle, report=Progress(),
+            prediction=prediction, forms=form or (), fail_over=fail_over or (), force=force, oracle=oracle,
+            report=Progress(),
             output=output or folder.usual([path for path, _ in stack], attack),
         )  # fmt: skip
     except ThresholdError as error:

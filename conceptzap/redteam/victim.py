@@ -57,6 +57,7 @@ class Victim:
     teacher: Base | None = None
     taught: str = ""
     never: bool = False  # an oracle: whatever it shows was not learned
+    only: tuple[str, ...] = ()  # forms that are searched in; all that differ where none is named
     spent: dict[str, float] = field(default_factory=dict, compare=False)  # seconds of what earlier runs kept
 
     @staticmethod
@@ -204,18 +205,22 @@ class Victim:
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, noise
 
     def forms(self, all_of_them: Sequence[str], texts: bool = False) -> list[str]:
-        """The forms of a search that differ here: where no gate is, none is evaded.
+        """The forms of a search that differ here, of `only` some: where no gate is, none is evaded.
 
         `texts`: it sees nothing but text encoders, so that `straight-through` is `transfer` unless these were
         erased. An oracle is searched on itself: what was found on its teacher says nothing of it.
         """
-        same = {EVADE} if not (self.gates or self.watched) else set()
+        same = {}  # form -> which it does not differ from
+        if not (self.gates or self.watched):
+            same[EVADE] = STRAIGHT
         erased = self.teacher is not None and not self.never  # of its texts
         if not erased and (texts or not (self.edits or self.never)):
-            same |= {STRAIGHT}
-        elif self.never:
-            same |= {TRANSFER} if STRAIGHT in all_of_them else set()
-        return [form for form in all_of_them if form not in same]
+            same[STRAIGHT] = TRANSFER
+        elif self.never and STRAIGHT in all_of_them:
+            same[TRANSFER] = STRAIGHT
+        asked = {same.get(form, form) for form in self.only or all_of_them}
+        asked = {same.get(form, form) for form in asked}  # evade is straight-through, and that transfer
+        return [form for form in all_of_them if form in asked]
 
     # -- what an attacker sees -----------------------------------------------------------------
 

@@ -66,7 +66,8 @@ def attacked(done: Any, as_json: bool) -> None:
     rows = [("base, with nothing erased", _share(done.base), "", "", done.base.n, "")]
     rows += [("before, unattacked", _share(done.before), "", "", done.before.n, "")]
     for form in done.listed:
-        mark = f"{form.name} (ASR)" if form.name == done.worst.name else form.name
+        worst = "worst of those asked for" if done.about.get("only") else "ASR"
+        mark = f"{form.name} ({worst})" if form.name == done.worst.name else form.name
         counts = (form.newly.n, form.pictures)
         rows.append((mark, _share(form.after), _share(form.newly), form.shut or "", *counts))
     if done.oracle:

@@ -82,6 +82,8 @@ def faults(
         reasons.append(f"{name} did not ask for {escape(', '.join(missed))}")
     if result["control"]:
         reasons.append(f"{name} is a control, {one.attack}, and no attack")
+    if result.get("only"):
+        reasons.append(f"{name} left forms of {one.attack} out")
     return reasons + [f"{name}: {over}" for over in _over(one, result)]
 
 

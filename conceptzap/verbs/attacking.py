@@ -42,6 +42,7 @@ def attack(
     overrides: Mapping[str, Any] | None = None,
     prompts: int | None = None,
     concepts: Sequence[str] | str = (),
+    forms: Sequence[str] | str = (),
     fail_over: Iterable[str] = (),
     output: Path | str | None = None,
     force: bool = False,
@@ -57,16 +58,19 @@ def attack(
     """See `api.attack`; `request` as for `evaluating.settle`: judges, seed, steps, guidance, batch.
 
     `budget` is "quick" or "paper", `overrides` are settings of the attack; each concept, the files'
-    own when none is given, is asked for in `prompts` prompts. `oracle`: a checkpoint that never knew
-    them, attacked in the same way. With `output`, what was found is written to that folder. A rate
-    over its percentage in `fail_over`, such as `["ASR=10"]`, raises `ThresholdError`, whose `made` is
+    own when none is given, is asked for in `prompts` prompts. Of the attack's `forms` all are tried that
+    differ, or those that are named; their worst is no ASR, and has no limit then. `oracle`: a checkpoint
+    that never knew them, attacked in the same way. With `output`, what was found is written to that folder.
+    A rate over its percentage in `fail_over`, such as `["ASR=10"]`, raises `ThresholdError`, whose `made` is
     what was measured.
     """
     # 1. all that can be known to be wrong before the base is loaded
     if prompts is not None and prompts < 1:
         raise UsageError(f"--prompts {prompts} is out of range", "use 1 or more")
-    chosen = settled(attack, budget, overrides or {}, prompts)
+    chosen = settled(attack, budget, overrides or {}, prompts, forms)
     limits = parse(fail_over)
+    if chosen.forms and limits:
+        raise UsageError("--fail-over is of all forms, and --form leaves some out", "use one of the two")
     loaded = admission.load_all(erasures)
     team = Team(device)
     target = page.prepare(Path(output), force) if output is not None and team.leads else None
@@ -99,9 +103,16 @@ class Chosen:
     budget: str
     config: Any
     n: int
+    forms: tuple[str, ...] = ()
 
 
-def settled(name: str, budget: str, overrides: Mapping[str, Any], prompts: int | None = None) -> Chosen:
+def settled(
+    name: str,
+    budget: str,
+    overrides: Mapping[str, Any],
+    prompts: int | None = None,
+    forms: Sequence[str] | str = (),
+) -> Chosen:
     """The attack called `name` with the settings of the budget, and what is set over them."""
     if budget not in PROMPTS:
         raise UsageError(f"no budget is called {budget!r}", family.suggest(budget, PROMPTS))
@@ -109,6 +120,10 @@ def settled(name: str, budget: str, overrides: Mapping[str, Any], prompts: int |
     if name not in known:
         raise UsageError(f"no attack is called {name!r}", family.suggest(name, known))
     member = family.load(FAMILY, known[name])
+    forms = tuple(dict.fromkeys((forms,) if isinstance(forms, str) else forms))
+    for form in forms:
+        if form not in (differ := getattr(member, "FORMS", ())):
+            raise UsageError(f"{name} has no form {form!r}", family.suggest(form, differ))
     paper = member.PAPER_SETTINGS if budget == "paper" else {}
     cfg = config.resolve(member.Config, paper, overrides)
     for field in dataclasses.fields(cfg):
@@ -117,7 +132,7 @@ def settled(name: str, budget: str, overrides: Mapping[str, Any], prompts: int |
             raise UsageError(f"{field.name}={value} is out of range", "use a number above 0")
         if "most" in field.metadata and value > field.metadata["most"]:
             raise UsageError(f"{field.name}={value} is out of range", "use a share from 0 to 1")
-    return Chosen(name, member, budget, cfg, prompts or PROMPTS[budget])
+    return Chosen(name, member, budget, cfg, prompts or PROMPTS[budget], forms)
 
 
 def check_room(chosen: Chosen, base: Base) -> None:
@@ -138,7 +153,7 @@ def carry_out(
     oracle: Base | None = None,
 ) -> Attacked:
     """Attack what is loaded, and an oracle in the same way, one concept after the other."""
-    victims = _victims(here, [edit for one in loaded for edit in one.edits], experiment, chosen.n)
+    victims = _victims(here, [edit for one in loaded for edit in one.edits], experiment, chosen)
     others = [] if oracle is None else [victim.oracle(oracle) for victim in victims]
 
     def tried(those: Sequence[Victim]) -> Attacked:
@@ -182,9 +197,10 @@ def enforce(done: Attacked, limits: Mapping[str, float]) -> None:
         raise error
 
 
-def _victims(here: Base, edits: Sequence[Edit], experiment: Experiment, n: int) -> list[Victim]:
+def _victims(here: Base, edits: Sequence[Edit], experiment: Experiment, chosen: Chosen) -> list[Victim]:
     """One for each concept, all with the same base and edits."""
-    rest = {"world": experiment.world, "settings": experiment.settings, "seed": experiment.seed}
+    n, rest = chosen.n, {"world": experiment.world, "settings": experiment.settings, "seed": experiment.seed}
+    rest["only"] = chosen.forms
     first, *others = experiment.targets
     one = Victim.of(here, edits, first, probes=questions(experiment, first, n), **rest)
     return [one, *(replace(one, target=t, probes=questions(experiment, t, n), spent={}) for t in others)]
@@ -210,6 +226,7 @@ def _about(
         "control": getattr(chosen.member, "CONTROL", False),
         "budget": chosen.budget,
         "config": dataclasses.asdict(chosen.config),
+        "only": list(chosen.forms),
         "subject": {
             "files": files, "concepts": [one.target.name for one in victims],
             "words": {one.target.name: list(one.words) for one in victims},
