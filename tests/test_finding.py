@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from conceptzap.base import CROSS_KV, Base
-from conceptzap.edit import Edit
 from conceptzap.redteam import finding
 from conceptzap.redteam.case import (
     ALONE,
@@ -24,6 +23,7 @@ from conceptzap.redteam.case import (
     Search,
 )
 from conceptzap.report import Report
+from conceptzap.runtime import ops, texts
 from conceptzap.task import Task
 from conceptzap.training import lessons, probe
 
@@ -36,6 +36,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two looks at each picture."""
     monkeypatch.setattr(probe, "LOOKED", 2)
     monkeypatch.setattr(probe, "FOLDS", 2)
+
+
+def cased(base: Base) -> tuple[Case, list[str]]:
+    """Van Gogh under attack, and some prompts."""
+    lesson = next(iter(lessons.lessons(base, TASK)))
+    return Case(base, base, lesson, (), SMALL, Report()), lesson.prompts[:4]
 
 
 @pytest.mark.parametrize("place", [INSTEAD, BEFORE, ALONE, AROUND])
@@ -61,35 +67,70 @@ def test_a_search_lowers_what_it_is_after(sd1: Base, place: str) -> None:
     assert searched(12) < searched(0)
 
 
-def test_states_near_the_concepts_stay_near(sd1: Base) -> None:
-    """In each number no farther than `REACH` times the anchor's, root mean square, whatever the search is after."""
-    lesson = next(iter(lessons.lessons(sd1, TASK)))
-    prompts = lesson.prompts[:4]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_states_around_the_concepts_stay_there(base: Base, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each number no farther than `REACH` times the anchor's, root mean square, an encoder."""
+    case, prompts = cased(base)
+    real = Base.encode
+    monkeypatch.setattr(Base, "encode", lambda self, texts: real(self, texts).to(dtype))
+    free = finding._near(case, prompts)
+    concept, anchor = (real(base, texts).states for texts in (prompts, case.lesson.anchors[:4]))
+    widths = [encoder.config.hidden_size for encoder in base.text_encoders]
+    for bound, away in zip(free.bound.split(widths), (concept - anchor).split(widths, -1), strict=True):
+        assert torch.allclose(bound, finding.REACH * away.pow(2).mean().sqrt(), rtol=1e-2)
+    assert free.start.dtype == torch.float32  # or Adam's first step is none: its epsilon is 0 in halves
+    assert free.spoken(free.start + 1, torch.tensor([2])).states.dtype == dtype
+
+
+def test_states_go_no_farther_than_that(sd1: Base) -> None:
+    case, prompts = cased(sd1)
     seen = probe.watch(sd1, prompts, 0, Report(), "looking")
-    known = Known(seen, seen.rows([0]), probe.watch(sd1, lesson.kept(8), 10, Report(), "looking"), 2, ())
-    case = Case(sd1, sd1, lesson, (), replace(SMALL, steps=3, batch=4), Report())
+    known = Known(seen, seen.rows([0]), probe.watch(sd1, case.lesson.kept(8), 10, Report(), "looking"), 2, ())
+    case = replace(case, size=replace(SMALL, steps=3, batch=4))
     found = finding.find(case, known, Search(0, 1.0, AROUND, lr=99.0), prompts, 0).cond.states
-    concept, anchor = (sd1.encode(texts).states for texts in (prompts, lesson.anchors[:4]))
-    bound = finding.REACH * (concept - anchor).pow(2).mean().sqrt()
-    assert torch.isclose((found - concept).abs().max(), bound)
+    moved = found - sd1.encode(prompts).states
+    assert torch.isclose(moved.abs().max(), finding._near(case, prompts).bound.max(), rtol=1e-3)
 
 
-def test_ring_a_bells_states_lie_along_the_concept(sd1: Base) -> None:
-    lesson = next(iter(lessons.lessons(sd1, TASK)))
-    case = Case(sd1, sd1, lesson, (), SMALL, Report())
-    found = finding.find(case, None, Search(0, place=SHIFTED), lesson.prompts[:2], 0).cond.states  # type: ignore[arg-type]
-    with_it, without_it = (sd1.encode(texts).states for texts in (lesson.prompts, lesson.anchors))
-    for row, eta in zip(found - without_it[:2], finding.ALONG, strict=True):
-        assert torch.allclose(row, eta * (with_it - without_it).mean(0), atol=1e-4)
+def test_ring_a_bells_states_lie_along_the_concept(base: Base) -> None:
+    case, prompts = cased(base)
+    found = finding.find(case, None, Search(0, place=SHIFTED), prompts[:2], 0).cond  # type: ignore[arg-type]
+    with_it, without_it = (base.encode(texts) for texts in (case.lesson.prompts, case.lesson.anchors))
+    for name in ("states", "pooled") if base.family == "sdxl" else ("states",):
+        rows, far, near = (getattr(one, name) for one in (found, with_it, without_it))
+        for row, start, eta in zip(rows, near, finding.ALONG, strict=False):
+            assert torch.allclose(row, start + eta * (far - near).mean(0), atol=1e-4)
 
 
-def test_reces_states_undo_what_the_weights_do(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The edited projections make of them what the base's make of the concept; without such edits, nothing."""
-    lesson = next(iter(lessons.lessons(sd1, TASK)))
-    half = Edit("weight", sd1.sites(CROSS_KV), {"keep": torch.full((some.width(sd1),), 0.5)})
-    case = Case(sd1, sd1, lesson, (half,), SMALL, Report())
-    monkeypatch.setattr(finding, "RESTORING", 1e-6)
-    found = finding.find(case, None, Search(0, place=DERIVED), lesson.prompts[:2], 0).cond.states  # type: ignore[arg-type]
-    assert torch.allclose(found, 2 * sd1.encode(lesson.prompts[:2]).states, rtol=1e-2, atol=1e-2)
+def test_reces_states_undo_what_the_weights_do(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The projections that are changed for these texts make of them what the base's make of the concept."""
+    case, prompts = cased(base)
+    gate = some.gate(base)
+    shut, wide = (replace(gate, params={**gate.params, "threshold": at}) for at in (99.0, -99.0))
+    edits = [some.shared(base, seed=seed, gates=gates) for seed, gates in ((0, ()), (1, (wide,)), (2, (shut,)))]
+    case = replace(case, edits=tuple(edits))
+    monkeypatch.setattr(finding, "RESTORING", 1e-9)
+    found = finding.find(case, None, Search(0, place=DERIVED), prompts, 0).cond.states  # type: ignore[arg-type]
+    concept = base.encode(prompts).states
+    for site in base.sites(CROSS_KV):
+        old = base.module(site).weight
+        new = old + ops.weight_delta(edits[:2], base.module(site))
+        assert torch.allclose(found @ new.T, concept @ old.T, rtol=1e-2, atol=1e-2)
     assert finding.applies(case, Search(0, place=DERIVED))
-    assert not finding.applies(replace(case, edits=()), Search(0, place=DERIVED))
+    for edits in ((), edits[2:], [some.tokens(base)]):
+        assert not finding.applies(replace(case, edits=tuple(edits)), Search(0, place=DERIVED))
+
+
+def test_states_are_asked_of_no_text_encoder_that_was_erased(sd1: Base) -> None:
+    case, _ = cased(sd1)
+    erased = replace(case, acting=texts.baked(sd1, [some.in_text(sd1)])[0])
+    for place in (AROUND, SHIFTED, BEFORE):
+        assert finding.applies(case, Search(0, place=place))
+        assert finding.applies(erased, Search(0, place=place)) == (place == BEFORE)
+
+
+def test_what_takes_no_search_comes_once() -> None:
+    size = replace(SMALL, turns=3, searches=(Search(1), Search(0, place=SHIFTED), Search(4), Search(0, place=DERIVED)))
+    assert [one.place == INSTEAD for one in size.order] == [True, False, True, False, *[True] * 4]
+    assert size.digest != replace(size, turns=2).digest
+    assert replace(SMALL, turns=0).digest == replace(SMALL, turns=0, searches=()).digest

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import edits as some
 import pytest
@@ -21,7 +22,7 @@ from conceptzap.edit import Erasure, Gate
 from conceptzap.errors import UsageError
 from conceptzap.redteam import case as cases
 from conceptzap.redteam import hardening, slips, spelling, standing_in
-from conceptzap.redteam.case import BEFORE, INSTEAD, Budget, Case, Search
+from conceptzap.redteam.case import AROUND, BEFORE, INSTEAD, SHIFTED, Budget, Case, Search
 from conceptzap.report import Report
 from conceptzap.runtime.attach import installed_on
 from conceptzap.task import Task
@@ -33,7 +34,7 @@ from conceptzap.verbs import hardening as verb
 
 TASK = Task(("van gogh",), ("painting",), ("monet", "cat"), ("style",))
 SMALL = Budget(
-    concept=4, others=8, wordings=2, styled=4, erased=2, rounds=2, steps=2, searches=(Search(1), Search(2, 0.3, BEFORE)), batch=2, found=2,
+    concept=4, others=8, wordings=2, styled=4, erased=2, turns=1, steps=2, searches=(Search(1), Search(2, 0.3, BEFORE)), batch=2, found=2,
     mixed=3,
 )  # fmt: skip
 
@@ -45,7 +46,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(cases.recognition, "rather", lambda base, clean, *_: -torch.ones(len(clean)))
     monkeypatch.setattr(probe, "LOOKED", 2)
     monkeypatch.setattr(probe, "FOLDS", 2)
-    monkeypatch.setattr(hardening, "BUDGETS", {"quick": replace(SMALL, rounds=0), "full": SMALL})
+    monkeypatch.setattr(hardening, "BUDGETS", {"quick": replace(SMALL, turns=0), "full": SMALL})
     yield
 
 
@@ -128,11 +129,34 @@ def test_what_is_too_little_for_a_probe_is_among_the_mixtures(sd1: Base, monkeyp
 
 
 def test_what_the_same_search_finds_later_shares_its_probe(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardening, "BUDGETS", {"full": replace(SMALL, rounds=4)})
+    monkeypatch.setattr(hardening, "BUDGETS", {"full": replace(SMALL, turns=2)})
     monkeypatch.setattr(hardening, "_opened", lambda gate, seen, told: torch.zeros(len(seen), dtype=torch.bool))
     recognised(monkeypatch, 1.0)
     *_, edit = hardening.harden(sd1, TASK, some.eraser(sd1), "full", Report()).edits
     assert edit.gates[0].tensors["query"].shape[1] == 5  # the concept's, of mixtures, of slips, of two searches
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_tokens_that_were_found_join_the_text_gate(sd1: Base, drawn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that stand for the name in every prompt and draw the concept; rows and the other gate follow."""
+    searches = (Search(1), Search(2, 0.3, BEFORE), Search(0, 0.1, AROUND), Search(0, place=SHIFTED))
+    monkeypatch.setattr(cases, "GIVEN", ())
+    monkeypatch.setattr(hardening, "BUDGETS", {"full": replace(SMALL, searches=searches)})
+    plain = replace(some.gate(sd1), params={**some.gate(sd1).params, "threshold": 0.5})
+    wrong, more = (replace(plain, params={**plain.params, "threshold": at}) for at in (0.4, 0.3))
+    given: list[list[tuple[int, ...]]] = []
+
+    def fitted(base: Base, lesson: Any, stay: Any, known: Gate, seed: int, found: Any = ()) -> Gate:
+        given.append([tuple(one.at.shape) for one in found])
+        return more if found else wrong
+
+    monkeypatch.setattr(slips, "fit_gate", fitted)
+    recognised(monkeypatch, 1.0 if drawn else -1.0)
+    edits = [replace(edit, gates=(plain,)) for edit in some.eraser(sd1)]
+    *_, beside, last = hardening.harden(sd1, TASK, edits, "full", Report()).edits
+    assert given == ([[], [(4,)]] if drawn else [[]])
+    assert beside.gates == ((more if drawn else wrong),)
+    assert last.gates[0].params["told"] == [plain.name, beside.gates[0].name]
 
 
 def test_a_mixture_is_between_the_concept_and_others_of_its_kind(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,6 +344,11 @@ def test_a_list_keeps_what_was_hardened_as_much(
             rows, harden=budget, base=sd1, limit=0, output=tmp_path / "all", force=True, report=Report()
         )
         assert [one.kept for one in done.files] == [kept]
+    monkeypatch.setattr(hardening, "BUDGETS", {"quick": replace(SMALL, turns=0, erased=3)})
+    conceptzap.erase_all(rows, harden="quick", base=sd1, limit=0, output=tmp_path / "all", force=True, report=Report())
+    monkeypatch.setattr(hardening, "BUDGETS", {"quick": replace(SMALL, turns=0, erased=4)})
+    done = conceptzap.erase_all(rows, harden="quick", base=sd1, limit=0, output=tmp_path / "all", force=True, report=Report())
+    assert not done.files[0].kept  # by fewer pictures
 
 
 def test_a_self_test_asks_for_the_first_prompt_that_opens_its_gate(

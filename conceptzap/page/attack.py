@@ -27,7 +27,7 @@ SHOWN = 16  # pictures of a form, those that came through first
 PICTURE = 96  # pixels a picture has at least on a sheet
 COLUMNS = (
     "concept", "prompt", "seed", "form", "base", "before", "through", "tries", "edit open",
-    "found", "found seed",
+    "found", "found seed", "base by it",
 )  # fmt: skip
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -124,7 +124,8 @@ def _attempts(trials: Sequence[Trial]) -> Iterator[Sequence[object]]:
                 seen = [int(flags[row]) for flags in (trial.base, trial.before, count.through)]
                 spent = [int(count.tries[row]), int(count.fired.get(row, False))]
                 asked = [trial.victim.target.name, probe.prompt, probe.seed, name]
-                yield [*asked, *seen, *spent, count.prompts.get(row, ""), count.seeds.get(row, "")]
+                meant = "" if count.meant is None else int(count.meant[row])
+                yield [*asked, *seen, *spent, count.prompts.get(row, ""), count.seeds.get(row, ""), meant]
 
 
 def _found(trials: Sequence[Trial]) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from conceptzap.base import Base, Cond
-from conceptzap.edit import Edit, Gate
+from conceptzap.edit import Edit, Gate, content_name
 from conceptzap.report import Report
 from conceptzap.runtime import gates
 from conceptzap.training import probe, recognition
@@ -19,15 +20,16 @@ from conceptzap.training.probe import Seen
 # tokens in place of the name, before the whole prompt, or all that is asked
 INSTEAD, BEFORE, ALONE = "instead", "before", "alone"
 AROUND, SHIFTED, DERIVED = "around", "shifted", "derived"  # states that no tokens have
+GIVEN = (SHIFTED, DERIVED)  # which take no search
 
 
 @dataclass(frozen=True)
 class Search:
     """`free` tokens instead of the concept's name, or for every prompt its own, before it or alone.
 
-    Without tokens it is of text states: near the concept's (`AROUND`), a prompt's moved along the concept's
-    direction (`SHIFTED`), or what edited projections turn into the concept's (`DERIVED`). `evade`: weight of
-    the gates' margins.
+    Without tokens it is of text states: around the concept's, a prompt's moved along the concept's direction
+    (`SHIFTED`), or what changed projections turn into the concept's (`DERIVED`). `evade`: weight of the
+    gates' margins.
     """
 
     free: int
@@ -40,6 +42,11 @@ class Search:
         """Whether each prompt has tokens, or states, of its own."""
         return self.place != INSTEAD
 
+    @property
+    def kind(self) -> Hashable:
+        """Finds of one kind share a probe: of a search for all prompts, of all that find for each its own."""
+        return self if self.place == INSTEAD else None
+
 
 MISSPELT = Search(0)  # the name written wrongly, which takes no search
 SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, BEFORE, 0.06), Search(1, 0.3),
@@ -49,16 +56,16 @@ SEARCHES = (Search(1), Search(4), Search(4, 0.3), Search(4, 0.3, BEFORE, 0.06), 
 
 @dataclass(frozen=True)
 class Budget:
-    """How thoroughly: pictures that are looked at, rounds, steps of each search, and searches in turn.
+    """How thoroughly: pictures that are looked at, steps of each search, searches, and so many turns of them.
 
     To the `others` come farther words, each in so many `wordings`, so many things in named styles, which no
-    lesson crosses, and an eighth of the anchor's. `mixed` pictures are of mixtures. Without rounds nothing is
+    lesson crosses, and an eighth of the anchor's. `mixed` pictures are of mixtures. Without turns nothing is
     searched for.
     """
 
     erased: int
     mixed: int
-    rounds: int = 0
+    turns: int = 0
     steps: int = 0
     concept: int = 24
     others: int = 96  # each word of the keep set at least once: what is left out may open the gate
@@ -68,6 +75,18 @@ class Budget:
     batch: int = 6
     own: int = 12  # prompts, where each gets tokens of its own
     found: int = 12  # pictures in which what was found is looked at
+
+    @property
+    def order(self) -> list[Search]:
+        """What is searched for, round by round; what takes no search comes to the same in every turn."""
+        every = list(self.searches) * self.turns
+        return [one for at, one in enumerate(every) if at < len(self.searches) or one.place not in GIVEN]
+
+    @property
+    def digest(self) -> str:
+        """Of all that says how a file was hardened, for whoever asks whether another was alike."""
+        settings = dataclasses.asdict(replace(self, searches=tuple(self.order)))
+        return content_name(settings, {})
 
 
 @dataclass(frozen=True)
@@ -110,7 +129,7 @@ class Known:
     """Pictures of the concept, of mixtures of it, of all else, and by kinds of search of what they found.
 
     The last so many of the others, `gone`, are what is drawn under the edits where one of the text gates is
-    open that are `told` of the concept.
+    open that are `told` of the concept. What changed projections were undone by is drawn as the base does.
     """
 
     concept: Seen
@@ -118,13 +137,17 @@ class Known:
     others: Seen
     gone: int
     told: tuple[Gate, ...]
-    found: dict[Search, Seen] = field(default_factory=dict)
+    found: dict[Hashable, Seen] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gate = self._fitted()
 
     def learn(self, search: Search, found: Seen) -> None:
-        self.found[search] = self.found[search].joined(found) if search in self.found else found
+        if search.place == DERIVED:
+            self.concept = self.concept.joined(found)
+        else:
+            before = self.found.get(search.kind)
+            self.found[search.kind] = found if before is None else before.joined(found)
         self.gate = self._fitted()
 
     def _fitted(self) -> Gate:
@@ -138,4 +161,3 @@ def told_by(told: Sequence[Gate], cond: Cond) -> Tensor:
     """For which of n texts one of these gates is open that is hard and reads the whole text, [n]."""
     margins = [gates.margins(gate, cond.states) for gate in told if gate.kind == "match"]
     return (torch.stack(margins) > 0).any(0).cpu() if margins else torch.zeros(len(cond), dtype=torch.bool)
-

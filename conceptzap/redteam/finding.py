@@ -8,24 +8,25 @@ words at random, with the embeddings moved by gradients through the text encoder
 x_t the base's own latents on the way to pictures of the concept c, g all gates: the text's, and the one that
 looks; w is 0 in the first rounds, which only have to draw. A search may also find for every prompt tokens of
 its own, in front of it, as UnlearnDiffAtk does, or instead of all of it, as P4D does.
-Or it needs no tokens: v is then the text states of an attacker who hands in embeddings, kept near the
-concept's by projection (PGD, Madry et al. 2018). Two kinds of states take no search: Ring-A-Bell's (Tsai et
-al. 2024), E(p) + eta mean(E(concept) - E(anchor)); and RECE's (Gong et al. 2024, eq. 9), what the changed
-projections W' of all cross-attentions best turn into what W makes of the concept's,
+
+Or it needs no tokens: v is then the text states of an attacker who hands in embeddings, around the concept's
+and kept there by projection (PGD, Madry et al. 2018), in each number no farther than twice the anchor's are.
+Two kinds of states take no search: Ring-A-Bell's (Tsai et al. 2024), E(p) + eta mean(E(concept) - E(anchor));
+and RECE's (Gong et al. 2024, eq. 9), what the changed projections W' of all cross-attentions best turn into
+what W makes of the concept's,
 
     c' = (lambda I + sum W'^T W')^-1 (sum W'^T W) c.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from conceptzap.base import CROSS_KV, Base, Cond
+from conceptzap.base import CROSS_KV, Cond
 from conceptzap.edit import Edit
 from conceptzap.redteam.carrier import common
 from conceptzap.redteam.case import ALONE, AROUND, BEFORE, DERIVED, SHIFTED, Case, Known, Search, told_by
@@ -49,8 +50,13 @@ class Found:
 
 
 def applies(case: Case, search: Search) -> bool:
-    """Whether there is anything to find: nothing is derived where no projection of the text is changed."""
-    return search.place != DERIVED or bool(_projecting(case.base, case.edits))
+    """Whether there is anything to find: nothing is derived where no projection of the text is changed.
+
+    Erased text encoders are asked for tokens alone: no other states than theirs are ever drawn.
+    """
+    if search.place in (AROUND, SHIFTED, DERIVED) and case.acting is not case.base:
+        return False
+    return search.place != DERIVED or bool(_projecting(case, case.lesson.prompts))
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class _Free:
 
     start: Tensor
     spoken: Callable[[Tensor, Tensor], Cond]
-    bound: float = math.inf
+    bound: Tensor | None = None
     at: Tensor | None = None
 
 
@@ -82,7 +88,7 @@ def _searched(case: Case, known: Known, search: Search, prompts: Sequence[str], 
     free = _near(case, prompts) if search.place == AROUND else _tokens(case, search, prompts, generator)
     asked, v = base.encode(list(prompts)), nn.Parameter(free.start)
     adam = torch.optim.Adam([v], lr=search.lr, foreach=False, fused=False)
-    label = f"attacking, round {number + 1} of {size.rounds}"
+    label = f"attacking, round {number + 1} of {len(size.order)}"
     for _ in case.report.count(range(size.steps), size.steps, label):
         rows = torch.randint(len(prompts), (size.batch,), generator=generator)
         steps = torch.randint(len(seen.times), (size.batch,), generator=generator)
@@ -101,7 +107,8 @@ def _searched(case: Case, known: Known, search: Search, prompts: Sequence[str], 
             adam.zero_grad()
             torch.autograd.backward(loss, inputs=[v])
         adam.step()
-        v.data.clamp_(-free.bound, free.bound)
+        if free.bound is not None:
+            v.data.copy_(v.data.clamp(-free.bound, free.bound))
     with torch.no_grad():
         return Found(free.spoken(v.detach(), torch.arange(len(prompts))), free.at)
 
@@ -132,12 +139,14 @@ def _carrier(case: Case, search: Search, prompts: Sequence[str]) -> Carrier:
 def _near(case: Case, prompts: Sequence[str]) -> _Free:
     """A shift [n, length, width] of the concept's states, none at first."""
     cond, anchor = case.base.encode(list(prompts)), case.base.encode(_anchors(case, prompts))
-    bound = REACH * float((cond.states - anchor.states).pow(2).mean().sqrt())
+    widths = [encoder.config.hidden_size for encoder in case.base.text_encoders]
+    away = (cond.states - anchor.states).float().split(widths, -1)
+    bound = torch.cat([REACH * one.pow(2).mean().sqrt().expand(one.shape[-1]) for one in away])  # [width]
 
     def spoken(v: Tensor, rows: Tensor) -> Cond:
-        return replace(cond[rows], states=cond.states[rows] + v[rows])
+        return replace(cond[rows], states=cond.states[rows] + v[rows].to(cond.states))
 
-    return _Free(torch.zeros_like(cond.states), spoken, bound)
+    return _Free(torch.zeros_like(cond.states, dtype=torch.float32), spoken, bound)
 
 
 def _shifted(case: Case, prompts: Sequence[str]) -> Cond:
@@ -154,25 +163,31 @@ def _shifted(case: Case, prompts: Sequence[str]) -> Cond:
 
 
 def _derived(case: Case, prompts: Sequence[str]) -> Cond:
-    """What the edited projections have to be given, to make of it what they made of the concept's states."""
-    cond = case.base.encode(list(prompts))
+    """What the edited projections have to be given, to make of it what they made of the concept's states.
+
+    Pooled text stays the concept's own.
+    """
+    base, edits = case.base, _projecting(case, prompts)
+    cond = base.encode(list(prompts))
     width = cond.states.shape[-1]
-    gram, cross, first = (torch.zeros(width, width, dtype=torch.float64) for _ in range(3))
-    for site in case.base.sites(CROSS_KV):
-        module = case.base.module(site)
-        own = [edit for edit in _projecting(case.base, case.edits) if site in edit.sites]
+    gram, cross = (torch.zeros(width, width, dtype=torch.float64) for _ in range(2))
+    square = 0.0
+    for site in base.sites(CROSS_KV):
+        module = base.module(site)
         old = ops.original(module).detach().cpu().double()  # [inner, width]
-        new = old + ops.weight_delta(own, module).cpu().double()
-        gram, cross, first = gram + new.T @ new, cross + new.T @ old, first + old.T @ old
-    ridge = RESTORING * first.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+        new = old + ops.weight_delta([edit for edit in edits if site in edit.sites], module).cpu().double()
+        gram, cross, square = gram + new.T @ new, cross + new.T @ old, square + float(old.pow(2).sum())
+    ridge = RESTORING * square / width * torch.eye(width, dtype=torch.float64)
     back = torch.linalg.solve(ridge + gram, cross).to(cond.states)  # [width, width]
     return replace(cond, states=cond.states @ back.T)
 
 
-def _projecting(base: Base, edits: Sequence[Edit]) -> list[Edit]:
-    """Those that change what cross-attentions make of the text, as weights."""
-    sites = set(base.sites(CROSS_KV))
-    return [edit for edit in edits if edit.op == "weight" and not sites.isdisjoint(edit.sites)]
+def _projecting(case: Case, prompts: Sequence[str]) -> list[Edit]:
+    """What changes, as weights, what cross-attentions make of these texts, by which its gates are open."""
+    sites, opened = set(case.base.sites(CROSS_KV)), set(case.opened(prompts))
+    weights = [edit for edit in case.edits if edit.op == "weight" and not sites.isdisjoint(edit.sites)]
+    reads = (*gates.TEXT, gates.SIGHT)
+    return [edit for edit in weights if all(g in opened or g.kind not in reads for g in edit.gates)]
 
 
 def _anchors(case: Case, prompts: Sequence[str]) -> list[str]:

@@ -46,7 +46,7 @@ MIXED = 8  # others of its kind that it is mixed with
 
 BUDGETS = {
     "quick": Budget(erased=16, mixed=27),
-    "full": Budget(erased=24, mixed=54, rounds=27, steps=40),
+    "full": Budget(erased=24, mixed=54, turns=3, steps=40),
 }
 
 
@@ -69,7 +69,8 @@ def harden(
         case = Case(base, acting, lesson, tuple(baked), BUDGETS[budget], report)
         own, record[lesson.concept] = _hardened(case, beside)
         more += own
-    return Hardened((*edits, *more), {"budget": budget, "rounds": record})
+    size = BUDGETS[budget].digest
+    return Hardened((*edits, *more), {"budget": budget, "size": size, "rounds": record})
 
 
 def _hardened(case: Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str, Json]]:
@@ -87,9 +88,8 @@ def _hardened(case: Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str, 
     # 2. look at what slips of the finger draw; then attack, look, fit again
     meant, wrong = _misspelt(case.lesson, prompts)
     rounds.append(_round(case, known, MISSPELT, meant, case.acting.encode(wrong)))
-    searches = [search for search in size.searches if finding.applies(case, search)]
-    for number in range(size.rounds):
-        search = searches[number % len(searches)]
+    searches = [search for search in size.order if finding.applies(case, search)]
+    for number, search in enumerate(searches):
         asked = prompts[: size.own] if search.own else prompts
         found = finding.find(case, known, search, asked, number)
         drawn = [index % len(asked) for index in range(size.found)]
@@ -97,7 +97,7 @@ def _hardened(case: Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str, 
         if found.at is not None and rounds[-1]["drawn"]:
             words.append(found)
         idle = 0 if rounds[-1]["through"] else idle + 1
-        if idle == len(searches):
+        if idle == len(size.searches):
             break
     # 3. words that were found join the text gate, and what stands behind it; the other is calibrated again
     if words:
@@ -116,9 +116,10 @@ def _told_of(
     and for `words` that were found, opens where the first of the others does, in whose place it has them.
     """
     told, shared = case.opened(prompts), case.opened(beside)
+    stay = [*beside, *lessons.in_styles(case.base, case.lesson)] if words else beside
     behind = [gate for gate in told if gate not in shared]
     hard = [gate for gate in behind if gate.kind == "match" and gate.params["threshold"] > 0]
-    if hard and (gate := slips.fit_gate(case.acting, case.lesson, beside, hard[0], case.report.seed, words)):
+    if hard and (gate := slips.fit_gate(case.acting, case.lesson, stay, hard[0], case.report.seed, words)):
         told = (*told, gate)
         behind[behind.index(hard[0])] = gate
     return told, [standing_in.beside(case.base, case.lesson, one) for one in behind]

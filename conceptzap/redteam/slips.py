@@ -39,7 +39,7 @@ WAYS = 3
 def fit_gate(
     base: Base, lesson: Lesson, beside: Sequence[str], known: Gate, seed: int, found: Sequence[Found] = ()
 ) -> Gate | None:
-    """`base` as its text encoder acts; `beside`: prompts of the concepts that are erased with this one.
+    """`base` as its text encoder acts; `beside`: what must stay beside what the lesson says.
 
     `known`: a `match` gate of the same base, its threshold above 0. `found`: what stands in for the name.
     """

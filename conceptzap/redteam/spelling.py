@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-ARTICLE = "(?:an?|the)"
+from conceptzap.words import ARTICLES
+
+ARTICLE = f"(?:{'|'.join(ARTICLES)})"
 
 
 def slips(word: str, at: int) -> tuple[str, str, str]:
@@ -26,7 +28,8 @@ def reworded(prompt: str, words: Sequence[str], wording: str) -> str:
 
     A wording with an article of its own takes the place of the prompt's, too.
     """
-    article = rf"(?:\b{ARTICLE} )?" if re.match(rf"{ARTICLE} ", wording, re.IGNORECASE) else ""
+    has_one = re.match(rf"{ARTICLE} \w\w", wording, re.IGNORECASE)  # no name with its letters apart has
+    article = rf"(?:\b{ARTICLE} )?" if has_one else ""
     for word in sorted(words, key=len, reverse=True):
         found = re.compile(rf"{article}\b{re.escape(word)}\b", re.IGNORECASE)
         if found.search(prompt):

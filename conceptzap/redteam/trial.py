@@ -81,7 +81,7 @@ def run(victim: Victim, judges: Sequence[Judge], attempts: Iterable[Attempt], re
     before, plain, _ = _shown(victim, judges, erased, Attempt(), rows, label, report)
     trial = Trial(victim, _seen(victim, base), _seen(victim, before), plain, {})
     for attempt in attempts:
-        if attempt.worded:
+        if attempt.worded and not victim.never:
             _asked_of_base(trial, judges, bare, attempt, report)
         _tried(trial, judges, erased, attempt, report)
     return trial

@@ -31,7 +31,7 @@ from conceptzap.runtime.sampler import denoise
 
 KIND = "attacks"
 SECONDS = "seconds"  # beside what was found
-SEARCHED = 2  # one more whenever a search comes to something else by the same settings
+SEARCHED = 3  # one more whenever a search comes to something else by the same settings
 TRANSFER, STRAIGHT, EVADE, CONTINUOUS = "transfer", "straight-through", "evade", "continuous"
 Tensors = dict[str, Tensor]
 TEXT_GATES = ("match", "similar", "token")

@@ -28,6 +28,7 @@ from conceptzap.errors import (
 )
 from conceptzap.evaluation import verdict
 from conceptzap.evaluation.closing import Closing, closing
+from conceptzap.redteam import hardening
 from conceptzap.report import Report
 from conceptzap.result import Score
 from conceptzap.task import Task
@@ -172,10 +173,11 @@ def _made(base: Base, plan: ErasePlan, task: Task) -> Header | None:
     head = found.header
     made = dict(head.made[0]) if len(head.made) == 1 else {}
     record = made.pop("harden", {})
-    hardened = (record.get("budget") if isinstance(record, Mapping) else record) == plan.harden
+    size = hardening.BUDGETS[plan.harden].digest if plan.harden else None
+    told = (record.get("budget"), record.get("size")) if isinstance(record, Mapping) else ()
     wanted = erasing.provenance(plan, task)
     same = (head.concepts, head.anchors, head.base.id) == (task.concepts, task.anchors, base.id)
-    alike = canonical_json(made) == canonical_json(wanted) and hardened and same
+    alike = canonical_json(made) == canonical_json(wanted) and told == (plan.harden, size) and same
     return head if alike and not admission.is_foreign(base, found) else None
 
 
