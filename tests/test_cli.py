@@ -82,10 +82,13 @@ def test_commands_are_listed_by_use() -> None:
     assert set(cli.ORDER) == set(COMMANDS)
 
 
-def test_every_setting_of_every_method_is_explained() -> None:
+def test_every_setting_of_every_method_and_attack_is_explained() -> None:
     for one in catalog.methods():
         for setting in catalog.method(one["name"])["settings"]:
             assert setting["note"], (one["name"], setting["name"])
+    for one in catalog.attacks():
+        for setting in catalog.attack(one["name"])["settings"]:
+            assert setting["note"] and "(" not in setting["default"], (one["name"], setting["name"])
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -69,6 +69,8 @@ def test_quiet_is_names_alone(here: Path) -> None:
     }.items():
         for quiet in (conceptzap("-q", *words), conceptzap(*words, "--quiet")):
             assert (quiet.code, quiet.err, quiet.out.splitlines()) == (0, "", out)
+    assert conceptzap("attacks", "-q").out.split() == sorted(catalog.attack_names())
+    assert conceptzap("attacks", "ring-a-bell", "-q").out.split()[:2] == ["eta", "tokens"]
     assert {"style", "object"} <= set(conceptzap("presets", "-q").out.split())
     settings = conceptzap("methods", "uce", "-q").out.split()
     assert "rank" in settings and all(name.isidentifier() for name in settings)

@@ -31,8 +31,8 @@ PAPER_SETTINGS = {"population": 200, "generations": 3000, "tokens": 16}
 class Config:
     eta: float = 3.0  # of the concept's direction; 3 for nudity, 5 to 5.5 for violence in the paper
     tokens: int = config.tokens(16)  # K; also 38 or all that there is room for
-    population: int = 64
-    generations: int = 80
+    population: int = 64  # of the genetic search
+    generations: int = 80  # of it; 3000 in the paper
     mutation: float = config.share(0.25)  # chance that a child has one token replaced
     crossover: float = config.share(0.5)  # share of the population that is bred anew
 

@@ -27,7 +27,7 @@ ORDER = (  # by use: everyday, measured, carried elsewhere, guarded, told
     "erase", "generate", "stack", "inspect", "ui",
     "evaluate", "compare", "attack", "harden", "bench",
     "export", "import", "push", "lock", "verify",
-    "demo", "methods", "presets", "cite", "doctor",
+    "demo", "methods", "attacks", "presets", "cite", "doctor",
 )  # fmt: skip
 HELP = """Erase concepts from Stable Diffusion: a frozen checkpoint and one small file.
 

@@ -37,7 +37,7 @@ def run(
     attack: Annotated[
         str,
         typer.Option("--attack", metavar="NAME", autocompletion=_attacks,
-                     help="One of " + ", ".join(KNOWN) + "."),
+                     help="One of " + ", ".join(KNOWN) + "; see `conceptzap attacks`."),
     ],
     budget: Annotated[
         str, typer.Option("--budget", metavar="BUDGET", help="quick (minutes) or paper (as published).")
@@ -49,7 +49,7 @@ def run(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="key=value", help="A setting of the attack. Repeatable."),
+        typer.Option("--set", metavar="key=value", help="A setting: see `conceptzap attacks NAME`. Repeatable."),
     ] = None,
     form: Annotated[
         list[str] | None,

@@ -1,4 +1,4 @@
-"""What there is to choose from: methods with their settings, and presets. Read, never imported."""
+"""What there is to choose from: methods, attacks, their settings, presets. Read, never imported."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from collections.abc import Set
 from functools import cache
 from typing import Any
 
+from conceptzap.errors import UsageError
 from conceptzap.registry import config, family
 
-METHODS = "methods"
+METHODS, ATTACKS = "methods", "attacks"
 CONTRACT = family.ROOT / METHODS / "__init__.py"
 PLAIN = "weight"  # what programs that know nothing of us can hold
 CLOSED = "closed form"  # what neither trains nor samples
@@ -22,6 +23,18 @@ USUAL = {  # settings that mean the same in every method, where its own comment 
     "lr": "learning rate",
     "rank": "of the change of a layer",
     "trajectories": "of partial sampling, cached: what training draws its samples from",
+    "sites": "the layers that change: a pattern of module paths",
+}
+USUAL_OF_ATTACKS = {
+    "tokens": "free tokens that are searched for",
+    "rounds": "tries, one after each round",
+    "tries": "pictures of each prompt",
+    "steps": "of the search",
+    "batch": "samples of a step",
+    "lr": "learning rate",
+    "decay": "of AdamW's weights",
+    "evade": "weight of the gates' margins, in the form that evades",
+    "rank": "of the change of a layer",
     "sites": "the layers that change: a pattern of module paths",
 }
 COSTS = {"steps": "training", "trajectories": "sampling"}
@@ -39,7 +52,8 @@ def method(name: str) -> dict[str, Any]:
     Raises `UsageError` with close matches for a name that is not known.
     """
     source = family.require(METHODS, name).read_text(encoding="utf-8")
-    return {**_head(name), "settings": [dict(one) for one in _settings(source)]}
+    noted = [{**one, "note": one["note"] or USUAL.get(one["name"], "")} for one in _settings(source)]
+    return {**_head(name), "settings": noted}
 
 
 def settings(name: str) -> type:
@@ -69,6 +83,37 @@ def _cost(settings: Set[str]) -> str:
     return next((cost for sign, cost in COSTS.items() if sign in settings), CLOSED)
 
 
+def attacks() -> list[dict[str, Any]]:
+    """Of every attack: name, summary, paper, whether it is a control."""
+    return [_attack_head(name) for name in attack_names()]
+
+
+def attack(name: str) -> dict[str, Any]:
+    """One attack with its settings, as of a method; `UsageError` for a name that is not known."""
+    known = attack_names()
+    if name not in known:
+        raise UsageError(f"no attack is called {name!r}", family.suggest(name, known))
+    found = _settings(_source(name))
+    return {
+        **_attack_head(name),
+        "settings": [{**one, "note": one["note"] or USUAL_OF_ATTACKS.get(one["name"], "")} for one in found],
+    }
+
+
+def attack_names() -> dict[str, str]:
+    """`ring-a-bell` -> `ring_a_bell`: what attacks are called, and their files."""
+    return {stem.replace("_", "-"): stem for stem in family.members(ATTACKS)}
+
+
+def _attack_head(name: str) -> dict[str, Any]:
+    control = family.constant(family.parsed(_source(name)), "CONTROL") == "True"
+    return {"name": name, **family.describe(ATTACKS, attack_names()[name]), "control": control}
+
+
+def _source(name: str) -> str:
+    return family.require(ATTACKS, attack_names()[name]).read_text(encoding="utf-8")
+
+
 @cache
 def _settings(source: str) -> tuple[dict[str, str], ...]:
     """What a source says of its settings; read once, for every run asks. Nobody may change it."""
@@ -77,14 +122,21 @@ def _settings(source: str) -> tuple[dict[str, str], ...]:
         {
             "name": field.target.id,
             "type": ast.unparse(field.annotation),
-            "default": ast.unparse(field.value) if field.value else "",
-            "note": notes.get(field.end_lineno or field.lineno, "") or USUAL.get(field.target.id, ""),
+            "default": _default(field.value),
+            "note": notes.get(field.end_lineno or field.lineno, ""),
         }
         for node in family.parsed(source).body
         if isinstance(node, ast.ClassDef) and node.name == "Config"
         for field in node.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     )
+
+
+def _default(value: ast.expr | None) -> str:
+    """What a setting is at first; of `share(0.25)`, which says how far it may go, the first word."""
+    if isinstance(value, ast.Call) and value.args:
+        value = value.args[0]
+    return ast.unparse(value) if value else ""
 
 
 def _comments(source: str) -> dict[int, str]:

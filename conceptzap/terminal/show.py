@@ -40,11 +40,11 @@ from conceptzap.terminal.speech import (
 from conceptzap.words import with_article
 
 __all__ = [
-    "ask", "begin", "console", "detail", "doctor", "drawn", "emit", "erased", "erased_record", "flat",
-    "full", "image_record", "info", "info_record", "is_quiet", "lines", "method", "methods", "moving",
-    "note", "one_line", "plan", "preset", "presets", "quoted", "score_table", "settle", "settled",
-    "shown", "site_list", "size", "stack_record", "stacked", "table", "wants_detail",
-    "wants_progress", "warn",
+    "ask", "attack", "attacks", "begin", "console", "detail", "doctor", "drawn", "emit", "erased",
+    "erased_record", "flat", "full", "image_record", "info", "info_record", "is_quiet", "lines",
+    "method", "methods", "moving", "note", "one_line", "plan", "preset", "presets", "quoted",
+    "score_table", "settle", "settled", "shown", "site_list", "size", "stack_record", "stacked",
+    "table", "wants_detail", "wants_progress", "warn",
 ]  # fmt: skip
 DEFAULT_BASE = "demo"
 NOTHING = "nothing (the empty prompt)"
@@ -296,13 +296,34 @@ def _kind(found: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def method(found: Mapping[str, Any]) -> None:
+    about = (found["paper"] or "no paper", *_kind(found)[:2], "exports" if found["exports"] else "no export")
+    _settings(found, f"{found['name']}: {found['summary']} ({'; '.join(about)})")
+
+
+def _settings(found: Mapping[str, Any], title: str) -> None:
     if is_quiet():
         lines(one["name"] for one in found["settings"])
         return
-    about = (found["paper"] or "no paper", *_kind(found)[:2], "exports" if found["exports"] else "no export")
-    title = f"{found['name']}: {found['summary']} ({'; '.join(about)})"
     rows = [(s["name"], s["type"], s["default"], s["note"]) for s in found["settings"]]
     console().print(table("--set", "type", "default", "", rows=rows, title=title))
+
+
+def attacks(found: Sequence[Mapping[str, Any]]) -> None:
+    if is_quiet():
+        lines(one["name"] for one in found)
+        return
+    rows = [(one["name"], one["paper"], _of_attack(one)) for one in found]
+    console().print(table("attack", "paper", "what it does", rows=rows))
+    note("settings of one: conceptzap attacks NAME")
+
+
+def attack(found: Mapping[str, Any]) -> None:
+    _settings(found, f"{found['name']}: {_of_attack(found)} ({found['paper'] or 'no paper'})")
+
+
+def _of_attack(found: Mapping[str, Any]) -> str:
+    """What it does: the first sentence of its file, which says itself whether it is a control."""
+    return found["summary"].rstrip(".")
 
 
 def presets(found: Sequence[Mapping[str, Any]]) -> None:

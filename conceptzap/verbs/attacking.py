@@ -20,7 +20,7 @@ from conceptzap.page import attack as page
 from conceptzap.redteam import trial
 from conceptzap.redteam.outcome import Attacked
 from conceptzap.redteam.victim import Victim
-from conceptzap.registry import config, family
+from conceptzap.registry import catalog, config, family
 from conceptzap.report import Report
 from conceptzap.result import Probe
 from conceptzap.trust import admission, attested, policy
@@ -167,8 +167,8 @@ def carry_out(
 
 
 def names() -> dict[str, str]:
-    """`ring-a-bell` -> `ring_a_bell`: what attacks are called, and their files."""
-    return {stem.replace("_", "-"): stem for stem in family.members(FAMILY)}
+    """See `catalog.attack_names`."""
+    return catalog.attack_names()
 
 
 def questions(experiment: Experiment, subject: Subject, n: int) -> tuple[Probe, ...]:

@@ -1,0 +1,32 @@
+"""List the attacks, or the settings of one.
+
+    conceptzap attacks
+    conceptzap attacks inversion
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from conceptzap.cli import _options as options
+
+
+def run(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Show the settings of this one.", show_default=False),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    from conceptzap.registry import catalog
+    from conceptzap.terminal import show
+
+    if as_json:
+        found = [catalog.attack(name)] if name else catalog.attacks()
+        show.emit("attacks", {"attacks": found})
+    elif name:
+        show.attack(catalog.attack(name))
+    else:
+        show.attacks(catalog.attacks())
