@@ -49,7 +49,7 @@ def run(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="key=value", help="A setting: see `conceptzap attacks NAME`. Repeatable."),
+        typer.Option("--set", metavar="key=value", help="A setting: see `conceptzap attacks`. Repeatable."),
     ] = None,
     form: Annotated[
         list[str] | None,
