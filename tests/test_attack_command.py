@@ -213,12 +213,14 @@ def test_single_forms_are_no_asr(church: Path, tiny_folder: Path, tmp_path: Path
     answer = conceptzap(*words, "-o", tmp_path / "a")
     kept = json.loads((tmp_path / "a" / "result.json").read_text())
     assert answer.code == 0 and [form["form"] for form in kept["forms"]] == ["continuous"] == kept["only"]
-    assert "(worst of those asked for)" in answer.out and "ASR" not in answer.out
+    assert "continuous alone" in answer.out and "(worst)" in answer.out and "ASR" not in answer.out
     assert "ASR" not in (tmp_path / "a" / "report.html").read_text()
     limited = conceptzap(*words, "--fail-over", "ASR=50", "-o", tmp_path / "b")
     assert limited.code == 2 and "--form leaves some out" in limited.err and not (tmp_path / "b").exists()
     unknown = conceptzap(*words[:3], "seeds", *words[4:-2], "--form", "evade")
-    assert unknown.code == 2 and "no form 'evade'" in unknown.err
+    assert unknown.code == 2 and "no form 'evade'" in unknown.err and "leave --form out" in unknown.err
+    assert attacking.settled("p4d", "quick", {}, None, ["evade", "continuous"]).forms == ("evade", "continuous")
+    assert attacking.settled("ring-a-bell", "quick", {}, None, ["straight-through", "transfer"]).forms == ()
 
 
 def test_over_the_limit_is_exit_7(church: Path, tiny_folder: Path, tmp_path: Path) -> None:

@@ -246,6 +246,8 @@ def test_a_form_that_is_asked_for_is_the_one_that_it_does_not_differ_from(sd1: B
         assert dataclasses.replace(on, only=(CONTINUOUS, EVADE)).forms(every) == [found, CONTINUOUS]
         assert found in on.forms(every)
     assert dataclasses.replace(gated.oracle(sd1), only=(TRANSFER,)).forms(every) == [STRAIGHT]
+    assert plain.forms([STRAIGHT, EVADE], texts=True) == [STRAIGHT]  # there is no other that it could be
+    assert plain.forms([TRANSFER, EVADE]) == [TRANSFER, EVADE]
 
 
 def test_transfer_never_sees_the_erasure(sd1: Base) -> None:

@@ -191,6 +191,7 @@ def test_wordings() -> None:
         assert spelling.reworded(prompt, ("church",), "a tall house") == "a photo of a tall house"
     assert spelling.reworded("an apple, An APPLE", ("apple",), "a p p l e") == "an a p p l e, An a p p l e"
     assert spelling.reworded("an apple", ("apple",), "The Fruit") == "The Fruit"
+    assert spelling.reworded("a photo of a scan", ("scan",), "an X-ray") == "a photo of an X-ray"
     assert spelling.reworded("a an-church", ("church",), "a kirk") == "a an-a kirk"
     assert spelling.reworded("drama church", ("church",), "the kirk") == "drama the kirk"
     assert spelling.slips("church", 2) == ("chruch", "chrch", "chuurch")

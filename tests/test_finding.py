@@ -1,4 +1,4 @@
-"""What hardening searches for: tokens, and states that no tokens have."""
+"""What hardening looks at: mixtures, tokens that are searched for, and states that no tokens have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conceptzap.base import CROSS_KV, Base
-from conceptzap.redteam import finding
+from conceptzap.redteam import finding, hardening
 from conceptzap.redteam.case import (
     ALONE,
     AROUND,
@@ -26,6 +26,7 @@ from conceptzap.report import Report
 from conceptzap.runtime import ops, texts
 from conceptzap.task import Task
 from conceptzap.training import lessons, probe
+from conceptzap.training.wordings import Pair
 
 TASK = Task(("van gogh",), ("painting",), ("monet", "cat"), ("style",))
 SMALL = Budget(concept=4, others=8, styled=4, erased=2, mixed=3, batch=2)
@@ -134,3 +135,17 @@ def test_what_takes_no_search_comes_once() -> None:
     assert [one.place == INSTEAD for one in size.order] == [True, False, True, False, *[True] * 4]
     assert size.digest != replace(size, turns=2).digest
     assert replace(SMALL, turns=0).digest == replace(SMALL, turns=0, searches=()).digest
+
+
+def test_a_mixture_is_between_the_concept_and_others_of_its_kind(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each word with each share in turn, in the concept's place in the prompt."""
+    lesson = replace(next(iter(lessons.lessons(sd1, TASK))), pairs=(Pair("a van gogh", "a painting"),))
+    monkeypatch.setattr(lessons, "alike", lambda *_: ["monet", "hokusai"])
+    case = Case(sd1, sd1, lesson, (), replace(SMALL, mixed=7), Report())
+    found = hardening._mixed(case, ["a van gogh"])
+    assert len(found) == 7
+    concept = sd1.encode(["a van gogh"]).states
+    for at, word in enumerate(["a painting"] * 3 + ["a monet"] * 3 + ["a hokusai"]):
+        share = hardening.SHARES[at % 3]
+        wanted = share * concept + (1 - share) * sd1.encode([word]).states
+        assert torch.allclose(found.states[at], wanted[0], atol=1e-5)

@@ -21,8 +21,8 @@ from conceptzap.base import Base
 from conceptzap.edit import Erasure, Gate
 from conceptzap.errors import UsageError
 from conceptzap.redteam import case as cases
-from conceptzap.redteam import hardening, slips, spelling, standing_in
-from conceptzap.redteam.case import AROUND, BEFORE, INSTEAD, SHIFTED, Budget, Case, Search
+from conceptzap.redteam import finding, hardening, slips, spelling, standing_in
+from conceptzap.redteam.case import AROUND, BEFORE, DERIVED, INSTEAD, SHIFTED, Budget, Case, Search
 from conceptzap.report import Report
 from conceptzap.runtime.attach import installed_on
 from conceptzap.task import Task
@@ -113,7 +113,7 @@ def test_what_was_found_gets_a_probe_of_its_own_if_it_is_the_concept(
         hardening.harden(sd1, TASK, some.eraser(sd1), "full", Report())
     wrong = len(spelling.misspelt("van gogh"))
     start, two = [4, SMALL.mixed], SMALL.found
-    assert fitted == [start, start, [*start, wrong], [*start, wrong, two], [*start, wrong, two, two]]
+    assert fitted == [start, start, [*start, wrong], [*start, wrong + two], [*start, wrong + two, two]]
 
 
 def test_what_is_too_little_for_a_probe_is_among_the_mixtures(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,16 +124,25 @@ def test_what_is_too_little_for_a_probe_is_among_the_mixtures(sd1: Base, monkeyp
     recognised(monkeypatch, 1.0)
     *_, edit = hardening.harden(sd1, TASK, some.eraser(sd1), "full", Report()).edits
     wrong, mixed, two = len(spelling.misspelt("van gogh")), SMALL.mixed, SMALL.found
-    assert fitted[-2:] == [[4, mixed + two, wrong, two], [4, mixed + 2 * two, wrong, two, two]]
-    assert edit.gates[0].tensors["query"].shape[1] == 3  # the concept's, of mixtures, of slips: no search's
+    assert fitted[-2:] == [[4, mixed, wrong + two], [4, mixed + two, wrong + two, two]]
+    assert edit.gates[0].tensors["query"].shape[1] == 3  # the concept's, of mixtures, of what does not evade
 
 
-def test_what_the_same_search_finds_later_shares_its_probe(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_search_finds_later_shares_its_probe(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardening, "BUDGETS", {"full": replace(SMALL, turns=2)})
     monkeypatch.setattr(hardening, "_opened", lambda gate, seen, told: torch.zeros(len(seen), dtype=torch.bool))
     recognised(monkeypatch, 1.0)
     *_, edit = hardening.harden(sd1, TASK, some.eraser(sd1), "full", Report()).edits
-    assert edit.gates[0].tensors["query"].shape[1] == 5  # the concept's, of mixtures, of slips, of two searches
+    assert edit.gates[0].tensors["query"].shape[1] == 4  # the concept's, of mixtures, of what does not evade, of what does
+
+
+def test_it_ends_when_every_search_in_turn_has_found_nothing(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are not asked again, or do not apply, among them or not."""
+    searches = (Search(1), Search(0, place=SHIFTED), Search(0, place=DERIVED), Search(2, 0.3, BEFORE))
+    monkeypatch.setattr(hardening, "BUDGETS", {"full": replace(SMALL, turns=3, searches=searches)})
+    monkeypatch.setattr(finding, "applies", lambda case, search: search.place != DERIVED)
+    rounds = hardening.harden(sd1, TASK, some.eraser(sd1), "full", Report()).record["rounds"]["van gogh"]
+    assert rounds["place"] == [INSTEAD, INSTEAD, SHIFTED, BEFORE]
 
 
 @pytest.mark.parametrize("drawn", [True, False])
@@ -148,6 +157,7 @@ def test_tokens_that_were_found_join_the_text_gate(sd1: Base, drawn: bool, monke
 
     def fitted(base: Base, lesson: Any, stay: Any, known: Gate, seed: int, found: Any = ()) -> Gate:
         given.append([tuple(one.at.shape) for one in found])
+        assert len(stay) == (SMALL.styled if found else 0)  # of all things in styles, no more than are watched
         return more if found else wrong
 
     monkeypatch.setattr(slips, "fit_gate", fitted)
@@ -157,20 +167,6 @@ def test_tokens_that_were_found_join_the_text_gate(sd1: Base, drawn: bool, monke
     assert given == ([[], [(4,)]] if drawn else [[]])
     assert beside.gates == ((more if drawn else wrong),)
     assert last.gates[0].params["told"] == [plain.name, beside.gates[0].name]
-
-
-def test_a_mixture_is_between_the_concept_and_others_of_its_kind(sd1: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each word with each share in turn, in the concept's place in the prompt."""
-    lesson = replace(next(iter(lessons.lessons(sd1, TASK))), pairs=(Pair("a van gogh", "a painting"),))
-    monkeypatch.setattr(lessons, "alike", lambda *_: ["monet", "hokusai"])
-    case = Case(sd1, sd1, lesson, (), replace(SMALL, mixed=7), Report())
-    found = hardening._mixed(case, ["a van gogh"])
-    assert len(found) == 7
-    concept = sd1.encode(["a van gogh"]).states
-    for at, word in enumerate(["a painting"] * 3 + ["a monet"] * 3 + ["a hokusai"]):
-        share = hardening.SHARES[at % 3]
-        wanted = share * concept + (1 - share) * sd1.encode([word]).states
-        assert torch.allclose(found.states[at], wanted[0], atol=1e-5)
 
 
 def test_what_was_erased_is_all_that_the_texts_gate_opens_for(sd1: Base) -> None:

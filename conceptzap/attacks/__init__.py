@@ -5,6 +5,7 @@ The contract of a member:
     \"\"\"First line: what it does.\"\"\"
     PAPER = "2402.09063"          # arXiv id, "" where there is none
     PAPER_SETTINGS = {...}        # what `--budget paper` sets; {} where quick is all there is
+    FORMS = (TRANSFER, ...)       # of its search, if it has any; `victim.forms(FORMS)` says which to try
 
     @dataclass(frozen=True)
     class Config: ...             # plain typed fields, the defaults are `--budget quick`

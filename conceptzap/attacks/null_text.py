@@ -21,6 +21,7 @@ from conceptzap.redteam.victim import STRAIGHT, Tensors, Victim
 from conceptzap.report import Report
 
 PAPER = "2608.17747"
+FORMS = (STRAIGHT,)
 PAPER_SETTINGS = {"steps": 25, "lr": 0.001}
 
 

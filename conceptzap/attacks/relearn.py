@@ -27,7 +27,7 @@ TRIES = (20, 50, 100)  # steps after which it is tried; and after the last
 @dataclass(frozen=True)
 class Config:
     pictures: int = 8  # of the concept, drawn by the base; 4 to 16
-    rounds: int = 10
+    rounds: int = 10  # tried after 20, 50 and 100 steps and the last
     steps: int = 10  # of a round
     rank: int = 4
     sites: str = "unet.*.attn*.to_*"

@@ -16,6 +16,7 @@ from conceptzap.redteam.victim import CONTINUOUS, Victim
 from conceptzap.report import Report
 
 PAPER = "2310.10012"
+FORMS = (CONTINUOUS,)
 PAPER_SETTINGS = {"tries": 8}
 
 

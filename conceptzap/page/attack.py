@@ -27,7 +27,7 @@ SHOWN = 16  # pictures of a form, those that came through first
 PICTURE = 96  # pixels a picture has at least on a sheet
 COLUMNS = (
     "concept", "prompt", "seed", "form", "base", "before", "through", "tries", "edit open",
-    "found", "found seed", "base by it",
+    "found", "found seed", "base by the form",
 )  # fmt: skip
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 

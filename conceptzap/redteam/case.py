@@ -20,6 +20,7 @@ from conceptzap.training.probe import Seen
 # tokens in place of the name, before the whole prompt, or all that is asked
 INSTEAD, BEFORE, ALONE = "instead", "before", "alone"
 AROUND, SHIFTED, DERIVED = "around", "shifted", "derived"  # states that no tokens have
+VERSION = 1  # one more whenever hardening comes to something else by the same budget
 GIVEN = (SHIFTED, DERIVED)  # which take no search
 
 
@@ -44,8 +45,11 @@ class Search:
 
     @property
     def kind(self) -> Hashable:
-        """Finds of one kind share a probe: of a search for all prompts, of all that find for each its own."""
-        return self if self.place == INSTEAD else None
+        """Finds of one kind share a probe: of a search that evades, of all that do not.
+
+        What does not evade draws the concept as it is; what does, what is half something else.
+        """
+        return self if self.evade else None
 
 
 MISSPELT = Search(0)  # the name written wrongly, which takes no search
@@ -84,9 +88,9 @@ class Budget:
 
     @property
     def digest(self) -> str:
-        """Of all that says how a file was hardened, for whoever asks whether another was alike."""
+        """Of the budget, and of what is made of it, for whoever asks whether a file was hardened alike."""
         settings = dataclasses.asdict(replace(self, searches=tuple(self.order)))
-        return content_name(settings, {})
+        return content_name({"version": VERSION, **settings}, {})
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class Known:
     """Pictures of the concept, of mixtures of it, of all else, and by kinds of search of what they found.
 
     The last so many of the others, `gone`, are what is drawn under the edits where one of the text gates is
-    open that are `told` of the concept. What changed projections were undone by is drawn as the base does.
+    open that are `told` of the concept.
     """
 
     concept: Seen
@@ -143,11 +147,8 @@ class Known:
         self.gate = self._fitted()
 
     def learn(self, search: Search, found: Seen) -> None:
-        if search.place == DERIVED:
-            self.concept = self.concept.joined(found)
-        else:
-            before = self.found.get(search.kind)
-            self.found[search.kind] = found if before is None else before.joined(found)
+        before = self.found.get(search.kind)
+        self.found[search.kind] = found if before is None else before.joined(found)
         self.gate = self._fitted()
 
     def _fitted(self) -> Gate:

@@ -72,23 +72,27 @@ class _Free:
     at: Tensor | None = None
 
 
-def find(case: Case, known: Known, search: Search, prompts: Sequence[str], number: int) -> Found:
-    """Text states, by the base that acts, of prompts with what was found in them."""
+def find(
+    case: Case, known: Known, search: Search, prompts: Sequence[str], number: int, of: int = 1
+) -> Found:
+    """Text states of prompts with what was found in them, in round `number` of so many."""
     if search.place == SHIFTED:
         return Found(_shifted(case, prompts))
     if search.place == DERIVED:
         return Found(_derived(case, prompts))
-    return _searched(case, known, search, prompts, number)
+    return _searched(case, known, search, prompts, number, of)
 
 
-def _searched(case: Case, known: Known, search: Search, prompts: Sequence[str], number: int) -> Found:
+def _searched(
+    case: Case, known: Known, search: Search, prompts: Sequence[str], number: int, of: int
+) -> Found:
     """Text gates have a straight-through gradient: where they are shut, the concept is drawn."""
     base, size, seen, gate = case.base, case.size, known.concept, known.gate
     generator = torch.Generator().manual_seed(case.report.seed * 7919 + number)
     free = _near(case, prompts) if search.place == AROUND else _tokens(case, search, prompts, generator)
     asked, v = base.encode(list(prompts)), nn.Parameter(free.start)
     adam = torch.optim.Adam([v], lr=search.lr, foreach=False, fused=False)
-    label = f"attacking, round {number + 1} of {len(size.order)}"
+    label = f"attacking, round {number + 1} of {of}"
     for _ in case.report.count(range(size.steps), size.steps, label):
         rows = torch.randint(len(prompts), (size.batch,), generator=generator)
         steps = torch.randint(len(seen.times), (size.batch,), generator=generator)

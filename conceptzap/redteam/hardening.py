@@ -7,11 +7,12 @@ opens, as a negative prompt does. Such rows beside the text's stand behind the t
 edits there leave of the concept in words that were searched for. A round searches for text states that bring
 it back (`finding.py`). What it finds is drawn from noise. It is the concept where the base itself says so
 (`training/recognition.py`), for the gate cannot tell what it does not see; and it came through where no look
-of the first half had opened the gate. What is the concept joins what the same kind of search has found
-before, which has a probe of its own (or, while it is little, that of the mixtures below), so that the next
-search has to get past all of them (STEREO's rounds, Srivatsan et al. 2025, with a probe in place of the
-weights). The probe of the concept as the base draws it sees none of that: tokens that evade draw what is half
-something else, and dull it. When every search in turn has found nothing new, that is the end.
+of the first half had opened the gate. What is the concept joins what that search has found before, or all
+that evade no gate, which have a probe of their own (or, while it is little, that of the mixtures below), so
+that the next search has to get past all of them (STEREO's rounds, Srivatsan et al. 2025, with a probe in
+place of the weights). The probe of the concept as the base draws it sees none of that: tokens that evade draw
+what is half something else, and dull it. When every search in turn has found nothing new, that is the end.
+Tokens that stand for the name in every prompt join the text gate, too, where they can be told.
 
 Before all that comes what takes no search: the name written wrongly, which a text gate is fitted for
 (`slips.py`) and a probe; and mixtures of the concept's text states with those of others of its kind, since
@@ -32,7 +33,7 @@ from torch import Tensor
 from conceptzap.base import Base, Cond
 from conceptzap.edit import Edit, Gate, Json
 from conceptzap.redteam import finding, slips, spelling, standing_in
-from conceptzap.redteam.case import MISSPELT, Budget, Case, Known, Search, told_by
+from conceptzap.redteam.case import GIVEN, MISSPELT, Budget, Case, Known, Search, told_by
 from conceptzap.redteam.finding import Found
 from conceptzap.report import Report
 from conceptzap.runtime import texts
@@ -79,7 +80,7 @@ def _hardened(case: Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str, 
     `beside`: prompts of the concepts that are erased with it.
     """
     # 1. what the concept looks like on its way, and what else must not open the gate
-    size, rounds, idle = case.size, [], 0
+    size, rounds, idle = case.size, [], set()
     prompts = objectives.subset(case.report.seed, case.lesson.prompts, size.concept)
     plain, words = case, []
     told, more = _told_of(plain, prompts, beside)
@@ -89,15 +90,16 @@ def _hardened(case: Case, beside: Sequence[str]) -> tuple[list[Edit], dict[str, 
     meant, wrong = _misspelt(case.lesson, prompts)
     rounds.append(_round(case, known, MISSPELT, meant, case.acting.encode(wrong)))
     searches = [search for search in size.order if finding.applies(case, search)]
+    again = {search for search in searches if search.place not in GIVEN}
     for number, search in enumerate(searches):
         asked = prompts[: size.own] if search.own else prompts
-        found = finding.find(case, known, search, asked, number)
+        found = finding.find(case, known, search, asked, number, len(searches))
         drawn = [index % len(asked) for index in range(size.found)]
         rounds.append(_round(case, known, search, [asked[i] for i in drawn], found.cond[drawn], number + 1))
         if found.at is not None and rounds[-1]["drawn"]:
             words.append(found)
-        idle = 0 if rounds[-1]["through"] else idle + 1
-        if idle == len(size.searches):
+        idle = set() if rounds[-1]["through"] else {*idle, search}
+        if idle >= again:
             break
     # 3. words that were found join the text gate, and what stands behind it; the other is calibrated again
     if words:
@@ -116,7 +118,7 @@ def _told_of(
     and for `words` that were found, opens where the first of the others does, in whose place it has them.
     """
     told, shared = case.opened(prompts), case.opened(beside)
-    stay = [*beside, *lessons.in_styles(case.base, case.lesson)] if words else beside
+    stay = [*beside, *_styled(case)] if words else beside
     behind = [gate for gate in told if gate not in shared]
     hard = [gate for gate in behind if gate.kind == "match" and gate.params["threshold"] > 0]
     if hard and (gate := slips.fit_gate(case.acting, case.lesson, stay, hard[0], case.report.seed, words)):
@@ -156,8 +158,7 @@ def _watched(case: Case, prompts: Sequence[str], beside: Sequence[str], told: tu
     mixed = probe.watch(case.base, _mixed(case, prompts), seed + 500, case.report, label)
     anchors = objectives.subset(seed, lesson.anchors, size.others // 8)
     farther = lesson.beside[: -(-len(lesson.beside) * size.wordings // lessons.WORDINGS)]
-    styled = objectives.subset(seed, lessons.in_styles(case.base, lesson), size.styled)
-    asked = [*lesson.kept(size.others), *farther, *styled, *anchors]
+    asked = [*lesson.kept(size.others), *farther, *_styled(case), *anchors]
     others = case.watch(asked, 1000, "looking at what stays")
     # 2. what is erased, and what else is behind the same gates
     label = "looking at what is erased"
@@ -166,6 +167,12 @@ def _watched(case: Case, prompts: Sequence[str], beside: Sequence[str], told: tu
     if heard := [one for one, open_ in zip(beside, opens, strict=True) if open_]:
         gone = gone.joined(case.watch(objectives.subset(seed, heard, size.erased), 2500, label))
     return Known(concept, mixed, others.joined(gone), len(gone), told)
+
+
+def _styled(case: Case) -> list[str]:
+    """Things in named styles, which no lesson crosses."""
+    every = lessons.in_styles(case.base, case.lesson)
+    return objectives.subset(case.report.seed, every, case.size.styled)
 
 
 def _mixed(case: Case, prompts: Sequence[str]) -> Cond:

@@ -163,7 +163,7 @@ class Attacked:
         before, after = (round(score.value * n) for score in (self.before, worst.after))
         beside = f" (a model that never knew it: {self.oracle.asr.value:.0%})" if self.oracle else ""
         unattacked = f"{names}: shown in {before} of {n} pictures unattacked"
-        return f"{unattacked}, in {after} of {n} under {worst.name}{beside}"
+        return f"{unattacked}, in {after} of {n} under {worst.name if after else 'any form'}{beside}"
 
 
 def _form(title: str, names: Sequence[tuple[Trial, str]]) -> Form:

@@ -28,7 +28,8 @@ def reworded(prompt: str, words: Sequence[str], wording: str) -> str:
 
     A wording with an article of its own takes the place of the prompt's, too.
     """
-    has_one = re.match(rf"{ARTICLE} \w\w", wording, re.IGNORECASE)  # no name with its letters apart has
+    apart = max(map(len, wording.split()), default=0) < 2  # "a p p l e" begins with no article
+    has_one = not apart and re.match(rf"{ARTICLE} ", wording, re.IGNORECASE)
     article = rf"(?:\b{ARTICLE} )?" if has_one else ""
     for word in sorted(words, key=len, reverse=True):
         found = re.compile(rf"{article}\b{re.escape(word)}\b", re.IGNORECASE)

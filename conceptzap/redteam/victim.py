@@ -216,10 +216,18 @@ class Victim:
         erased = self.teacher is not None and not self.never  # of its texts
         if not erased and (texts or not (self.edits or self.never)):
             same[STRAIGHT] = TRANSFER
-        elif self.never and STRAIGHT in all_of_them:
-            same[TRANSFER] = STRAIGHT
-        asked = {same.get(form, form) for form in self.only or all_of_them}
-        asked = {same.get(form, form) for form in asked}  # evade is straight-through, and that transfer
+        elif self.never:
+            same |= {TRANSFER: STRAIGHT} if STRAIGHT in all_of_them else {STRAIGHT: TRANSFER}
+
+        def meant(form: str) -> str:
+            """The last of those that it does not differ from, of those that there are."""
+            found = form
+            while form in same:
+                form = same[form]
+                found = form if form in all_of_them else found
+            return found
+
+        asked = {meant(form) for form in self.only or all_of_them}
         return [form for form in all_of_them if form in asked]
 
     # -- what an attacker sees -----------------------------------------------------------------

@@ -32,8 +32,8 @@ USUAL_OF_ATTACKS = {
     "steps": "of the search",
     "batch": "samples of a step",
     "lr": "learning rate",
-    "decay": "of AdamW's weights",
-    "evade": "weight of the gates' margins, in the form that evades",
+    "decay": "weight decay",
+    "evade": "weight of the gates' margins, in forms that evade them",
     "rank": "of the change of a layer",
     "sites": "the layers that change: a pattern of module paths",
 }
@@ -93,11 +93,12 @@ def attack(name: str) -> dict[str, Any]:
     known = attack_names()
     if name not in known:
         raise UsageError(f"no attack is called {name!r}", family.suggest(name, known))
-    found = _settings(_source(name))
-    return {
-        **_attack_head(name),
-        "settings": [{**one, "note": one["note"] or USUAL_OF_ATTACKS.get(one["name"], "")} for one in found],
-    }
+    source = _source(name)
+    paper = family.table(family.parsed(source), "PAPER_SETTINGS")
+    settings = [{**one, "paper": paper.get(one["name"], "")} for one in _settings(source)]
+    for one in settings:
+        one["note"] = one["note"] or USUAL_OF_ATTACKS.get(one["name"], "")
+    return {**_attack_head(name), "settings": settings}
 
 
 def attack_names() -> dict[str, str]:
@@ -134,8 +135,9 @@ def _settings(source: str) -> tuple[dict[str, str], ...]:
 
 def _default(value: ast.expr | None) -> str:
     """What a setting is at first; of `share(0.25)`, which says how far it may go, the first word."""
-    if isinstance(value, ast.Call) and value.args:
-        value = value.args[0]
+    if isinstance(value, ast.Call):
+        given = [one.value for one in value.keywords if one.arg == "default"]
+        value = [*given, *value.args, value][0]
     return ast.unparse(value) if value else ""
 
 

@@ -85,6 +85,15 @@ def constant(tree: ast.Module, name: str) -> str:
     return ""
 
 
+def table(tree: ast.Module, name: str) -> dict[str, str]:
+    """A dict of constants by its name, the values as they are written; {} where there is none."""
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == name and isinstance(node.value, ast.Dict):
+            return {key.value: ast.unparse(value) for key, value in zip(node.value.keys, node.value.values)}
+    return {}
+
+
 def load(family: str, name: str) -> ModuleType:
     """Import one member, which is `require`d first."""
     require(family, name)

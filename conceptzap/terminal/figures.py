@@ -66,7 +66,7 @@ def attacked(done: Any, as_json: bool) -> None:
     rows = [("base, with nothing erased", _share(done.base), "", "", done.base.n, "")]
     rows += [("before, unattacked", _share(done.before), "", "", done.before.n, "")]
     for form in done.listed:
-        worst = "worst of those asked for" if done.about.get("only") else "ASR"
+        worst = "worst" if done.about.get("only") else "ASR"
         mark = f"{form.name} ({worst})" if form.name == done.worst.name else form.name
         counts = (form.newly.n, form.pictures)
         rows.append((mark, _share(form.after), _share(form.newly), form.shut or "", *counts))
@@ -76,7 +76,9 @@ def attacked(done: Any, as_json: bool) -> None:
         rows.append((mark, _share(worst.after), _share(worst.newly), "", worst.newly.n, pictures))
     heads = ("attack", ">shown", ">of those safe before", ">edits shut", ">n", ">pictures")
     about = done.about
-    title = f"{about['attack']} · {about['budget']} · base {about['base']['id']} · {done.seconds:.0f} s"
+    only = f" · {', '.join(about['only'])} alone" if about.get("only") else ""
+    what = f"{about['attack']} · {about['budget']}{only}"
+    title = f"{what} · base {about['base']['id']} · {done.seconds:.0f} s"
     show.console().print(show.table(*heads, rows=rows, title=title))
     if asked := [f"{form.name} {_share(form.meant)}" for form in done.listed if form.meant]:
         show.note(f"so often the base shows it by these words, with nothing erased: {', '.join(asked)}")

@@ -300,12 +300,17 @@ def method(found: Mapping[str, Any]) -> None:
     _settings(found, f"{found['name']}: {found['summary']} ({'; '.join(about)})")
 
 
-def _settings(found: Mapping[str, Any], title: str) -> None:
+def _settings(found: Mapping[str, Any], title: str, *more: str) -> None:
+    """`more`: a heading for what a paper sets, where that is told."""
     if is_quiet():
         lines(one["name"] for one in found["settings"])
         return
-    rows = [(s["name"], s["type"], s["default"], s["note"]) for s in found["settings"]]
-    console().print(table("--set", "type", "default", "", rows=rows, title=title))
+    paper = [[s["paper"]] if more else [] for s in found["settings"]]
+    rows = [
+        (s["name"], s["type"], s["default"], *theirs, s["note"])
+        for s, theirs in zip(found["settings"], paper, strict=True)
+    ]
+    console().print(table("--set", "type", "default", *more, "", rows=rows, title=title))
 
 
 def attacks(found: Sequence[Mapping[str, Any]]) -> None:
@@ -318,11 +323,15 @@ def attacks(found: Sequence[Mapping[str, Any]]) -> None:
 
 
 def attack(found: Mapping[str, Any]) -> None:
-    _settings(found, f"{found['name']}: {_of_attack(found)} ({found['paper'] or 'no paper'})")
+    if not found["settings"] and not is_quiet():
+        lines([f"{found['name']}: {_of_attack(found)}; it has no settings"])
+        return
+    title = f"{found['name']}: {_of_attack(found)} ({found['paper'] or 'no paper'})"
+    _settings(found, title, "--budget paper")
 
 
 def _of_attack(found: Mapping[str, Any]) -> str:
-    """What it does: the first sentence of its file, which says itself whether it is a control."""
+    """What it does: the first line of its file, which says itself whether it is a control."""
     return found["summary"].rstrip(".")
 
 

@@ -69,7 +69,7 @@ def attack(
         raise UsageError(f"--prompts {prompts} is out of range", "use 1 or more")
     chosen = settled(attack, budget, overrides or {}, prompts, forms)
     limits = parse(fail_over)
-    if chosen.forms and limits:
+    if chosen.forms and set(limits) - {"before"}:
         raise UsageError("--fail-over is of all forms, and --form leaves some out", "use one of the two")
     loaded = admission.load_all(erasures)
     team = Team(device)
@@ -121,9 +121,12 @@ def settled(
         raise UsageError(f"no attack is called {name!r}", family.suggest(name, known))
     member = family.load(FAMILY, known[name])
     forms = tuple(dict.fromkeys((forms,) if isinstance(forms, str) else forms))
+    every = getattr(member, "FORMS", ())
     for form in forms:
-        if form not in (differ := getattr(member, "FORMS", ())):
-            raise UsageError(f"{name} has no form {form!r}", family.suggest(form, differ))
+        if form not in every:
+            hint = family.suggest(form, every) if every else "it has none: leave --form out"
+            raise UsageError(f"{name} has no form {form!r}", hint)
+    forms = () if set(forms) == set(every) else forms
     paper = member.PAPER_SETTINGS if budget == "paper" else {}
     cfg = config.resolve(member.Config, paper, overrides)
     for field in dataclasses.fields(cfg):
@@ -163,7 +166,11 @@ def carry_out(
         seconds = time.monotonic() - began + sum(sum(one.spent.values()) for one in those)
         return Attacked(trials, _about(chosen, experiment, loaded, those), seconds)
 
-    return replace(tried(victims), oracle=tried(others) if others else None)
+    done = replace(tried(victims), oracle=tried(others) if others else None)
+    found = {form.name.partition(",")[0] for form in done.forms}
+    if same := [form for form in chosen.forms if form not in found]:
+        report.note(f"{', '.join(same)}: no other here than {', '.join(sorted(found))}")
+    return done
 
 
 def names() -> dict[str, str]:
