@@ -381,3 +381,16 @@ def test_as_much_of_the_text_is_read_as_holds_the_prompt(base: Base, prompt: str
     assert base.token_count(prompt) + 2 <= case.length <= base.max_tokens + 2 or len(prompt) > 100
     beside = [canary.Case(case.edits, "a dog", canary.POSITIONS), case]
     assert canary.measure(base, beside)[1] == pytest.approx(canary.measure(base, [case])[0], rel=1e-3)
+
+
+def test_a_self_test_asks_for_the_first_prompt_that_opens_its_gate(
+    sd1: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone or among many that are looked at together."""
+    edits, shut = some.eraser(sd1), some.OTHER[1:]
+    for together in (1, 2, 32):
+        monkeypatch.setattr(erasing, "TOGETHER", together)
+        for asked in (some.ASKED, [*shut, *some.ASKED], [*shut, *reversed(some.ASKED)]):
+            first = next(text for text in asked if text in some.ASKED)
+            assert erasing._opening(sd1, edits, asked) == first
+        assert erasing._opening(sd1, edits, shut) is erasing._opening(sd1, edits, shut[:1]) is None

@@ -29,8 +29,8 @@ from conceptzap.task import Task
 from conceptzap.training import lessons, probe
 from conceptzap.training.wordings import Pair
 from conceptzap.trust import canary
-from conceptzap.verbs import erasing, planning
 from conceptzap.verbs import hardening as verb
+from conceptzap.verbs import planning
 
 TASK = Task(("van gogh",), ("painting",), ("monet", "cat"), ("style",))
 SMALL = Budget(
@@ -300,6 +300,20 @@ def test_erase_hardens_what_it_makes(
     canary.check(sd1, format.load(made.path))
 
 
+def test_what_erase_hardened_quickly_can_be_hardened_fully(
+    sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no spelling has a gate, what joined stood behind the edits' own, tested together with them."""
+    every_gate_opens(monkeypatch)
+    made = conceptzap.erase(
+        "van gogh", anchors="painting", kind="style", keep=["monet", "cat"], method="zap", base=sd1, steps=1,
+        overrides={"trajectories": 2}, harden="quick", preview=False, output=tmp_path / "vg", limit=0, report=Report(),
+    )  # fmt: skip
+    full = conceptzap.harden(made.path, "full", sd1, output=tmp_path / "full", report=Report()).erasure
+    canary.check(sd1, format.load(tmp_path / f"full{format.SUFFIX}"))
+    assert {name for test in full.header.canary.values() for name in test["edits"]} == {edit.name for edit in full.edits}
+
+
 def test_an_erasure_made_weaker_is_hardened_as_it_is(
     sd1: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,19 +359,6 @@ def test_a_list_keeps_what_was_hardened_as_much(
     monkeypatch.setattr(hardening, "BUDGETS", {"quick": replace(SMALL, turns=0, erased=4)})
     done = conceptzap.erase_all(rows, harden="quick", base=sd1, limit=0, output=tmp_path / "all", force=True, report=Report())
     assert not done.files[0].kept  # by fewer pictures
-
-
-def test_a_self_test_asks_for_the_first_prompt_that_opens_its_gate(
-    sd1: Base, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Alone or among many that are looked at together."""
-    edits, shut = some.eraser(sd1), some.OTHER[1:]
-    for together in (1, 2, 32):
-        monkeypatch.setattr(erasing, "TOGETHER", together)
-        for asked in (some.ASKED, [*shut, *some.ASKED], [*shut, *reversed(some.ASKED)]):
-            first = next(text for text in asked if text in some.ASKED)
-            assert erasing._opening(sd1, edits, asked) == first
-        assert erasing._opening(sd1, edits, shut) is erasing._opening(sd1, edits, shut[:1]) is None
 
 
 def test_what_cannot_be_meant_is_said_before_anything_is_loaded(sd1: Base, tmp_path: Path) -> None:

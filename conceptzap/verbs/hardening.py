@@ -121,15 +121,21 @@ def task_of(base: Base, header: Header) -> Task:
 def _joined(
     base: Base, made: Erasure, parent: str, more: list[Edit], task: Task, record: Mapping[str, Json]
 ) -> Erasure:
-    """The erasure with more edits, its self-tests and theirs; the scores were earned without them."""
+    """The erasure with more edits, its self-tests and theirs; the scores were earned without them.
+
+    What was tested together with edits that are gone is tested anew.
+    """
     edits = sort_edits((*made.edits, *more))
     own = {one.name for edit in made.edits for one in (edit, replace(edit, scale=1.0))}  # as they are tested
     tests = {name: test for name, test in made.header.canary.items() if own >= set(test.get("edits", ()))}
+    tested = {name for test in tests.values() for name in test.get("edits", ())}
+    left = [edit for edit in made.edits if not {edit.name, replace(edit, scale=1.0).name} & tested]
+    bare = [edit for edit in left if edit.scale]
     header = replace(
         made.header,
         base=base.reference(site for edit in edits for site in edit.modules),
         made=tuple({**one, "harden": dict(record)} for one in made.header.made),
-        canary={**tests, **erasing.canaries(base, more, task)},
+        canary={**tests, **erasing.canaries(base, [*bare, *more], task)},
         scores={},
         thumbnail="",
         parents=(*made.header.parents, parent),
