@@ -126,7 +126,7 @@ MET = {
     ),
 }  # fmt: skip
 # commands that tell of the program or the machine, and draw or measure nothing
-TELLING = ("doctor", "methods", "presets")
+TELLING = ("attacks", "doctor", "methods", "presets")
 NAMED = {"demo": "demo_pipeline", "import": "import_"}
 
 
