@@ -14,7 +14,6 @@ from conceptzap.base import Base
 from conceptzap.errors import ResourceError, UsageError
 from conceptzap.evaluation import judging
 from conceptzap.registry import catalog, family
-from conceptzap.verbs import attacking
 
 OWN = {
     "methods": ("nullspace", "uce"),
@@ -68,7 +67,7 @@ def test_every_family_takes_members_of_other_packages(guest: str) -> None:
         assert name in family.members(kind) and name not in family.files(kind)
         assert family.describe(kind, name) == family.describe(kind, source)
         assert family.load(kind, name).__name__ == f"guest_package.{name}"
-    assert attacking.names()["other-seeds"] == "other_seeds"
+    assert catalog.attack_names()["other-seeds"] == "other_seeds"
     assert judging.panel(["silent:x"], None, None) == ("judge with x",)
 
 

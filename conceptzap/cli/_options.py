@@ -126,6 +126,10 @@ Guidance = Annotated[
     float | None, typer.Option("--guidance", metavar="X", help="Guidance scale, 0 to 50.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
+SettingsOf = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="Show the settings of this one.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse an erasure made on another checkpoint.")

@@ -6,20 +6,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from conceptzap.cli import _options as options
 
 
-def run(
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="NAME", help="Show the settings of this one.", show_default=False),
-    ] = None,
-    as_json: options.AsJson = False,
-) -> None:
+def run(name: options.SettingsOf = None, as_json: options.AsJson = False) -> None:
     from conceptzap.registry import catalog
     from conceptzap.terminal import show
 

@@ -32,8 +32,12 @@ def pairs(victim: Victim) -> list[tuple[str, str]]:
 
 
 def direction(victim: Victim) -> Cond:
+    """c over the world's pairs of prompts."""
+    return along(*(victim.reads.encode(list(side)) for side in zip(*pairs(victim), strict=True)))
+
+
+def along(with_it: Cond, without_it: Cond) -> Cond:
     """c = mean_i E(p_i with it) - E(p_i without it), one row [1, 77, d]; pooled text likewise."""
-    with_it, without_it = (victim.reads.encode(list(side)) for side in zip(*pairs(victim), strict=True))
     pooled = None if with_it.pooled is None else (with_it.pooled - without_it.pooled).mean(0, keepdim=True)
     sizes = None if with_it.time_ids is None else with_it.time_ids[:1]
     return Cond((with_it.states - without_it.states).mean(0, keepdim=True), pooled, sizes)
@@ -46,11 +50,16 @@ def unnamed(victim: Victim) -> list[str]:
 
 def target(victim: Victim, strength: float) -> Cond:
     """T = E(prompt without the name) + eta c, one row a probe."""
-    plain, along = victim.base.encode(unnamed(victim)), direction(victim)
+    return moved(victim.base.encode(unnamed(victim)), direction(victim), strength)
+
+
+def moved(plain: Cond, by: Cond, strength: float | Tensor) -> Cond:
+    """E(p) + eta c, row by row; `by` is one row, eta one number or one a row, [n, 1]."""
     pooled: Tensor | None = None
-    if plain.pooled is not None and along.pooled is not None:
-        pooled = plain.pooled + strength * along.pooled
-    return Cond(plain.states + strength * along.states, pooled, plain.time_ids)
+    if plain.pooled is not None and by.pooled is not None:
+        pooled = plain.pooled + strength * by.pooled
+    wide = strength[..., None] if isinstance(strength, Tensor) else strength
+    return Cond(plain.states + wide * by.states, pooled, plain.time_ids)
 
 
 def far(found: Tensor, wanted: Tensor) -> Tensor:

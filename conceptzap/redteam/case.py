@@ -110,9 +110,13 @@ class Case:
 
     def likeness(self, prompts: Sequence[str], seen: Seen, seed: int) -> Tensor:
         """How much more the concept than its anchor pictures are, drawn in place of these prompts': [n]."""
-        anchors = {pair.concept: pair.anchor for pair in self.lesson.pairs}
-        asked = self.base.encode(prompts), self.base.encode([anchors[prompt] for prompt in prompts])
+        asked = self.base.encode(prompts), self.base.encode(self.anchors(prompts))
         return recognition.rather(self.base, seen.ends, *asked, self.report.seed + seed)
+
+    def anchors(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts of the anchor in place of these of the concept."""
+        anchors = {pair.concept: pair.anchor for pair in self.lesson.pairs}
+        return [anchors[prompt] for prompt in prompts]
 
     @property
     def text_gates(self) -> list[Gate]:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from conceptzap.base import CROSS_KV, Cond
 from conceptzap.edit import Edit
+from conceptzap.redteam import bell
 from conceptzap.redteam.carrier import common
 from conceptzap.redteam.case import ALONE, AROUND, BEFORE, DERIVED, SHIFTED, Case, Known, Search, told_by
 from conceptzap.runtime import gates, ops, sight
@@ -142,7 +143,7 @@ def _carrier(case: Case, search: Search, prompts: Sequence[str]) -> Carrier:
 
 def _near(case: Case, prompts: Sequence[str]) -> _Free:
     """A shift [n, length, width] of the concept's states, none at first."""
-    cond, anchor = case.base.encode(list(prompts)), case.base.encode(_anchors(case, prompts))
+    cond, anchor = case.base.encode(list(prompts)), case.base.encode(case.anchors(prompts))
     widths = [encoder.config.hidden_size for encoder in case.base.text_encoders]
     away = (cond.states - anchor.states).float().split(widths, -1)
     bound = torch.cat([REACH * one.pow(2).mean().sqrt().expand(one.shape[-1]) for one in away])  # [width]
@@ -156,14 +157,10 @@ def _near(case: Case, prompts: Sequence[str]) -> _Free:
 def _shifted(case: Case, prompts: Sequence[str]) -> Cond:
     """The anchor's states, moved along the concept's direction, prompt by prompt farther."""
     every = [pair.concept for pair in case.lesson.pairs]
-    with_it, without_it = (case.base.encode(list(side)) for side in (every, _anchors(case, every)))
-    plain = case.base.encode(_anchors(case, prompts))
-    eta = torch.linspace(*ALONG, len(prompts)).to(plain.states)  # [n]
-    pooled = plain.pooled
-    if pooled is not None:
-        pooled = pooled + eta[:, None] * (with_it.pooled - without_it.pooled).mean(0)
-    along = (with_it.states - without_it.states).mean(0)  # [length, width]
-    return replace(plain, states=plain.states + eta[:, None, None] * along, pooled=pooled)
+    along = bell.along(*(case.base.encode(list(side)) for side in (every, case.anchors(every))))
+    plain = case.base.encode(case.anchors(prompts))
+    eta = torch.linspace(*ALONG, len(prompts)).to(plain.states)[:, None]  # [n, 1]
+    return bell.moved(plain, along, eta)
 
 
 def _derived(case: Case, prompts: Sequence[str]) -> Cond:
@@ -192,12 +189,6 @@ def _projecting(case: Case, prompts: Sequence[str]) -> list[Edit]:
     weights = [edit for edit in case.edits if edit.op == "weight" and not sites.isdisjoint(edit.sites)]
     reads = (*gates.TEXT, gates.SIGHT)
     return [edit for edit in weights if all(g in opened or g.kind not in reads for g in edit.gates)]
-
-
-def _anchors(case: Case, prompts: Sequence[str]) -> list[str]:
-    """The prompts of the anchor in place of these of the concept."""
-    anchors = {pair.concept: pair.anchor for pair in case.lesson.pairs}
-    return [anchors[prompt] for prompt in prompts]
 
 
 def _shutting(margins: Sequence[Tensor]) -> Tensor:

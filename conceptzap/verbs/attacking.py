@@ -116,7 +116,7 @@ def settled(
     """The attack called `name` with the settings of the budget, and what is set over them."""
     if budget not in PROMPTS:
         raise UsageError(f"no budget is called {budget!r}", family.suggest(budget, PROMPTS))
-    known = names()
+    known = catalog.attack_names()
     if name not in known:
         raise UsageError(f"no attack is called {name!r}", family.suggest(name, known))
     member = family.load(FAMILY, known[name])
@@ -171,11 +171,6 @@ def carry_out(
     if same := [form for form in chosen.forms if form not in found]:
         report.note(f"{', '.join(same)}: no other here than {', '.join(sorted(found))}")
     return done
-
-
-def names() -> dict[str, str]:
-    """See `catalog.attack_names`."""
-    return catalog.attack_names()
 
 
 def questions(experiment: Experiment, subject: Subject, n: int) -> tuple[Probe, ...]:

@@ -19,6 +19,7 @@ from typing import Any
 from conceptzap import api
 from conceptzap.errors import ConceptZapError
 from conceptzap.format import naming
+from conceptzap.registry import catalog
 from conceptzap.terminal.progress import Progress
 from conceptzap.verbs import attacking
 from conceptzap.verbs.generating import find_base
@@ -27,7 +28,7 @@ from conceptzap.verbs.generating import find_base
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+")
-    parser.add_argument("--attack", action="append", choices=sorted(attacking.names()))
+    parser.add_argument("--attack", action="append", choices=sorted(catalog.attack_names()))
     parser.add_argument("--budget", default="quick", choices=sorted(attacking.PROMPTS))
     parser.add_argument("--prompts", type=int)
     parser.add_argument("--base", default="demo")
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("attacked"))
     given = parser.parse_args()
     base, oracle = find_base(given.base, given.device), given.oracle and find_base(given.oracle, given.device)
-    names = given.attack or sorted(attacking.names())
+    names = given.attack or sorted(catalog.attack_names())
     for name in names:  # all files under one attack: what was found on the base alone is found once
         for file in map(naming.existing, map(Path, given.files)):
             place = given.output / stem(file) / name
